@@ -1,0 +1,416 @@
+"""The settings of one run: frozen, validated, the paper's values as defaults.
+
+Every field's docstring gives its meaning and, where there is one, its place in the paper.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mprd.errors import UserError
+
+Preset = Literal["demo", "market1501", "dukemtmcreid", "msmt17"]
+Labeller = Literal["gcn", "knn", "ss", "mplp", "mlcr", "supervised", "single"]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SyntheticConfig(Section):
+    """The drawn pedestrians that stand in where no data set is given."""
+
+    num_train_ids: int = Field(80, ge=1)
+    """Identities in the training half."""
+    num_test_ids: int = Field(80, ge=1)
+    """Identities in query and gallery, none of them in training."""
+    num_cameras: int = Field(5, ge=1, le=32)
+    """Cameras, each with its own colour, light, background, blur and noise."""
+    images_per_camera: int = Field(5, ge=1)
+    """At most so many images of an identity under one camera."""
+    lookalike_share: Share = 0.5
+    """Share of the identities that are dressed like an earlier one."""
+    camera_gap: float = Field(1.0, ge=0, le=3)
+    """How far the cameras' colours lie apart; 0 makes them alike."""
+    seed: int = Field(0, ge=0)
+    """Seed of the drawing, independent of the run's seed."""
+
+
+class DataConfig(Section):
+    """Which images, and how they reach the network (Sec. 5.1, 5.2)."""
+
+    dataset: Literal["synthetic", "market1501", "dukemtmcreid", "msmt17", "folder"] = "synthetic"
+    """The layout to read; `folder` is any tree of crops."""
+    root: Path | None = None
+    """Folder of the data set; none only with `synthetic`."""
+    name_pattern: str = r"(?P<pid>-?\d+)_c(?P<camid>\d+)"
+    """Regular expression for `folder`: named groups `pid` and `camid`, both optional."""
+    height: int = Field(256, ge=16)
+    """Height in pixels that an image is resized to (Sec. 5.2)."""
+    width: int = Field(128, ge=8)
+    """Width in pixels that an image is resized to (Sec. 5.2)."""
+    camera_style: Literal["camstyle", "colour", "none"] = "camstyle"
+    """Camera style transfer: CamStyle files, per-camera colour statistics, or none (Sec. 5.2, MPRD#)."""
+    colour_jitter: float = Field(0.2, ge=0, lt=1)
+    """Range of brightness, contrast and saturation, as a share (Sec. 5.2)."""
+    rotation: float = Field(10.0, ge=0, le=90)
+    """Largest random rotation in degrees (Sec. 5.2)."""
+    crop_area: tuple[Share, Share] = (0.64, 1.0)
+    """Range of the random crop's share of the area (Sec. 5.2)."""
+    erasing_probability: Share = 0.5
+    """Probability of random erasing (Sec. 5.2)."""
+    erasing_area: tuple[Share, Share] = (0.02, 0.2)
+    """Range of the erased share of the area."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What an unreadable image does: stop with its name, or be left out and counted."""
+    num_workers: int = Field(1, ge=0)
+    """Processes that decode and augment; 0 does it in the training process."""
+    synthetic: SyntheticConfig = SyntheticConfig()
+    """The drawn pedestrians."""
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> DataConfig:
+        if self.dataset != "synthetic" and self.root is None:
+            raise ValueError(f"data.root: the data set {self.dataset} needs a folder; give --data ROOT")
+        return self
+
+
+class BackboneConfig(Section):
+    """F: image to feature (Sec. 3.1, 5.2)."""
+
+    name: Literal["resnet50", "resnet34", "resnet18", "mobilenet_v2", "small"] = "resnet50"
+    """Network up to its last feature map; `small` is a 4-layer ResNet for small images."""
+    weights: str = "imagenet"
+    """`imagenet` (torchvision), `none`, or the path of a state dict."""
+    last_stride: Literal[1, 2] = 1
+    """Stride of the last stage; 1 gives a 16 x 8 map at 256 x 128."""
+    num_stripes: int = Field(1, ge=1, le=16)
+    """Horizontal stripes that are pooled apart; 1 is the paper's global pooling."""
+    bn_bias: bool = True
+    """Whether the bias of the appended batch normalisation is trained."""
+    recalibrate_bn: bool = False
+    """Re-estimate all batch-norm statistics on the training images before the first epoch."""
+    freeze_bn: bool = False
+    """Keep the backbone's own batch norms at their stored statistics while training."""
+
+
+class MemoryConfig(Section):
+    """The feature memory M (Eq. 1)."""
+
+    update: Literal["before", "after"] = "after"
+    """When a batch enters: before its labels and loss (Alg. 1 line 9) or after its loss."""
+    gamma_start: Share = 1.0
+    """Weight of the new feature in the first epoch (Sec. 5.2)."""
+    gamma_end: Share = 0.5
+    """Weight of the new feature in the last epoch (Sec. 5.2)."""
+    start_mode: Literal["eval", "train"] = "eval"
+    """Batch-norm mode of the extraction that fills the memory; `train` suits random weights."""
+
+
+class NeighborsConfig(Section):
+    """NN_k, the candidates of a label (Sec. 4.1, 5.2)."""
+
+    k: int = Field(8, ge=1)
+    """Least number of neighbours (Sec. 5.2)."""
+    similarity: float = Field(0.6, ge=-1, le=1)
+    """Cosine above which an image is a neighbour beyond the first k (Sec. 5.2)."""
+    k_max: int = Field(64, ge=1)
+    """Most neighbours; how often it cuts is counted and logged."""
+    metric: Literal["cosine", "csls", "camera"] = "cosine"
+    """Similarity that orders the lists: the paper's cosine, or cosine corrected for local density
+    (over all images, or within each camera)."""
+    source: Literal["memory", "clean"] = "memory"
+    """Lists from the memory (Alg. 1), or from features extracted without augmentation each epoch."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> NeighborsConfig:
+        if self.k_max < self.k:
+            raise ValueError(f"neighbors.k_max must be at least neighbors.k = {self.k}, but got {self.k_max}")
+        return self
+
+
+class GcnConfig(Section):
+    """G: the neighbourhood of a pair to a likelihood (Sec. 3.2, 5.2)."""
+
+    variant: Literal["paper", "structure"] = "paper"
+    """Node inputs: `paper` is feature and DRNL; `structure` is DRNL and the cosines to both ends."""
+    link: Literal["keep", "drop"] = "keep"
+    """The direct edge i-j: Eq. 4 to the letter keeps it, SEAL drops it."""
+    hidden: int = Field(64, ge=1)
+    """Width of the two graph convolutions."""
+    conv_channels: int = Field(4, ge=1)
+    """Channels of the 1-D convolution over the pooled vector."""
+    mlp_hidden: int = Field(64, ge=1)
+    """Width between the two fully connected layers."""
+    sources: Literal["both", "unlabelled", "meta"] = "both"
+    """Whose pairs train it (Eq. 10): `meta` alone is "MPRD w/o"."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD is the paper's (Sec. 5.2)."""
+    learning_rate: float = Field(0.001, gt=0)
+    """beta_2 (Eq. 9)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD (Sec. 5.2)."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Not stated in the paper; MLCReID's value."""
+    batch_size: int = Field(32, ge=2)
+    """n': half of the anchors unlabelled, half labelled (Sec. 4.2)."""
+    passes: int = Field(1, ge=1)
+    """Passes over the training images in a GCN epoch (Alg. 1 lines 3-7: one)."""
+
+
+class PairsConfig(Section):
+    """P_i and N_i*: which pairs train the CNN (Eq. 3, Eq. 7, Tables 1 and 2)."""
+
+    labeller: Labeller = "gcn"
+    """Who says which pairs are positive; `mlcr` is MPLP's labels under the MMCL loss."""
+    mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Likelihood above which a pair is positive (Eq. 7)."""
+    refresh: Literal["batch", "epoch"] = "batch"
+    """Neighbours and P_i anew for each batch (Alg. 1) or once an epoch."""
+    knn_k: int = Field(8, ge=1)
+    """K of the `knn` labeller (Sec. 5.3)."""
+    ss_similarity: float = Field(0.6, ge=-1, le=1)
+    """Threshold of the `ss` labeller (Sec. 5.3)."""
+    mplp_t: float = Field(0.6, ge=-1, le=1)
+    """Threshold t of the `mplp` and `mlcr` labellers."""
+    relabel_meta: bool = False
+    """Give labelled images their true labels: MLCR(+5id) of Table 2. Never with `gcn`."""
+
+
+class MetaConfig(Section):
+    """Z, the few labelled identities that jump-start the GCN (Sec. 4.2)."""
+
+    num_ids: int = Field(5, ge=0)
+    """M; 0 is MPRD(0id)."""
+    pairs: Literal["random", "candidates"] = "random"
+    """Where labelled pairs come from: the paper's random draws, or each image's own neighbours."""
+    eta: EtaConfig = Field(default_factory=lambda: EtaConfig())
+    """Weight of the meta gradient (Eq. 10)."""
+
+
+class EtaConfig(Section):
+    """eta, falling monotonically with the epoch (Eq. 10)."""
+
+    kind: Literal["linear", "cosine", "step", "exponential", "constant"] = "linear"
+    """Shape of the fall."""
+    start: float = Field(1.0, ge=0)
+    """Value in the first epoch."""
+    end: float = Field(0.1, ge=0)
+    """Value in the last epoch; `constant` ignores it."""
+    step_epoch: Share = 0.5
+    """For `step`: share of the epochs after which eta falls to its end value."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> EtaConfig:
+        if self.kind != "constant" and self.end > self.start:
+            raise ValueError(f"meta.eta.end must not exceed meta.eta.start = {self.start}, but got {self.end}")
+        if self.kind == "exponential" and self.end <= 0:
+            raise ValueError("meta.eta.end must be above 0 for the exponential schedule")
+        return self
+
+
+class LossConfig(Section):
+    """Binomial deviance (Eq. 2), and the r that it shares with MMCL."""
+
+    delta: float = Field(5.0, gt=0)
+    """Weight of the positive pairs."""
+    alpha: float = Field(4.0, gt=0)
+    """Amplification."""
+    lambda_1: float = Field(0.2, ge=-1, le=1)
+    """Margin of the positive pairs."""
+    lambda_2: float = Field(0.2, ge=-1, le=1)
+    """Margin of the negative pairs."""
+    r: float = Field(0.01, gt=0)
+    """Hard negatives (Eq. 3): below 1 a share of the negatives, from 1 on their number."""
+
+
+class TrainConfig(Section):
+    """The alternating loop (Alg. 1, Sec. 5.2)."""
+
+    epochs: int = Field(40, ge=1)
+    """T."""
+    batch_size: int = Field(32, ge=2)
+    """n, images a step; batches of an epoch differ in size by at most one."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD is the paper's."""
+    lr_backbone: float = Field(0.01, gt=0)
+    """beta_1 of the pre-trained layers."""
+    lr_new: float = Field(0.1, gt=0)
+    """beta_1 of all other layers."""
+    lr_step: int = Field(20, ge=1)
+    """Epochs after which the learning rates fall."""
+    lr_factor: Share = 0.1
+    """By what they are multiplied."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov's form of it."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Not stated in the paper; MLCReID's value."""
+    warmup_epochs: int = Field(0, ge=0)
+    """First epochs with the labeller `single`, before the GCN or another takes over."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, order, augmentation and meta identities."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of torch; 0 leaves torch's choice."""
+    checkpoint_seconds: float = Field(60.0, ge=0)
+    """Save when so many seconds have passed since the last save; 0 turns the clock off."""
+    checkpoint_steps: int = Field(0, ge=0)
+    """Save after so many steps; 0 turns the count off. Each epoch's end is always saved."""
+
+
+class EvalConfig(Section):
+    """Query against gallery (Sec. 5.1)."""
+
+    every: int = Field(1, ge=1)
+    """Evaluate after so many epochs, and after the last."""
+    batch_size: int = Field(64, ge=1)
+    """Images a forward pass."""
+    rerank: bool = False
+    """Also k-reciprocal re-ranking, in the final evaluation."""
+    memory_mb: int = Field(512, ge=1)
+    """Memory that a block of the distance matrix may take."""
+
+
+class Config(Section):
+    """All settings of one run."""
+
+    data: DataConfig = DataConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    memory: MemoryConfig = MemoryConfig()
+    neighbors: NeighborsConfig = NeighborsConfig()
+    gcn: GcnConfig = GcnConfig()
+    pairs: PairsConfig = PairsConfig()
+    meta: MetaConfig = MetaConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Config:
+        if self.pairs.relabel_meta and self.pairs.labeller == "gcn":
+            raise ValueError("pairs.relabel_meta: the labels of Z never reach the CNN under the gcn labeller (Sec. 4.2)")
+        if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
+            raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
+        return self
+
+
+def load_config(
+    preset: str = "demo", *, file: Path | None = None, overrides: tuple[str, ...] = (), values: dict[str, Any] | None = None
+) -> Config:
+    """Merge a preset, a YAML file, dotted `section.field=value` overrides and plain values, later ones winning.
+
+    Raises UserError naming the preset, file or setting, with the nearest known name.
+    """
+    settings = read_preset(preset)
+    if file is not None:
+        merge(settings, read_yaml(file))
+    for override in overrides:
+        merge(settings, parse_override(override))
+    merge(settings, values or {})
+    return build_config(settings)
+
+
+def build_config(settings: dict[str, Any]) -> Config:
+    """Validate nested settings; raise UserError with one line on the first thing that is wrong."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Read one of the presets that come with the package."""
+    if name not in get_args(Preset):
+        raise UserError(f"unknown preset {name!r}{suggest(name, get_args(Preset))}; known: {', '.join(get_args(Preset))}")
+    return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text()) or {}
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read nested settings from a YAML file; raise UserError naming it."""
+    try:
+        settings = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"{file}: cannot read the settings: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: wanted settings as `section: {{field: value}}`, but got {type(settings).__name__}")
+    return settings
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn `section.field=value` into nested settings; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set wants section.field=value, but got {text!r}")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set {key}: cannot read the value {value!r}") from None
+    # YAML 1.1 reads 1e-4 (no dot) as a string; a person who types it means the number
+    if isinstance(parsed, str):
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    nested: Any = parsed
+    for name in reversed(key.strip().split(".")):
+        nested = {name: nested}
+    return nested
+
+
+def merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    """Lay nested settings over others, in place."""
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def explain(error: ValidationError) -> str:
+    """Say the first thing that is wrong, in one line, with the setting's dotted name."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = setting_names()
+        return f"unknown setting {name}{suggest(name, known)}"
+    if first["type"] == "value_error":
+        return first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{name} {message}, but got {first['input']!r}"
+
+
+def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """List the dotted names of all settings."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += setting_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def suggest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Offer the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+MetaConfig.model_rebuild()

@@ -1,0 +1,158 @@
+"""Pairs with labels for the GCN (Sec. 4.2).
+
+Shapes: A anchors, W width of P, K neighbours, R hard negatives, N images. Every draw takes a generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mprd.losses import hard_negatives
+from mprd.pairs import PADDING, PositiveTable
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """Pairs, their labels, and the anchor in whose P_g^i or N_g^i each stands."""
+
+    pairs: Tensor
+    """`[P, 2]` int64."""
+    is_positive: Tensor
+    """`[P]` boolean."""
+    anchors: Tensor
+    """`[P]` int64, in 0..A-1."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+def join(parts: list[LabelledPairs]) -> LabelledPairs:
+    """Concatenate, anchors as they are."""
+    return LabelledPairs(
+        torch.cat([p.pairs for p in parts]),
+        torch.cat([p.is_positive for p in parts]),
+        torch.cat([p.anchors for p in parts]),
+    )
+
+
+def label(first: Tensor, second: Tensor, wanted: Tensor, *, is_positive: bool) -> LabelledPairs:
+    """Pair `first` `[A]` with the wanted entries of `second` `[A, X]`; images are not paired with themselves."""
+    wanted = wanted & (second != PADDING) & (second != first[:, None])
+    anchors, columns = wanted.nonzero(as_tuple=True)
+    pairs = torch.stack([first[anchors], second[anchors, columns]], dim=1)
+    return LabelledPairs(pairs, torch.full((len(pairs),), is_positive, device=pairs.device), anchors)
+
+
+def choose(is_valid: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw `counts[a]` of the valid columns of each row without replacement; boolean like `is_valid`."""
+    keys = torch.rand(is_valid.shape, generator=generator).to(is_valid.device).masked_fill(~is_valid, -1.0)
+    ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+    return (ranks < counts[:, None]) & is_valid
+
+
+def perturbed_pairs(anchors: Tensor, perturbed_ids: Tensor) -> LabelledPairs:
+    """Pair each image with its perturbed copy, as positives (Sec. 4.2 item 1, first iteration).
+
+    Args:
+        perturbed_ids: `[A]`, the row of x'_i behind the memory, or -1 for anchors that take no such pair.
+    """
+    second = perturbed_ids[:, None]
+    return label(anchors, second, torch.ones_like(second, dtype=torch.bool), is_positive=True)
+
+
+def pseudo_positives(
+    anchors: Tensor, positives: PositiveTable, neighbor_ids: Tensor, *, generator: torch.Generator
+) -> LabelledPairs:
+    """Draw r_i from P_i and pair it with every other r_j of P_i that lies in NN_k(r_i) (Sec. 4.2 item 1).
+
+    Args:
+        neighbor_ids: `[N, K]`, NN_k padded with -1.
+    """
+    members_AW = positives.ids[anchors]
+    is_member_AW = members_AW != PADDING
+    one_A = torch.ones_like(anchors)
+    drawn_A = choose(is_member_AW, one_A, generator).long().argmax(1)
+    first_A = members_AW.gather(1, drawn_A[:, None]).squeeze(1)
+    near_AK = neighbor_ids[first_A]
+    is_near_AW = (members_AW[:, :, None] == near_AK[:, None, :]).any(2)
+    return label(first_A, members_AW, is_near_AW & is_member_AW, is_positive=True)
+
+
+def random_negatives(
+    anchors: Tensor, positives: PositiveTable, *, num_images: int, generator: torch.Generator
+) -> LabelledPairs:
+    """Pair each anchor with a random other image as a negative (Sec. 4.2 item 1, first iteration).
+
+    An image is passed over where it happens to stand in P_i.
+    """
+    second = torch.randint(num_images, (len(anchors), 1), generator=generator).to(anchors.device)
+    is_known = (positives.ids[anchors] == second).any(1, keepdim=True)
+    return label(anchors, second, ~is_known, is_positive=False)
+
+
+def hard_negative_pairs(
+    anchors: Tensor, positives: PositiveTable, memory: Tensor, *, r: float, generator: torch.Generator
+) -> LabelledPairs:
+    """Pair each anchor with |P_i| random members of N_i* as negatives (Sec. 4.2 item 1, Eq. 3)."""
+    mask = positives.mask(anchors)
+    ids_AR, counts_AR = hard_negatives(memory[anchors] @ memory.T, mask, r=r)
+    return label(anchors, ids_AR, choose(counts_AR, mask.sum(1), generator), is_positive=False)
+
+
+def random_meta_pairs(
+    meta_ids: Tensor, meta_pids: Tensor, drawn: Tensor, images: Tensor, *, generator: torch.Generator
+) -> LabelledPairs:
+    """Pair labelled images by the paper's random rule (Sec. 4.2 item 2).
+
+    For each drawn z: one other image of its identity (positive), one labelled image of another identity
+    (negative), and one image x_j of the training set (negative). Only labels of Z are read: an x_j outside Z
+    is of another identity because Z holds all images of its identities.
+
+    Args:
+        meta_ids: `[Z]`, image ids of Z. meta_pids: `[Z]`, their identities.
+        drawn: `[A]`, positions in Z. images: `[A]`, the x_j.
+    """
+    first = meta_ids[drawn]
+    is_same = meta_pids[drawn][:, None] == meta_pids[None]
+    others = meta_ids[None].expand(len(drawn), -1)
+    one = torch.ones_like(drawn)
+    same = choose(is_same & (others != first[:, None]), one, generator)
+    different = choose(~is_same, one, generator)
+    is_known_match = ((others == images[:, None]) & is_same).any(1)
+    return join(
+        [
+            label(first, others, same, is_positive=True),
+            label(first, others, different, is_positive=False),
+            label(first, images[:, None], ~is_known_match[:, None], is_positive=False),
+        ]
+    )
+
+
+def candidate_meta_pairs(
+    meta_ids: Tensor,
+    meta_pids: Tensor,
+    drawn: Tensor,
+    images: Tensor,
+    neighbor_ids: Tensor,
+    *,
+    generator: torch.Generator,
+) -> LabelledPairs:
+    """Label each drawn z's own candidates NN_k(z), beside the random pairs.
+
+    Departs from Sec. 4.2 item 2: pairs drawn at random are far easier than the pairs that Eq. 7 judges, which
+    leaves mu uncalibrated; the candidates of a labelled image are of the judged kind.
+    """
+    first = meta_ids[drawn]
+    near = neighbor_ids[first]
+    hits = (near[:, :, None] == meta_ids[None, None]) & (meta_pids[drawn][:, None] == meta_pids[None])[:, None]
+    is_match = hits.any(2)
+    return join(
+        [
+            random_meta_pairs(meta_ids, meta_pids, drawn, images, generator=generator),
+            label(first, near, is_match, is_positive=True),
+            label(first, near, ~is_match, is_positive=False),
+        ]
+    )

@@ -1,0 +1,104 @@
+"""Eq. 2, Eq. 6 and MMCL as pure functions.
+
+Shapes: B batch or anchors, N images, P pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def num_hard(num_negatives: Tensor, r: float) -> Tensor:
+    """Return how many hard negatives r asks for: below 1 a share of the negatives, from 1 on their number.
+
+    At least one where there is a negative at all, never more than there are.
+    """
+    wanted = (num_negatives.double() * r).long() if r < 1 else torch.full_like(num_negatives, int(r))
+    return torch.minimum(wanted.clamp(min=1), num_negatives)
+
+
+def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tuple[Tensor, Tensor]:
+    """Find N_i*, the r negatives most similar to each row's image (Eq. 3).
+
+    Args:
+        similarities: `[B, N]`, cosine to the memory.
+        positives: boolean `[B, N]`; every other image is a negative.
+
+    Returns:
+        Image ids `[B, R]` in falling similarity, and a boolean `[B, R]` that is true where an id counts
+        (rows with fewer negatives than the widest row are padded).
+    """
+    num_negatives = (~positives).sum(1)
+    counts = num_hard(num_negatives, r)
+    # the width must not depend on the data, or a GPU would have to be waited for
+    num_images = similarities.shape[1]
+    width = max(1, int(num_images * r)) if r < 1 else min(int(r), num_images)
+    ids = similarities.masked_fill(positives, -torch.inf).topk(width, dim=1).indices
+    return ids, torch.arange(width, device=ids.device) < counts[:, None]
+
+
+def binomial_deviance(
+    similarities: Tensor,
+    positives: Tensor,
+    *,
+    delta: float = 5.0,
+    alpha: float = 4.0,
+    lambda_1: float = 0.2,
+    lambda_2: float = 0.2,
+    r: float = 0.01,
+) -> Tensor:
+    """Pull positive pairs above lambda_1 and push hard negatives below lambda_2 (Eq. 2, Eq. 3).
+
+    Args:
+        similarities: `[B, N]`, <F(x_i), M[j]>; the memory side detached.
+        positives: boolean `[B, N]`, P_i; each row holds at least one.
+        r: hard negatives, below 1 a share of the negatives, from 1 on their number.
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
+    pull = F.softplus(alpha * (lambda_1 - similarities)) * positives
+    pull_B = pull.sum(1) / positives.sum(1)
+    ids, counts = hard_negatives(similarities.detach(), positives, r=r)
+    push = F.softplus(alpha * (similarities.gather(1, ids) - lambda_2)) * counts
+    push_B = push.sum(1) / counts.sum(1).clamp(min=1)
+    return (delta * pull_B + push_B).mean()
+
+
+def mmcl(logits: Tensor, positives: Tensor, *, delta: float = 5.0, r: float = 0.01) -> Tensor:
+    """Return MLCReID's memory-based multi-label classification loss.
+
+    Per row `delta * mean((1 - positive)^2) + mean((1 + hard negative)^2)`, hard negatives as in Eq. 3;
+    the mean over the batch.
+
+    Args:
+        logits: `[B, N]`, cosines to the memory.
+        positives: boolean `[B, N]`; each row holds at least one.
+    """
+    pull_B = ((1 - logits) ** 2 * positives).sum(1) / positives.sum(1)
+    ids, counts = hard_negatives(logits.detach(), positives, r=r)
+    push = (1 + logits.gather(1, ids)) ** 2 * counts
+    push_B = push.sum(1) / counts.sum(1).clamp(min=1)
+    return (delta * pull_B + push_B).mean()
+
+
+def pair_bce(logits: Tensor, is_positive: Tensor, anchors: Tensor, *, num_anchors: int) -> Tensor:
+    """Return the binary cross-entropy of pair graphs, each anchor's means first (Eq. 6).
+
+    Departs from Eq. 6: the printed `1 - log g` of a negative falls without bound as g goes to 1; we take
+    `-log(1 - g)`, and the sign of the first term for both.
+
+    Args:
+        logits: `[P]`, before the sigmoid.
+        is_positive: boolean `[P]`.
+        anchors: `[P]`, in 0..num_anchors-1: the i whose P_g^i or N_g^i the pair stands in.
+        num_anchors: n', the number of anchors, those without a pair included.
+    """
+    costs = F.binary_cross_entropy_with_logits(logits, is_positive.to(logits.dtype), reduction="none")
+    cells = 2 * anchors + is_positive.long()
+    zeros = torch.zeros(2 * num_anchors, dtype=costs.dtype, device=costs.device)
+    sums = zeros.index_add(0, cells, costs)
+    counts = zeros.index_add(0, cells, torch.ones_like(costs))
+    return (sums / counts.clamp(min=1)).sum() / num_anchors

@@ -1,0 +1,32 @@
+"""The feature memory M (Eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class FeatureMemory:
+    """One unit feature for each training image, changed by `update` and by nothing else."""
+
+    def __init__(self, features: Tensor) -> None:
+        """Start from features `[N, D]`; they are normalised and copied."""
+        if features.ndim != 2 or not features.is_floating_point():
+            raise ValueError(f"features must be floating point [N, D], but got {features.dtype} {list(features.shape)}")
+        self.features = F.normalize(features.detach().clone(), dim=1)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @torch.no_grad()
+    def update(self, ids: Tensor, features: Tensor, *, gamma: float) -> None:
+        """Blend new features into the rows `ids` and normalise them (Eq. 1).
+
+        Args:
+            ids: `[B]`, each image at most once.
+            features: `[B, D]`, unit length.
+            gamma: weight of the new feature.
+        """
+        features = features.to(self.features.dtype)
+        self.features[ids] = F.normalize(gamma * features + (1 - gamma) * self.features[ids], dim=1)
