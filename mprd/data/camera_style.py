@@ -1,0 +1,130 @@
+"""Show an image as another camera would: CamStyle's files, or colours carried over without a GAN (Sec. 5.2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mprd.data.decode import find_unreadable, read_image
+from mprd.errors import UserError
+
+logger = logging.getLogger("mprd")
+
+COLOUR_SAMPLE = 200  # images a camera whose colours are measured
+COLOUR_SIZE = (32, 64)  # width and height they are measured at
+
+
+@dataclass(frozen=True)
+class StyleFiles:
+    """Where CamStyle's pictures are, and which of them are not there."""
+
+    folder: Path
+    camera_numbers: tuple[int, ...]
+    """The number that file names give to camera 0, 1, ..."""
+    names_source: bool
+    """Whether names are `<stem>_fake_<from>to<to>.jpg`, or `<stem>_fake_<to>.jpg` as for MSMT17."""
+    missing: frozenset[str] = frozenset()
+    """Names that should exist and do not."""
+
+    def name(self, path: Path, camid: int, target: int) -> str:
+        """Name the file that shows an image of camera `camid` in the style of camera `target`."""
+        source = f"{self.camera_numbers[camid]}to" if self.names_source else ""
+        return f"{path.stem}_fake_{source}{self.camera_numbers[target]}.jpg"
+
+    def find(self, path: Path, camid: int, target: int) -> Path:
+        """Return that file, or the original for its own camera and where the file is missing."""
+        if target == camid:
+            return path
+        name = self.name(path, camid, target)
+        return path if name in self.missing else self.folder / name
+
+    def all_names(self, paths: Sequence[Path], camids: np.ndarray) -> list[str]:
+        """Name every file that the images `[n]` of cameras `[n]` should have."""
+        cameras = np.unique(camids).tolist()
+        pairs = zip(paths, camids.tolist(), strict=True)
+        return [self.name(path, camid, target) for path, camid in pairs for target in cameras if target != camid]
+
+
+def find_style_files(
+    folder: Path, paths: Sequence[Path], camids: np.ndarray, *, camera_numbers: tuple[int, ...], names_source: bool
+) -> StyleFiles | None:
+    """Look for the CamStyle pictures of the training images; log how many are missing, None when all are."""
+    if not folder.is_dir():
+        return None
+    files = StyleFiles(folder, camera_numbers, names_source)
+    wanted = files.all_names(paths, camids)
+    there = {entry.name for entry in folder.iterdir()}
+    missing = frozenset(name for name in wanted if name not in there)
+    if missing:
+        logger.warning("%s: %d of %d CamStyle files are missing, the first is %s; these images keep their own camera",
+                       folder, len(missing), len(wanted), min(missing))  # fmt: skip
+    return None if len(missing) == len(wanted) else replace(files, missing=missing)
+
+
+def check_style_files(files: StyleFiles, paths: Sequence[Path], camids: np.ndarray) -> StyleFiles:
+    """Decode every CamStyle file once and count the unreadable ones as missing."""
+    names = [name for name in files.all_names(paths, camids) if name not in files.missing]
+    bad = [names[index] for index in find_unreadable([files.folder / name for name in names])]
+    if bad:
+        logger.warning("%s: left out %d of %d unreadable CamStyle files, the first is %s",
+                       files.folder, len(bad), len(names), bad[0])  # fmt: skip
+    return replace(files, missing=files.missing | frozenset(bad))
+
+
+@dataclass(frozen=True, eq=False)
+class CameraColours:
+    """Mean and deviation of each camera's colours, float64 `[num_cameras, 3]` in 0 to 255; NaN without images."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    def transfer(self, image: Image.Image, camid: int, target: int) -> Image.Image:
+        """Carry the colours of camera c to camera t, each channel apart: `(x - mean_c) / std_c * std_t + mean_t`."""
+        if target == camid:
+            return image
+        levels = np.arange(256)[:, None]
+        moved = (levels - self.mean[camid]) / self.std[camid] * self.std[target] + self.mean[target]
+        return image.point(moved.round().clip(0, 255).astype(np.uint8).T.ravel().tolist())
+
+
+def measure_colours(paths: Sequence[Path], camids: np.ndarray) -> CameraColours:
+    """Measure each camera's colours on at most 200 of its images, evenly spread; uses no identity.
+
+    Raises UserError naming an image that cannot be read.
+    """
+    mean = np.full((int(camids.max(initial=-1)) + 1, 3), np.nan)
+    std = mean.copy()
+    for camid in np.unique(camids):
+        rows = np.flatnonzero(camids == camid)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), COLOUR_SAMPLE)).astype(int)]
+        pixels = np.stack([np.asarray(read_image(paths[row]).resize(COLOUR_SIZE)) for row in rows]).reshape(-1, 3)
+        mean[camid] = pixels.mean(0)
+        # a camera that shows a single colour has nothing to scale by
+        std[camid] = pixels.std(0).clip(1)
+    return CameraColours(mean, std)
+
+
+def choose_style(
+    kind: str, paths: Sequence[Path], camids: np.ndarray | None, *, files: StyleFiles | None
+) -> StyleFiles | CameraColours | None:
+    """Return what `data.camera_style` asks for, colours standing in for absent CamStyle files (logged).
+
+    Raises UserError when `kind` is unknown.
+    """
+    if kind not in ("camstyle", "colour", "none"):
+        raise UserError(f"data.camera_style must be camstyle, colour or none, but got {kind!r}")
+    if kind == "none":
+        return None
+    if camids is None:
+        logger.warning("data.camera_style: no cameras in the file names, so none is carried over")
+        return None
+    if kind == "camstyle" and files is not None:
+        return files
+    if kind == "camstyle":
+        logger.warning("data.camera_style: no CamStyle files; per-camera colours stand in (data.camera_style=colour)")
+    return measure_colours(paths, camids)

@@ -1,0 +1,197 @@
+"""Re-identification data sets as paths, identities and cameras; no pixels are opened here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mprd.config import DataConfig, SyntheticConfig
+from mprd.data.camera_style import StyleFiles, find_style_files
+from mprd.data.layouts import STYLE_FOLDER, Crop, Splits, read_market, read_msmt17, read_tree
+from mprd.errors import UserError
+
+logger = logging.getLogger("mprd")
+
+# images and identities of training, images of query and of gallery (Sec. 5.1; junk with pid -1 not counted)
+PUBLISHED_COUNTS = {
+    "market1501": (12936, 751, 3368, 15913),
+    "dukemtmcreid": (16522, 702, 2228, 17661),
+    "msmt17": (32621, 1041, 11659, 82161),
+}
+JUNK_PID = -1
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in a stable order, by sorted name."""
+
+    paths: tuple[Path, ...]
+    pids: np.ndarray | None
+    """Identities, int64 `[n]`; None where names do not tell."""
+    camids: np.ndarray | None
+    """Cameras from 0, int64 `[n]`; None where names do not tell."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: np.ndarray) -> ImageSet:
+        """Keep some images, given by index `[m]`."""
+        pids, camids = (None if ids is None else ids[rows] for ids in (self.pids, self.camids))
+        return ImageSet(tuple(self.paths[row] for row in rows.tolist()), pids, camids)
+
+
+@dataclass(frozen=True, eq=False)
+class ReidDataset:
+    """A data set for re-identification; query and gallery may be empty, and then nothing is evaluated."""
+
+    name: str
+    root: Path
+    train: ImageSet
+    query: ImageSet
+    gallery: ImageSet
+    num_cameras: int
+    """Cameras over all three splits; 0 where names do not tell."""
+    style_paths: StyleFiles | None
+    """CamStyle's pictures of the training images, where wanted and present."""
+
+
+def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
+    """Find the images of a data set; drawn pedestrians are drawn below `cache_dir` once and read like any other.
+
+    Logs a warning where counts differ from the published ones or only one camera is there.
+    Raises UserError naming a missing or empty folder, or the first name that does not parse.
+    """
+    if (config.root is None) != (config.dataset == "synthetic"):
+        wanted = "takes no folder" if config.root else "needs a folder"
+        raise UserError(f"data.root: data.dataset={config.dataset} {wanted}, but got {config.root}")
+    root = config.root or draw_synthetic(config.synthetic, cache_dir)
+    splits = Splits(*(drop_junk(crops) for crops in read_splits(config.dataset, root, pattern=config.name_pattern)))
+    if not splits.train:
+        raise UserError(f"{root}: no training images but junk, pid {JUNK_PID}")
+    train, query, gallery = number_splits(splits)
+    camera_numbers = list_cameras(crop for split in splits for crop in split)
+    style = None
+    if config.camera_style == "camstyle":
+        style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
+    dataset = ReidDataset(config.dataset, root, train, query, gallery, len(camera_numbers), style)
+    warn_of_oddities(dataset)
+    return dataset
+
+
+def draw_synthetic(config: SyntheticConfig, cache_dir: Path) -> Path:
+    """Draw the pedestrians of these settings unless they are there; return their folder."""
+    from mprd.data import synthetic
+
+    # the drawing code is part of the key: an old cache must not survive a change of the drawing
+    key = config.model_dump_json() + Path(synthetic.__file__).read_text()
+    root = cache_dir / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not root.is_dir():
+        logger.info("drawing pedestrians into %s", root)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        synthetic.write_dataset(root, config)
+    return root
+
+
+def read_splits(name: str, root: Path, *, pattern: str) -> Splits:
+    """Read the layout that the data set comes in."""
+    if name == "folder":
+        return read_tree(root, pattern)
+    return read_msmt17(root) if name == "msmt17" else read_market(root)
+
+
+def drop_junk(crops: list[Crop]) -> list[Crop]:
+    """Leave out pid -1, which the Market protocol ignores; pid 0, its distractors, stays."""
+    return [crop for crop in crops if crop.pid is None or to_number(crop.pid) != JUNK_PID]
+
+
+def number_splits(splits: Splits) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Turn the ids in names into numbers that all splits share; evaluation without identities is left empty."""
+    crops = [crop for split in splits for crop in split]
+    pids = number_ids([crop.pid for crop in crops], keep=True)
+    camids = number_ids([crop.camid for crop in crops], keep=False)
+    everything = ImageSet(tuple(crop.path for crop in crops), pids, camids)
+    ends = np.cumsum([len(split) for split in splits])
+    train, query, gallery = (everything.select(rows) for rows in np.split(np.arange(len(crops)), ends[:-1]))
+    if pids is None and len(query):
+        logger.warning("data.name_pattern has no group pid, so query and gallery are not evaluated")
+        query = gallery = everything.select(np.arange(0))
+    return train, query, gallery
+
+
+def number_ids(texts: Sequence[str | None], *, keep: bool) -> np.ndarray | None:
+    """Number ids, int64 `[n]`; None if there are none.
+
+    Args:
+        keep: whether ids that are numbers stay as they are; else all are counted from 0 in sorted order.
+    """
+    known = [text for text in texts if text is not None]
+    if not known:
+        return None
+    numbers = [to_number(text) for text in known]
+    if None in numbers:
+        return np.unique(np.array(known), return_inverse=True)[1].astype(np.int64)
+    found = np.array(numbers, dtype=np.int64)
+    return found if keep else np.unique(found, return_inverse=True)[1].astype(np.int64)
+
+
+def to_number(text: str) -> int | None:
+    """Read an id as a number, or None where it is a word or too long for int64."""
+    digits = text.removeprefix("-")
+    return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
+
+
+def list_cameras(crops: Iterable[Crop]) -> tuple[int, ...]:
+    """Return the number in file names of camera 0, 1, ...; words are counted from 1."""
+    texts = {crop.camid for crop in crops if crop.camid is not None}
+    numbers = {to_number(text) for text in texts}
+    known = {number for number in numbers if number is not None}
+    return tuple(range(1, len(texts) + 1)) if len(known) < len(numbers) else tuple(sorted(known))
+
+
+def find_style(
+    train: ImageSet, root: Path, *, camera_numbers: tuple[int, ...], names_source: bool
+) -> StyleFiles | None:
+    """Look for CamStyle's folder beside the training images, no higher than the root."""
+    places = [place for place in train.paths[0].parents if place.is_relative_to(root)]
+    folder = next((place / STYLE_FOLDER for place in places if (place / STYLE_FOLDER).is_dir()), None)
+    if train.camids is None or folder is None:
+        return None
+    return find_style_files(folder, train.paths, train.camids, camera_numbers=camera_numbers, names_source=names_source)
+
+
+def warn_of_oddities(dataset: ReidDataset) -> None:
+    """Log where a data set differs from the published one, and where it cannot be evaluated."""
+    train, query, gallery = dataset.train, dataset.query, dataset.gallery
+    expected = PUBLISHED_COUNTS.get(dataset.name)
+    num_ids = 0 if train.pids is None else len(np.unique(train.pids))
+    counts = (len(train), num_ids, len(query), len(gallery))
+    if expected and counts != expected:
+        logger.warning(
+            "%s: %d training images of %d identities, %d query, %d gallery; the published %s has %d of %d, %d, %d",
+            dataset.root, *counts, dataset.name, *expected,
+        )  # fmt: skip
+    if not len(query) or not len(gallery):
+        logger.warning("%s: %d query and %d gallery images: no evaluation", dataset.root, len(query), len(gallery))
+    if train.pids is not None and dataset.num_cameras == 1:
+        logger.warning("%s: one camera only, so no query has a match under another camera", dataset.root)
+
+
+def choose_meta_images(pids: np.ndarray | None, *, num_ids: int, seed: int) -> np.ndarray:
+    """Draw identities and return the indices of all their images, sorted int64 `[m]` (Sec. 4.2).
+
+    Raises UserError when there are fewer identities than `num_ids`, or none are known.
+    """
+    if num_ids == 0:
+        return np.empty(0, dtype=np.int64)
+    if pids is None:
+        raise UserError(f"meta.num_ids must be 0 without identities in the file names, but got {num_ids}")
+    known = np.unique(pids)
+    if len(known) < num_ids:
+        raise UserError(f"meta.num_ids must be at most {len(known)}, the training identities, but got {num_ids}")
+    chosen = np.random.default_rng(seed).choice(known, num_ids, replace=False)
+    return np.flatnonzero(np.isin(pids, chosen)).astype(np.int64)

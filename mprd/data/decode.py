@@ -1,0 +1,48 @@
+"""Image files to pixels, and which files can be read."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from PIL import Image
+
+from mprd.errors import UserError
+
+# what Pillow raises on files that are broken in one way or another
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a whole image as 8-bit RGB; raise UserError naming the file when it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except DECODE_ERRORS as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else describe(error)
+        hint = "data.on_bad_image=skip leaves such files out"
+        raise UserError(f"{path}: cannot read the image: {reason} ({hint})") from None
+
+
+def describe(error: Exception) -> str:
+    """Say an error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_readable(path: Path) -> bool:
+    """Decode an image to see whether it can be read."""
+    try:
+        read_image(path)
+    except UserError:
+        return False
+    return True
+
+
+def find_unreadable(paths: Sequence[Path]) -> list[int]:
+    """Decode every file once, several at a time; return the indices of those that cannot be read."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return [index for index, good in enumerate(pool.map(is_readable, paths)) if not good]

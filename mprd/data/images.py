@@ -1,0 +1,183 @@
+"""Images as tensors: augmented ones for training, plain ones for features, and the loader of both."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from mprd.config import DataConfig
+from mprd.data.augment import VIEW_KEYS, View, augment, draw_params, normalise
+from mprd.data.camera_style import CameraColours, StyleFiles, check_style_files
+from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.data.decode import find_unreadable, read_image
+from mprd.errors import UserError
+
+logger = logging.getLogger("mprd")
+
+Item = tuple[Tensor, int]
+
+
+class TrainImages(Dataset[Item]):
+    """Show training images without their labels, augmented by (seed, epoch, image, view) and nothing else.
+
+    Args:
+        images: the training images; their pids are not kept.
+        style: what shows an image under another camera, from `choose_style`.
+        view: `train`, or `perturbed` for the copy with grayscale and blur in place of erasing (Sec. 4.2, 5.2).
+
+    Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        config: DataConfig,
+        *,
+        style: StyleFiles | CameraColours | None,
+        seed: int,
+        view: View = "train",
+    ) -> None:
+        if view not in VIEW_KEYS:
+            raise ValueError(f"view must be one of {', '.join(VIEW_KEYS)}, but got {view!r}")
+        self.paths = images.paths
+        self.camids = None if style is None else images.camids
+        self.cameras = np.empty(0, dtype=np.int64) if self.camids is None else np.unique(self.camids)
+        self.config, self.style, self.seed, self.view, self.epoch = config, style, seed, view, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation is drawn; a loader takes it up when its iteration starts."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        height, width = self.config.height, self.config.width
+        params = draw_params(
+            self.seed, self.epoch, image=index, view=self.view, num_cameras=len(self.cameras), config=self.config
+        )
+        return augment(self.read(index, params.camera), params, height=height, width=width), index
+
+    def read(self, index: int, camera: int) -> Image.Image:
+        """Read an image in the style of one of the training cameras."""
+        path = self.paths[index]
+        if self.style is None or self.camids is None:
+            return read_image(path)
+        camid, target = int(self.camids[index]), int(self.cameras[camera])
+        if isinstance(self.style, StyleFiles):
+            return read_image(self.style.find(path, camid, target))
+        return self.style.transfer(read_image(path), camid, target)
+
+
+class PlainImages(Dataset[Item]):
+    """Show images as they are tested: resized (bicubic, antialiased) and normalised.
+
+    Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
+    """
+
+    def __init__(self, images: ImageSet, config: DataConfig) -> None:
+        self.paths, self.size = images.paths, (config.width, config.height)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Item:
+        return normalise(read_image(self.paths[index]).resize(self.size, Image.Resampling.BICUBIC)), index
+
+
+class Guarded(Dataset[list[Item] | UserError]):
+    """Read a batch at a time, a UserError as a value: DataLoader would bury it in a worker's traceback."""
+
+    def __init__(self, images: Dataset[Item]) -> None:
+        self.images = images
+
+    def __getitems__(self, ids: list[int]) -> list[Item] | UserError:
+        try:
+            return [self.images[index] for index in ids]
+        except UserError as error:
+            return error
+
+
+class ImageLoader:
+    """Iterate over a DataLoader's batches; an error of the person's that a worker met is raised as itself."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def make_loader(images: Dataset[Item], batches: Sequence[Sequence[int]], *, num_workers: int) -> ImageLoader:
+    """Yield (images `[B, 3, H, W]`, ids `[B]` int64) for the given batches, in exactly their order.
+
+    Workers are forked: they touch neither an accelerator nor torch's thread pool, and spawned ones would import torch
+    anew for every pass. The global generators stay as they are.
+    """
+    ids = [[int(index) for index in batch] for batch in batches]
+    num_workers = min(num_workers, len(ids))
+    loader = DataLoader(
+        Guarded(images),
+        batch_sampler=ids,
+        num_workers=num_workers,
+        collate_fn=collate,
+        worker_init_fn=start_worker,
+        multiprocessing_context=multiprocessing.get_context("fork") if num_workers else None,
+        # DataLoader draws a seed at every pass: from here, not from the global generator
+        generator=torch.Generator(),
+    )
+    return ImageLoader(loader)
+
+
+def collate(items: list[Item] | UserError) -> tuple[Tensor, Tensor] | UserError:
+    """Stack a batch, or hand on the error."""
+    if isinstance(items, UserError):
+        return items
+    images, ids = default_collate(items)
+    return images, ids
+
+
+def start_worker(_worker_id: int) -> None:
+    """Leave Ctrl-C to the main process, which ends its workers itself, and use one thread."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def check_images(images: ImageSet) -> ImageSet:
+    """Decode every image once and keep the readable ones; log how many are left out.
+
+    Meant for `data.on_bad_image: skip`, before anything else happens: an index then means the same image in every
+    epoch. Raises UserError when none is left.
+    """
+    bad = find_unreadable(images.paths)
+    if not bad:
+        return images
+    if len(bad) == len(images):
+        raise UserError(f"{images.paths[0]}: cannot read this image, nor any other of the {len(images)} in its set")
+    first = images.paths[bad[0]]
+    logger.warning("left out %d of %d images that cannot be read, the first is %s", len(bad), len(images), first)
+    return images.select(np.setdiff1d(np.arange(len(images)), bad))
+
+
+def check_dataset(dataset: ReidDataset) -> ReidDataset:
+    """Decode every image and CamStyle picture of a data set once and leave out the unreadable ones."""
+    train, query, gallery = (check_images(images) for images in (dataset.train, dataset.query, dataset.gallery))
+    style = dataset.style_paths
+    if style is not None and train.camids is not None:
+        style = check_style_files(style, train.paths, train.camids)
+    return replace(dataset, train=train, query=query, gallery=gallery, style_paths=style)
