@@ -15,7 +15,7 @@ import torch
 def report(**fields: object) -> None:
     """Print `fields` (which must hold `ratio`) and the machine they were taken on as one line of JSON; call it last."""
     assert "ratio" in fields, "a benchmark reports a ratio"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"CPU {platform.machine()}"
     machine = {
         "device": device,
         "threads": torch.get_num_threads(),
@@ -50,5 +50,5 @@ def _seconds(function: Callable[[], object]) -> float:
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
