@@ -208,7 +208,7 @@ def parameter_groups(backbone: Backbone, *, is_pretrained: bool, lr_backbone: fl
     return [{"params": trunk, "lr": lr_trunk, "base_lr": lr_trunk}, {"params": neck, "lr": lr_new, "base_lr": lr_new}]
 
 
-def batch_norms(module: nn.Module) -> list[nn.Module]:
+def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """List the batch-norm layers below a module."""
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 

@@ -5,6 +5,7 @@ Every field's docstring gives its meaning and, where there is one, its place in 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from importlib import resources
 from pathlib import Path
@@ -300,14 +301,24 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
         if self.pairs.relabel_meta and self.pairs.labeller == "gcn":
-            raise ValueError("pairs.relabel_meta: the labels of Z never reach the CNN under the gcn labeller (Sec. 4.2)")
+            raise ValueError("pairs.relabel_meta: with gcn the labels of Z never reach the CNN (Sec. 4.2)")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
+        is_live = self.pairs.refresh == "batch" and self.neighbors.source == "memory"
+        if self.neighbors.metric != "cosine" and is_live:
+            # these need a pass over all images, which no batch can afford
+            raise ValueError(
+                f"neighbors.metric: {self.neighbors.metric} needs pairs.refresh=epoch or neighbors.source=clean"
+            )
         return self
 
 
 def load_config(
-    preset: str = "demo", *, file: Path | None = None, overrides: tuple[str, ...] = (), values: dict[str, Any] | None = None
+    preset: str = "demo",
+    *,
+    file: Path | None = None,
+    overrides: tuple[str, ...] = (),
+    values: dict[str, Any] | None = None,
 ) -> Config:
     """Merge a preset, a YAML file, dotted `section.field=value` overrides and plain values, later ones winning.
 
@@ -333,7 +344,8 @@ def build_config(settings: dict[str, Any]) -> Config:
 def read_preset(name: str) -> dict[str, Any]:
     """Read one of the presets that come with the package."""
     if name not in get_args(Preset):
-        raise UserError(f"unknown preset {name!r}{suggest(name, get_args(Preset))}; known: {', '.join(get_args(Preset))}")
+        known = ", ".join(get_args(Preset))
+        raise UserError(f"unknown preset {name!r}{suggest(name, get_args(Preset))}; known: {known}")
     return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text()) or {}
 
 
@@ -363,10 +375,8 @@ def parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"--set {key}: cannot read the value {value!r}") from None
     # YAML 1.1 reads 1e-4 (no dot) as a string; a person who types it means the number
     if isinstance(parsed, str):
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     nested: Any = parsed
     for name in reversed(key.strip().split(".")):
         nested = {name: nested}

@@ -38,6 +38,12 @@ def join(parts: list[LabelledPairs]) -> LabelledPairs:
     )
 
 
+def no_pairs(device: torch.device) -> LabelledPairs:
+    """Return an empty set of pairs."""
+    ids = torch.zeros(0, dtype=torch.long, device=device)
+    return LabelledPairs(ids.reshape(0, 2), ids.bool(), ids)
+
+
 def label(first: Tensor, second: Tensor, wanted: Tensor, *, is_positive: bool) -> LabelledPairs:
     """Pair `first` `[A]` with the wanted entries of `second` `[A, X]`; images are not paired with themselves."""
     wanted = wanted & (second != PADDING) & (second != first[:, None])

@@ -1,0 +1,68 @@
+"""Checkpoints: the whole training state in one file, written atomically, read without running code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mprd.errors import UserError
+
+FORMAT = 1
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write tensors and plain values so that `path` is always either the old or the new file, whole.
+
+    Raises UserError where the disk refuses; the old file is then untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot save the checkpoint: {disk_reason(error)}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def disk_reason(error: OSError | RuntimeError) -> str:
+    """Say why a write failed; torch's writer hides the system's reason in a RuntimeError."""
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return "the disk is full" if full else (error.strerror or str(error))
+    return f"the write broke off ({str(error).splitlines()[0]}); is the disk full?"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; raise UserError naming the file where it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle, zip and runtime errors alike for a damaged file
+        raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of this version of mprd (wanted format {FORMAT})")
+    return state
+
+
+def load_module(module: torch.nn.Module, state: dict[str, Any], *, path: Path, name: str) -> None:
+    """Fill a network; raise UserError where the checkpoint was made by another architecture."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: the {name} of the checkpoint is of another architecture: {reason}") from None

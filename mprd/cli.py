@@ -1,0 +1,27 @@
+"""What all command lines share: logging, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from mprd.errors import Interrupted, UserError
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Run a command; leave with 2 and one line for the person's mistakes, with 130 when asked to stop."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("matplotlib", "PIL", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        print("stopped at once; go on from the last checkpoint with --resume", file=sys.stderr)
+        raise SystemExit(130) from None

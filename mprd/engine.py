@@ -1,0 +1,359 @@
+"""Algorithm 1: `fit` says when, the two epochs in what order, the two steps how.
+
+The memory, P and the networks change in this file and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mprd import losses, schedules
+from mprd.backbone import recalibrate_bn
+from mprd.config import Config, Labeller
+from mprd.data.camera_style import choose_style
+from mprd.data.datasets import ReidDataset, choose_meta_images
+from mprd.data.images import PlainImages, TrainImages
+from mprd.errors import NonFiniteLoss, UserError
+from mprd.features import extract, image_batches, ordered_batches
+from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
+from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller
+from mprd.memory import FeatureMemory
+from mprd.pairs import PADDING
+from mprd.seeding import Draw, generator
+from mprd.state import TrainState, build_state
+from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
+
+LABEL_CHUNK = 256
+"""Images labelled at a time in a pass over all of them."""
+
+
+def ignore(*_: Any) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What happens outside the method: called by `fit`, and all optional."""
+
+    after_step: Callable[[TrainState, int], None] = ignore
+    """After each step, with the number of steps of the phase; may save, may raise Interrupted."""
+    after_epoch: Callable[[Trainer], None] = ignore
+    """After each epoch's training; evaluates and reports."""
+    checkpoint: Callable[[TrainState], None] = ignore
+    """Between two epochs; saves."""
+    build_subgraphs: SubgraphBuilder = build_serially
+    """Who builds the subgraphs of a GCN epoch and of a labelling pass over all images."""
+
+
+def fit(trainer: Trainer) -> TrainState:
+    """Train by Algorithm 1 from where the state stands until the last epoch.
+
+    Raises NonFiniteLoss before the step that it would have spoilt.
+    """
+    state = trainer.state
+    while state.epoch < trainer.config.train.epochs:
+        trainer.set_learning_rates()
+        if state.phase == "gcn":
+            trainer.train_gcn_epoch()
+            state.phase, state.step = "cnn", 0
+        if state.phase == "cnn":
+            trainer.train_cnn_epoch()
+            state.phase, state.step = "evaluate", 0
+        trainer.hooks.after_epoch(trainer)
+        state.begin_epoch(state.epoch + 1)
+        trainer.hooks.checkpoint(state)
+    return state
+
+
+class Trainer:
+    """The loop's settings, data and state."""
+
+    def __init__(self, config: Config, dataset: ReidDataset, *, device: torch.device, hooks: Hooks) -> None:
+        """Build everything from the seed; the memory is still to be filled or restored.
+
+        Raises UserError for data that cannot train under these settings.
+        """
+        self.config = config
+        self.dataset = dataset
+        self.device = device
+        self.hooks = hooks
+        train = dataset.train
+        style = choose_style(config.data.camera_style, train.paths, train.camids, files=dataset.style_paths)
+        self.train_images, self.perturbed_images = (
+            TrainImages(train, config.data, style=style, seed=config.train.seed, view=view)
+            for view in ("train", "perturbed")
+        )
+        self.plain_images = PlainImages(train, config.data)
+        self.num_images = len(train)
+        self.check_size()
+        self.pids = as_tensor(train.pids, device)
+        self.camids = as_tensor(train.camids, device)
+        self.meta = self.choose_meta()
+        self.state = build_state(config, num_images=self.num_images, device=device)
+
+    def check_size(self) -> None:
+        """Refuse data too small for its settings before anything is computed."""
+        if self.num_images <= self.config.neighbors.k:
+            raise UserError(
+                f"{self.dataset.root}: neighbors.k = {self.config.neighbors.k} needs more training images than "
+                f"that, but there are {self.num_images}"
+            )
+
+    def choose_meta(self) -> MetaSet:
+        """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed."""
+        pids, pairs = self.dataset.train.pids, self.config.pairs
+        if pairs.labeller == "supervised" and pids is None:
+            raise UserError(f"pairs.labeller: supervised needs identities, and {self.dataset.root} has none")
+        ids = torch.zeros(0, dtype=torch.long, device=self.device)
+        if (pairs.labeller == "gcn" or pairs.relabel_meta) and self.config.meta.num_ids > 0:
+            chosen = choose_meta_images(pids, num_ids=self.config.meta.num_ids, seed=self.config.train.seed)
+            ids = torch.as_tensor(chosen, device=self.device)
+        return MetaSet(ids, ids if self.pids is None else self.pids[ids])
+
+    # -- the state of an epoch --------------------------------------------------------------------
+
+    @property
+    def labeller(self) -> Labeller:
+        """Who labels in this epoch: `single` while warming up."""
+        is_warm = self.state.epoch < self.config.train.warmup_epochs
+        labeller = self.config.pairs.labeller
+        return "single" if is_warm and labeller != "supervised" else labeller
+
+    def set_learning_rates(self) -> None:
+        """Set both rates of the CNN for this epoch (Sec. 5.2)."""
+        train = self.config.train
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = schedules.learning_rate(
+                self.state.epoch, group["base_lr"], step=train.lr_step, factor=train.lr_factor
+            )
+
+    def gamma(self) -> float:
+        """Return this epoch's weight of the new feature (Eq. 1)."""
+        memory = self.config.memory
+        return schedules.gamma(
+            self.state.epoch, self.config.train.epochs, start=memory.gamma_start, end=memory.gamma_end
+        )
+
+    def eta(self) -> float:
+        """Return this epoch's weight of the meta gradient (Eq. 10)."""
+        eta = self.config.meta.eta
+        return schedules.eta(
+            self.state.epoch,
+            self.config.train.epochs,
+            kind=eta.kind,
+            start=eta.start,
+            end=eta.end,
+            step_epoch=eta.step_epoch,
+        )
+
+    def extract(self, images: Any, *, ids: Tensor | None = None, mode: str = "eval") -> Tensor:
+        """Return unit features `[n, D]` of training images."""
+        after, _ = extract(
+            self.state.backbone,
+            images,
+            batch_size=self.config.eval.batch_size,
+            num_workers=self.config.data.num_workers,
+            device=self.device,
+            ids=ids,
+            mode=mode,
+        )
+        return after
+
+    def fill_memory(self) -> None:
+        """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
+        # in random order: batch statistics of neighbouring files would be those of one identity
+        order = torch.randperm(self.num_images, generator=generator(self.config.train.seed, Draw.ORDER))
+        if self.config.backbone.recalibrate_bn:
+            batches = image_batches(
+                self.plain_images,
+                ordered_batches(order, self.config.eval.batch_size),
+                num_workers=self.config.data.num_workers,
+                device=self.device,
+            )
+            recalibrate_bn(self.state.backbone, (images for images, _ in batches))
+        features = self.extract(self.plain_images, ids=order, mode=self.config.memory.start_mode)
+        self.state.memory = FeatureMemory(features[order.argsort()])
+
+    def lists(self) -> NeighborLists:
+        """Return the neighbour lists of this epoch, not searched yet."""
+        if self.config.neighbors.source == "clean":
+            if self.state.list_features is None:
+                self.state.list_features = self.extract(self.plain_images)
+            return NeighborLists(self.state.list_features, self.camids, self.config.neighbors)
+        return NeighborLists(self.state.memory.features, self.camids, self.config.neighbors)
+
+    # -- the GCN's epoch: Alg. 1 lines 3-7 --------------------------------------------------------
+
+    def train_gcn_epoch(self) -> None:
+        """Train G on the labelled pairs of each image, F fixed; on resuming, go on behind `state.step`."""
+        state, gcn = self.state, self.config.gcn
+        if self.labeller != "gcn":
+            return
+        started = time.monotonic()
+        lists = self.lists()
+        lists.refresh()
+        features, neighbor_ids, perturbed = self.add_perturbed(lists)
+        # memory and P stand still in this phase, so an interrupted epoch draws the same pool again
+        pool = draw_pool(
+            self.pair_sources(lists.ids, perturbed),
+            batch_size=gcn.batch_size,
+            passes=gcn.passes,
+            seed=self.config.train.seed,
+            epoch=state.epoch,
+        )
+        rest = pool[state.step :]
+        num_done = sum(len(step) for step in pool[: state.step])
+        pairs = torch.cat([step.pairs for step in pool])[num_done:]
+        stream = self.hooks.build_subgraphs(pairs, neighbor_ids, [len(step) for step in rest])
+        for step, subgraphs in zip(rest, stream, strict=True):
+            self.gcn_step(features, subgraphs, step)
+            state.step += 1
+            self.hooks.after_step(state, len(pool))
+        state.tally.add("gcn_seconds", time.monotonic() - started)
+
+    def pair_sources(self, neighbor_ids: Tensor, perturbed: Tensor) -> PairSources:
+        """Gather where this epoch's GCN pairs are drawn from."""
+        return PairSources(
+            positives=self.state.positives,
+            memory=self.state.memory.features,
+            neighbor_ids=neighbor_ids,
+            perturbed=perturbed,
+            meta=self.meta,
+            meta_pairs=self.config.meta.pairs,
+            use=self.config.gcn.sources,
+            is_first=self.state.epoch == self.config.train.warmup_epochs,
+            r=self.config.loss.r,
+        )
+
+    def add_perturbed(self, lists: NeighborLists) -> tuple[Tensor, Tensor, Tensor]:
+        """Put features and neighbours of perturbed copies behind those of the images.
+
+        An image takes part while its P_i is still {i}: at first every image does, which is the paper's "first
+        iteration"; later those without a positive, which would otherwise send the GCN negatives alone.
+
+        Returns:
+            Features `[N + X, D]`, neighbour ids `[N + X, K]`, and each image's copy's row or -1, `[N]`.
+        """
+        features = self.state.memory.features
+        rows = torch.full((self.num_images,), PADDING, device=self.device)
+        lonely = (self.state.positives.counts() == 1).nonzero().squeeze(1)
+        if self.config.gcn.sources == "meta" or len(lonely) == 0:
+            return features, lists.ids, rows
+        self.perturbed_images.set_epoch(self.state.epoch)
+        copies = self.extract(self.perturbed_images, ids=lonely)
+        near = lists.search_outside(copies, None if self.camids is None else self.camids[lonely])
+        rows[lonely] = self.num_images + torch.arange(len(lonely), device=self.device)
+        lists.widen(near.shape[1])
+        near = F.pad(near, (0, lists.ids.shape[1] - near.shape[1]), value=PADDING)
+        return torch.cat([features, copies]), torch.cat([lists.ids, near]), rows
+
+    def gcn_step(self, features: Tensor, subgraphs: SubgraphBatch, step: PoolStep) -> None:
+        """Take one step of Eq. 9 with the gradient of Eq. 10."""
+        state = self.state
+        unlabelled, meta = step.losses(state.gcn(features, subgraphs))
+        loss = unlabelled + (self.eta() if self.config.gcn.sources == "both" else 1.0) * meta
+        value = self.finite(loss, "GCN")
+        state.gcn_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        state.gcn_optimizer.step()
+        state.tally.add("gcn_loss", value)
+        state.tally.add("gcn_steps", 1)
+
+    # -- the CNN's epoch: Alg. 1 lines 8-12 -------------------------------------------------------
+
+    def train_cnn_epoch(self) -> None:
+        """Train F on P and N*, G fixed; on resuming, go on behind `state.step`."""
+        state, train = self.state, self.config.train
+        started = time.monotonic()
+        labeller = self.build_labeller()
+        if state.step == 0 and isinstance(labeller, GcnLabeller):
+            state.tally.add("k_capped", labeller.num_capped)
+        if state.step == 0 and self.config.pairs.refresh == "epoch":
+            self.label_all(labeller)
+        self.train_images.set_epoch(state.epoch)
+        order = torch.randperm(self.num_images, generator=generator(train.seed, Draw.ORDER, state.epoch))
+        batches = ordered_batches(order, train.batch_size)
+        state.backbone.train()
+        loader = image_batches(
+            self.train_images, batches[state.step :], num_workers=self.config.data.num_workers, device=self.device
+        )
+        for images, ids in loader:
+            self.cnn_step(images, ids, labeller)
+            state.step += 1
+            self.hooks.after_step(state, len(batches))
+        state.tally.add("cnn_seconds", time.monotonic() - started)
+
+    def cnn_step(self, images: Tensor, ids: Tensor, labeller: GcnLabeller | RuleLabeller) -> None:
+        """Take one step of Alg. 1 lines 9-11: memory (Eq. 1), P_i (Eq. 7), F (Eq. 8)."""
+        state, update = self.state, self.config.memory.update
+        features = state.backbone(images)
+        if update == "before":
+            state.memory.update(ids, features, gamma=self.gamma())
+        if self.config.pairs.refresh == "batch":
+            self.set_positives(ids, labeller.label(ids))
+        loss = self.cnn_loss(features @ state.memory.features.T, state.positives.mask(ids))
+        value = self.finite(loss, "CNN")
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        state.optimizer.step()
+        if update == "after":
+            state.memory.update(ids, features, gamma=self.gamma())
+        state.tally.add("cnn_loss", value * len(ids))
+        state.tally.add("images", len(ids))
+
+    def build_labeller(self) -> GcnLabeller | RuleLabeller:
+        """Build this epoch's labeller; with clean or epoch-wise lists it searches all of them at once."""
+        lists, state, name = self.lists(), self.state, self.labeller
+        if name != "gcn":
+            return RuleLabeller(name, lists.features, self.config.pairs, self.pids, self.meta.ids)
+        is_live = self.config.pairs.refresh == "batch" and self.config.neighbors.source == "memory"
+        return GcnLabeller(state.gcn, state.memory.features, lists, mu=self.config.pairs.mu, is_live=is_live)
+
+    @torch.no_grad()
+    def label_all(self, labeller: GcnLabeller | RuleLabeller) -> None:
+        """Write P of every image from one state of the memory."""
+        chunks = list(torch.arange(self.num_images, device=self.device).split(LABEL_CHUNK))
+        if isinstance(labeller, GcnLabeller):
+            labels = labeller.label_all(chunks, self.hooks.build_subgraphs)
+        else:
+            labels = (labeller.label(ids) for ids in chunks)
+        for ids, found in zip(chunks, labels, strict=True):
+            self.set_positives(ids, found)
+
+    def set_positives(self, ids: Tensor, labels: Labels) -> None:
+        """Write P_i of a batch, and count what the GCN judged."""
+        self.state.positives.set_rows(ids, labels.positives)
+        if labels.candidates is not None:
+            self.state.tally.count_judged(ids, labels, self.state.memory.features)
+
+    def cnn_loss(self, similarities: Tensor, positives: Tensor) -> Tensor:
+        """Return Eq. 2, or MMCL under the labeller `mlcr`."""
+        c = self.config.loss
+        if self.config.pairs.labeller == "mlcr":
+            return losses.mmcl(similarities, positives, delta=c.delta, r=c.r)
+        margins = {"alpha": c.alpha, "lambda_1": c.lambda_1, "lambda_2": c.lambda_2}
+        return losses.binomial_deviance(similarities, positives, delta=c.delta, r=c.r, **margins)
+
+    def finite(self, loss: Tensor, name: str) -> float:
+        """Return the loss as a number; raise NonFiniteLoss where it is none."""
+        value = loss.item()
+        if value - value != 0:
+            state = self.state
+            raise NonFiniteLoss(
+                f"the {name} loss is {value} in epoch {state.epoch}, step {state.step}; stopped before the step, the "
+                "last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
+                "gcn.learning_rate) is the usual cure"
+            )
+        return value
+
+
+def as_tensor(ids: Any, device: torch.device) -> Tensor | None:
+    """Move an id array to the device; None stays None."""
+    return None if ids is None else torch.as_tensor(ids, device=device)

@@ -1,0 +1,77 @@
+"""The row of figures that an epoch leaves behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mprd import diagnostics
+from mprd.retrieval import can_evaluate, evaluate
+from mprd.seeding import Draw, generator
+
+if TYPE_CHECKING:
+    from mprd.engine import Trainer
+
+COLLAPSED = 0.95
+"""Mean cosine of random pairs above which the features have run together."""
+
+
+def epoch_row(trainer: Trainer) -> dict[str, Any]:
+    """Return losses, label quality, the label-free score and, when due, the retrieval figures of this epoch.
+
+    A figure that cannot be had (no identities, no GCN) is None.
+    """
+    state, config = trainer.state, trainer.config
+    tally = state.tally
+    memory = state.memory.features
+    collapse = generator(config.train.seed, Draw.COLLAPSE, state.epoch)
+    row: dict[str, Any] = {
+        "epoch": state.epoch,
+        "labeller": trainer.labeller,
+        "cnn_loss": tally.mean("cnn_loss", "images"),
+        "gcn_loss": tally.mean("gcn_loss", "gcn_steps"),
+        "lr_backbone": state.optimizer.param_groups[0]["lr"],
+        "lr_new": state.optimizer.param_groups[1]["lr"],
+        "gamma": trainer.gamma(),
+        "eta": trainer.eta(),
+        "positives": float(state.positives.counts().float().mean()),
+        "neighbors": tally.mean("k", "labelled"),
+        "neighbors_capped": int(tally.sums.get("k_capped", 0)),
+        "mean_random_cosine": diagnostics.mean_random_cosine(memory, generator=collapse),
+        "label_free_score": diagnostics.reciprocity(memory, trainer.camids),
+    }
+    row |= label_quality(trainer)
+    row |= {
+        "gcn_seconds": tally.sums.get("gcn_seconds", 0.0),
+        "cnn_seconds": tally.sums.get("cnn_seconds", 0.0),
+        "images_per_second": tally.mean("images", "cnn_seconds"),
+    }
+    return row | retrieval_row(trainer)
+
+
+def label_quality(trainer: Trainer) -> dict[str, float | None]:
+    """Return how right P and the GCN's scores were; for the reader only, never for training."""
+    if trainer.pids is None:
+        return {}
+    quality = diagnostics.pair_quality(trainer.state.positives, trainer.pids, trainer.camids)
+    if trainer.state.tally.candidates:
+        judged = torch.cat([part.to(trainer.device) for part in trainer.state.tally.candidates])
+        # pairs of a labelled image would flatter the GCN that was trained on them
+        judged = judged[~torch.isin(judged[:, 0].long(), trainer.meta.ids)]
+        is_true = trainer.pids[judged[:, 0].long()] == trainer.pids[judged[:, 1].long()]
+        quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)
+        quality["cosine_auc"] = diagnostics.auc(judged[:, 3], is_true)
+        quality["candidate_precision"] = diagnostics.share(is_true.sum(), torch.tensor(len(judged)))
+    return quality
+
+
+def retrieval_row(trainer: Trainer) -> dict[str, float]:
+    """Evaluate when this epoch is due, or the last."""
+    epoch, config = trainer.state.epoch, trainer.config
+    is_last = epoch + 1 == config.train.epochs
+    is_due = (epoch + 1) % config.eval.every == 0 or is_last
+    if not is_due or not can_evaluate(trainer.dataset):
+        return {}
+    rerank = is_last and config.eval.rerank
+    return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, rerank=rerank).row()

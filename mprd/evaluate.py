@@ -1,0 +1,45 @@
+"""`python -m mprd.evaluate RUN`: query against gallery with the network of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mprd.cli import run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of another data set in the same layout.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Also k-reciprocal re-ranking.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Report CMC, mAP and mINP of a run."""
+    run_command(lambda: report(run, data=data, best=best, rerank=rerank, as_json=json_))
+
+
+def report(run: Path, *, data: Path | None, best: bool, rerank: bool, as_json: bool) -> None:
+    """Evaluate and print."""
+    import json
+
+    from rich.console import Console
+
+    from mprd.console import figure_table
+    from mprd.launch import evaluate_run
+    from mprd.run_folder import RunFolder
+
+    row = evaluate_run(RunFolder(run), data=data, best=best, rerank=rerank)
+    if as_json:
+        print(json.dumps(row))
+    else:
+        Console().print(figure_table({run.name: row}))
+
+
+if __name__ == "__main__":
+    app()

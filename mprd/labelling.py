@@ -1,0 +1,162 @@
+"""P_i of a batch, by the GCN (Eq. 7) or by one of the rules of Tables 1 and 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mprd import pairs
+from mprd.config import Labeller, NeighborsConfig, PairsConfig
+from mprd.gcn import PairGCN
+from mprd.neighbors import NeighborTable, find_neighbors
+from mprd.pairs import PADDING
+from mprd.subgraphs import SubgraphBuilder
+
+
+class NeighborLists:
+    """NN_k of the training images; rows are searched when asked for, the rest stays as it was."""
+
+    def __init__(self, features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> None:
+        """Search in `features` `[N, D]`: the memory itself, which may change between calls, or clean features."""
+        self.features = features
+        self.camids = camids
+        self.config = config
+        self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
+
+    def search(self, rows: Tensor | None = None) -> NeighborTable:
+        """Find the neighbours of some rows, or of all."""
+        return find_neighbors(self.features, camids=self.camids, rows=rows, **self.rule())
+
+    def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
+        """Return the neighbour ids `[X, K]` of features `[X, D]` that are not in the memory."""
+        return find_neighbors(
+            self.features, camids=self.camids, queries=queries, query_camids=camids, **self.rule()
+        ).ids
+
+    def rule(self) -> dict[str, Any]:
+        """Return the settings of the search."""
+        c = self.config
+        return {"k": c.k, "similarity": c.similarity, "k_max": c.k_max, "metric": c.metric}
+
+    def refresh(self, rows: Tensor | None = None) -> NeighborTable:
+        """Search rows anew (all when None), keep the lists in `ids`, and return what was found."""
+        table = self.search(rows)
+        if rows is None:
+            self.ids = table.ids
+        else:
+            self.widen(table.ids.shape[1])
+            self.ids[rows] = F.pad(table.ids, (0, self.ids.shape[1] - table.ids.shape[1]), value=PADDING)
+        return table
+
+    def refresh_around(self, ids: Tensor) -> int:
+        """Search the lists of a batch and of its neighbours; return how many of the batch's were cut by k_max."""
+        table = self.refresh(ids)
+        near = table.ids[table.ids != PADDING]
+        self.refresh(torch.cat([ids, near]).unique())
+        return table.num_capped
+
+    def widen(self, width: int) -> None:
+        """Make room for longer lists."""
+        self.ids = F.pad(self.ids, (0, max(0, width - self.ids.shape[1])), value=PADDING)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """P_i of a batch, and what the GCN said of its candidates."""
+
+    positives: Tensor
+    """`[B, W]`, ids padded with -1."""
+    candidates: Tensor | None = None
+    """`[B, K]`, NN_k(i) padded with -1; None for a labeller that judges no candidates."""
+    likelihoods: Tensor | None = None
+    """`[B, K]`, g_ij; 0 at padding."""
+    num_capped: int = 0
+    """Lists that `neighbors.k_max` cut."""
+
+
+class GcnLabeller:
+    """Label by the GCN (Sec. 4.1, Eq. 7)."""
+
+    def __init__(self, gcn: PairGCN, memory: Tensor, lists: NeighborLists, *, mu: float, is_live: bool) -> None:
+        """Judge with the memory `[N, D]` as node features.
+
+        Args:
+            is_live: search the batch's lists, and those of its neighbours, anew for each batch (Alg. 1);
+                otherwise all lists are searched here, once.
+        """
+        self.gcn = gcn
+        self.memory = memory
+        self.lists = lists
+        self.mu = mu
+        self.is_live = is_live
+        self.num_capped = 0 if is_live else lists.refresh().num_capped
+        """Lists cut by `neighbors.k_max` in the search made here."""
+
+    def label(self, ids: Tensor) -> Labels:
+        """Label the images `ids` `[B]`."""
+        num_capped = 0
+        if self.is_live:
+            num_capped = self.lists.refresh_around(ids)
+        pair_ids, where = self.candidates(ids)
+        return self.decide(ids, where, self.gcn.predict(self.memory, self.lists.ids, pair_ids), num_capped=num_capped)
+
+    def candidates(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the candidate pairs `[P, 2]` of the images `ids`, and where they stand, boolean `[B, K]`."""
+        near = self.lists.ids[ids]
+        where = near != PADDING
+        return torch.stack([ids[:, None].expand_as(near)[where], near[where]], dim=1), where
+
+    def decide(self, ids: Tensor, where: Tensor, likelihoods: Tensor, *, num_capped: int = 0) -> Labels:
+        """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `where`."""
+        padded = torch.zeros(where.shape, dtype=likelihoods.dtype, device=where.device)
+        padded[where] = likelihoods
+        near = self.lists.ids[ids]
+        return Labels(pairs.accept(ids, near, padded, mu=self.mu), near, padded, num_capped)
+
+    @torch.no_grad()
+    def label_all(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
+        """Label chunk after chunk of images, with subgraphs from whoever builds them."""
+        candidates = [self.candidates(ids) for ids in chunks]
+        sizes = [len(pair_ids) for pair_ids, _ in candidates]
+        stream = build(torch.cat([pair_ids for pair_ids, _ in candidates]), self.lists.ids, sizes)
+        for ids, (_, where), subgraphs in zip(chunks, candidates, stream, strict=True):
+            yield self.decide(ids, where, self.gcn(self.memory, subgraphs).sigmoid())
+
+
+@dataclass(frozen=True)
+class RuleLabeller:
+    """Label by one of the rules of Tables 1 and 2."""
+
+    name: Labeller
+    features: Tensor
+    """`[N, D]`, what similarities are taken of."""
+    config: PairsConfig
+    pids: Tensor | None
+    """`[N]`; read in full by `supervised` alone, elsewhere for the images of `meta_ids` alone."""
+    meta_ids: Tensor
+
+    def label(self, ids: Tensor) -> Labels:
+        """Label the images `ids` `[B]`."""
+        if self.name == "single":
+            return Labels(ids[:, None])
+        mask = self.mask(ids)
+        if self.config.relabel_meta:
+            assert self.pids is not None
+            mask = pairs.relabel(mask, ids, self.pids, self.meta_ids)
+        return Labels(pairs.mask_to_ids(mask))
+
+    def mask(self, ids: Tensor) -> Tensor:
+        """Return the rule's boolean `[B, N]`."""
+        if self.name == "supervised":
+            assert self.pids is not None
+            return pairs.supervised(self.pids, ids)
+        if self.name == "knn":
+            return pairs.knn(self.features, ids, k=self.config.knn_k)
+        if self.name == "ss":
+            return pairs.ss(self.features, ids, similarity=self.config.ss_similarity)
+        return pairs.mplp(self.features, ids, t=self.config.mplp_t)

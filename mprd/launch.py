@@ -1,0 +1,225 @@
+"""Run the loop in this process: data, run folder, signals, progress, checkpoints."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mprd import checkpoint
+from mprd.backbone import build_backbone
+from mprd.config import Config
+from mprd.console import EpochLines, final_table
+from mprd.curves import plot_curves
+from mprd.data.datasets import ReidDataset, load_dataset
+from mprd.data.images import check_dataset
+from mprd.engine import Hooks, Trainer, fit
+from mprd.epoch_row import COLLAPSED, epoch_row
+from mprd.errors import Interrupted, UserError
+from mprd.retrieval import can_evaluate, evaluate
+from mprd.run_folder import RunFolder, write_text
+from mprd.state import TrainState
+
+logger = logging.getLogger("mprd")
+
+
+def run_local(config: Config, folder: RunFolder, *, resume: bool, console: Console) -> list[dict[str, Any]]:
+    """Train to the last epoch and write the table and the curves; return the rows of all epochs.
+
+    Raises UserError for the person's mistakes, Interrupted when a signal asked to stop (the state is saved).
+    """
+    set_threads(config.train.threads)
+    device = choose_device(config.train.device)
+    dataset = open_dataset(config, folder)
+    if not resume:
+        folder.create(config)
+    with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
+        recorder = Recorder(config, folder, signals=signals, lines=lines)
+        trainer = Trainer(config, dataset, device=device, hooks=recorder.hooks())
+        if resume:
+            trainer.state.load_state_dict(checkpoint.load(folder.last), path=folder.last)
+            recorder.forget_from(trainer.state.epoch)
+        else:
+            trainer.fill_memory()
+            folder.save(trainer.state)
+        fit(trainer)
+        recorder.close()
+    finish(folder, recorder.rows, console)
+    return recorder.rows
+
+
+def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> None:
+    """Write and print the final table."""
+    if not rows:
+        raise UserError(f"{folder.path}: the run has no epochs to report")
+    table = final_table(rows)
+    plain = Console(record=True, width=100, file=io.StringIO())
+    plain.print(table)
+    write_text(folder.path / "table.txt", plain.export_text())
+    console.print(table)
+    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+
+
+def open_dataset(config: Config, folder: RunFolder) -> ReidDataset:
+    """Load the data set, leaving unreadable images out where the settings say so."""
+    dataset = load_dataset(config.data, cache_dir=folder.path.parent / "data")
+    return check_dataset(dataset) if config.data.on_bad_image == "skip" else dataset
+
+
+def evaluate_run(folder: RunFolder, *, data: Path | None, best: bool, rerank: bool) -> dict[str, float]:
+    """Evaluate the network of a run, on its own data set or on another in the same layout.
+
+    Raises UserError where the folder, the checkpoint, or query and gallery are missing.
+    """
+    config = folder.read_config()
+    set_threads(config.train.threads)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
+    dataset = open_dataset(config, folder)
+    if not can_evaluate(dataset):
+        raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
+    device = choose_device(config.train.device)
+    path = folder.best if best else folder.last
+    # the weights come from the checkpoint, whatever they once started from
+    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"})).to(device)
+    checkpoint.load_module(backbone, checkpoint.load(path)["backbone"], path=path, name="backbone")
+    return evaluate(backbone, dataset, config, device=device, rerank=rerank).row()
+
+
+def set_threads(threads: int) -> None:
+    """Set torch's CPU threads; 0 leaves them."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu` or `cuda[:N]` into a device that is there; raise UserError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device must be auto, cpu, cuda or cuda:N, but got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"train.device: {name} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
+    return device
+
+
+class Signals:
+    """Whether Ctrl-C or SIGTERM has asked to stop."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stop = False
+
+    def ask(self, number: int, _frame: FrameType | None) -> None:
+        """Ask to stop after the step; a second Ctrl-C stops at once."""
+        if self.stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stop = True
+        self.console.print("stopping after this step; Ctrl-C again stops at once")
+
+
+@contextmanager
+def watch_signals(console: Console) -> Iterator[Signals]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop, for as long as the block runs."""
+    signals = Signals(console)
+    old = {number: signal.signal(number, signals.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class Recorder:
+    """Keep the run folder and the screen up to date."""
+
+    def __init__(self, config: Config, folder: RunFolder, *, signals: Signals, lines: EpochLines) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.config = config
+        self.folder = folder
+        self.signals = signals
+        self.lines = lines
+        self.rows = folder.read_rows()
+        self.events = SummaryWriter(str(folder.path / "events"))
+        self.saved_at = time.monotonic()
+        self.steps_since = 0
+
+    def hooks(self) -> Hooks:
+        """Return the callables for `fit`."""
+        return Hooks(after_step=self.after_step, after_epoch=self.after_epoch, checkpoint=self.checkpoint)
+
+    def forget_from(self, epoch: int) -> None:
+        """Drop the rows of epochs that will be trained again."""
+        self.rows = [row for row in self.rows if row["epoch"] < epoch]
+
+    def after_step(self, state: TrainState, num_steps: int) -> None:
+        """Move the live line, save when due, and stop when asked."""
+        name, count = ("gcn_loss", "gcn_steps") if state.phase == "gcn" else ("cnn_loss", "images")
+        loss = state.tally.mean(name, count)
+        self.lines.step(epoch=state.epoch, phase=state.phase, step=state.step, num_steps=num_steps, loss=loss)
+        self.steps_since += 1
+        train = self.config.train
+        is_due = bool(train.checkpoint_steps) and self.steps_since >= train.checkpoint_steps
+        is_late = bool(train.checkpoint_seconds) and time.monotonic() - self.saved_at > train.checkpoint_seconds
+        if is_due or is_late or self.signals.stop:
+            self.save(state)
+        if self.signals.stop:
+            raise Interrupted(f"stopped in epoch {state.epoch + 1}; go on with --resume {self.folder.path}")
+
+    def checkpoint(self, state: TrainState) -> None:
+        """Save between two epochs, and stop when asked."""
+        self.save(state)
+        if self.signals.stop and state.epoch < self.config.train.epochs:
+            raise Interrupted(f"stopped after epoch {state.epoch}; go on with --resume {self.folder.path}")
+
+    def save(self, state: TrainState) -> None:
+        """Save the state and set the clock back."""
+        self.folder.save(state)
+        self.saved_at, self.steps_since = time.monotonic(), 0
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Evaluate, keep the best by the label-free score, and write the row everywhere."""
+        row = epoch_row(trainer)
+        if row["label_free_score"] > trainer.state.best_score:
+            trainer.state.best_score = row["label_free_score"]
+            self.folder.save_best(trainer.state)
+        self.rows.append(row)
+        self.folder.write_rows(self.rows)
+        for key, value in row.items():
+            if isinstance(value, int | float):
+                self.events.add_scalar(key, value, row["epoch"])
+        self.events.flush()
+        plot_curves(self.rows, self.folder.path / "curves.png")
+        self.lines.epoch(row)
+        self.warn(row)
+
+    def warn(self, row: dict[str, Any]) -> None:
+        """Say what went wrong in an epoch without stopping it."""
+        if row["neighbors_capped"]:
+            logger.warning(
+                "neighbors.k_max = %d cut %d neighbour lists in epoch %d",
+                self.config.neighbors.k_max,
+                row["neighbors_capped"],
+                row["epoch"] + 1,
+            )
+        if row["mean_random_cosine"] > COLLAPSED:
+            logger.warning(
+                "collapse: random images have a mean cosine of %.3f; features no longer tell images apart",
+                row["mean_random_cosine"],
+            )
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.events.close()

@@ -1,0 +1,88 @@
+"""Query against gallery with a trained backbone (Sec. 5.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mprd.backbone import Backbone
+from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.data.images import PlainImages
+from mprd.features import extract
+from mprd.metrics import RankMetrics, rank_features, rank_metrics, re_rank
+
+if TYPE_CHECKING:
+    from mprd.config import Config
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Figures of one evaluation."""
+
+    after_bn: RankMetrics
+    """By the feature after the appended batch norm: the headline."""
+    before_bn: RankMetrics
+    """By the pooled feature before it."""
+    re_ranked: RankMetrics | None
+    """By the feature after it, re-ranked."""
+
+    def row(self) -> dict[str, float]:
+        """Return the figures under the names of the metrics file, fractions in [0, 1]."""
+        row = figures(self.after_bn) | {f"{name}_before_bn": v for name, v in figures(self.before_bn).items()}
+        if self.re_ranked is not None:
+            row |= {f"{name}_reranked": value for name, value in figures(self.re_ranked).items()}
+        return row
+
+
+def figures(metrics: RankMetrics) -> dict[str, float]:
+    """Name the figures that the field reports."""
+    ranks = {f"rank{k}": float(metrics.cmc[min(k, len(metrics.cmc)) - 1]) for k in (1, 5, 10)}
+    return {
+        "mAP": float(metrics.mAP),
+        "mAP_trapezoid": float(metrics.mAP_trapezoid),
+        "mINP": float(metrics.mINP),
+        **ranks,
+    }
+
+
+def can_evaluate(dataset: ReidDataset) -> bool:
+    """Say whether query and gallery are there, with identities and cameras."""
+    return all(len(s) and s.pids is not None and s.camids is not None for s in (dataset.query, dataset.gallery))
+
+
+def evaluate(
+    backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device, rerank: bool = False
+) -> Retrieval:
+    """Extract query and gallery, rank, and count (Sec. 5.1)."""
+    query, gallery = dataset.query, dataset.gallery
+    q_after, q_before = extract_set(backbone, query, config, device=device)
+    g_after, g_before = extract_set(backbone, gallery, config, device=device)
+    ids = tuple(known(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
+    memory_mb = config.eval.memory_mb
+    re_ranked = rank_metrics(re_rank(q_after, g_after), *ids) if rerank else None
+    return Retrieval(
+        rank_features(q_after, g_after, *ids, memory_mb=memory_mb),
+        rank_features(q_before, g_before, *ids, memory_mb=memory_mb),
+        re_ranked,
+    )
+
+
+def known(ids: np.ndarray | None) -> np.ndarray:
+    """Insist on ids that `can_evaluate` has seen."""
+    assert ids is not None
+    return ids
+
+
+def extract_set(backbone: Backbone, images: ImageSet, config: Config, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Extract the images of one split, after and before the batch norm."""
+    return extract(
+        backbone,
+        PlainImages(images, config.data),
+        batch_size=config.eval.batch_size,
+        num_workers=config.data.num_workers,
+        device=device,
+    )

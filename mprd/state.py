@@ -1,0 +1,173 @@
+"""All that Algorithm 1 changes, in one place: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mprd import checkpoint
+from mprd.backbone import Backbone, build_backbone, parameter_groups
+from mprd.config import Config, GcnConfig, TrainConfig
+from mprd.errors import UserError
+from mprd.gcn import PairGCN
+from mprd.labelling import Labels
+from mprd.memory import FeatureMemory
+from mprd.pairs import PADDING, PositiveTable
+from mprd.seeding import Draw, generator
+
+Phase = Literal["gcn", "cnn", "evaluate"]
+
+
+@dataclass
+class Tally:
+    """What an epoch counts as it goes: sums, and the candidate pairs that the GCN judged."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    candidates: list[Tensor] = field(default_factory=list)
+    """Judged pairs, each `[P, 4]` float64: i, j, g_ij, cosine."""
+
+    def add(self, name: str, value: float) -> None:
+        """Add to a running sum."""
+        self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def mean(self, name: str, count: str) -> float | None:
+        """Divide one sum by another; None where nothing was counted."""
+        return self.sums[name] / self.sums[count] if self.sums.get(count) else None
+
+    def count_judged(self, ids: Tensor, labels: Labels, memory: Tensor) -> None:
+        """Keep the candidates of a batch with g_ij and cosine, and count lengths and cuts of the lists."""
+        assert labels.candidates is not None
+        assert labels.likelihoods is not None
+        where = labels.candidates != PADDING
+        first, second = ids[:, None].expand_as(where)[where], labels.candidates[where]
+        cosines = (memory[first] * memory[second]).sum(1)
+        columns = (first, second, labels.likelihoods[where], cosines)
+        self.candidates.append(torch.stack([column.double() for column in columns], dim=1))
+        self.add("k", len(first))
+        self.add("k_capped", labels.num_capped)
+        self.add("labelled", len(ids))
+
+    def state_dict(self) -> dict[str, Any]:
+        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 4, dtype=torch.float64)
+        return {"sums": dict(self.sums), "candidates": candidates.cpu()}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> Tally:
+        return cls(dict(state["sums"]), [state["candidates"]] if len(state["candidates"]) else [])
+
+
+@dataclass
+class TrainState:
+    """Networks, optimisers, memory, P, and the position: epoch, phase, step.
+
+    Generators are not in it: each is made anew from (seed, epoch, step), so position says all of them.
+    """
+
+    backbone: Backbone
+    optimizer: torch.optim.Optimizer
+    gcn: PairGCN
+    gcn_optimizer: torch.optim.Optimizer
+    memory: FeatureMemory
+    positives: PositiveTable
+    list_features: Tensor | None = None
+    """`[N, D]` clean features of this epoch, from which lists are drawn under `neighbors.source: clean`."""
+    epoch: int = 0
+    phase: Phase = "gcn"
+    step: int = 0
+    best_score: float = -1.0
+    tally: Tally = field(default_factory=Tally)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Move on to an epoch's first step."""
+        self.epoch, self.phase, self.step = epoch, "gcn", 0
+        self.tally = Tally()
+        self.list_features = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as tensors and plain values."""
+        return {
+            "backbone": self.backbone.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "gcn": self.gcn.state_dict(),
+            "gcn_optimizer": self.gcn_optimizer.state_dict(),
+            "memory": self.memory.features,
+            "positives": self.positives.ids,
+            "list_features": self.list_features,
+            "epoch": self.epoch,
+            "phase": self.phase,
+            "step": self.step,
+            "best_score": self.best_score,
+            "tally": self.tally.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, path: Path) -> None:
+        """Take over a checkpoint; raise UserError where it does not fit the settings or the data."""
+        device = self.memory.features.device
+        if len(state["memory"]) != len(self.memory):
+            raise UserError(
+                f"{path}: made on {len(state['memory'])} training images, but the data set now has {len(self.memory)}"
+            )
+        checkpoint.load_module(self.backbone, state["backbone"], path=path, name="backbone")
+        checkpoint.load_module(self.gcn, state["gcn"], path=path, name="GCN")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.gcn_optimizer.load_state_dict(state["gcn_optimizer"])
+        # taken as they are: normalising a row again would move its last bits
+        self.memory.features = state["memory"].to(device)
+        self.positives.ids = state["positives"].to(device)
+        self.list_features = None if state["list_features"] is None else state["list_features"].to(device)
+        self.epoch, self.phase, self.step = state["epoch"], state["phase"], state["step"]
+        self.best_score = state["best_score"]
+        self.tally = Tally.from_state_dict(state["tally"])
+
+
+def build_state(config: Config, *, num_images: int, device: torch.device) -> TrainState:
+    """Build the networks from the seed; the memory is zeros until it is filled."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(config.train.seed, Draw.WEIGHTS).initial_seed() % 2**63)
+        backbone = build_backbone(config.backbone).to(device)
+        gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
+    return TrainState(
+        backbone=backbone,
+        optimizer=cnn_optimizer(backbone, config.train, is_pretrained=config.backbone.weights != "none"),
+        gcn=gcn,
+        gcn_optimizer=gcn_optimizer(gcn, config.gcn),
+        memory=FeatureMemory(torch.zeros(num_images, backbone.num_features, device=device)),
+        positives=PositiveTable(num_images, device),
+    )
+
+
+def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
+    """Build the GCN of the settings."""
+    return PairGCN(
+        num_features,
+        variant=config.variant,
+        link=config.link,
+        hidden=config.hidden,
+        conv_channels=config.conv_channels,
+        mlp_hidden=config.mlp_hidden,
+    )
+
+
+def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: bool) -> torch.optim.Optimizer:
+    """Build the optimiser of Eq. 8, with a rate for the pre-trained and one for the new layers (Sec. 5.2)."""
+    groups = parameter_groups(
+        backbone, is_pretrained=is_pretrained, lr_backbone=config.lr_backbone, lr_new=config.lr_new
+    )
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups, lr=config.lr_new, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+    )
+
+
+def gcn_optimizer(gcn: PairGCN, config: GcnConfig) -> torch.optim.Optimizer:
+    """Build the optimiser of Eq. 9."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(gcn.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        gcn.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )

@@ -1,0 +1,84 @@
+"""`python -m mprd.train`: train on a data set, or on drawn pedestrians when none is given."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mprd.cli import run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Option(help="demo (the default), market1501, dukemtmcreid or msmt17.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting; repeatable.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings, laid over the preset.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default one below runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    launcher: Annotated[str, typer.Option(help="local (this process) or ray.")] = "local",
+    seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
+) -> None:
+    """Train MPRD: alternate CNN and GCN, evaluate, and leave a run folder."""
+    settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed}
+    run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher))
+
+
+def launch(settings: dict[str, Any], *, out: Path | None, resume: Path | None, launcher: str) -> None:
+    """Read the settings and train."""
+    from mprd.errors import UserError
+
+    if launcher not in LAUNCHERS:
+        raise UserError(f"--launcher must be {' or '.join(LAUNCHERS)}, but got {launcher!r}")
+    if resume is not None and (out is not None or any(value for value in settings.values())):
+        raise UserError("--resume goes on with the settings of its run folder; give it alone")
+    config = None if resume is not None else read_settings(settings)
+    from rich.console import Console
+
+    from mprd.launch import run_local
+    from mprd.run_folder import RunFolder
+
+    if resume is not None:
+        folder = RunFolder(resume)
+        run_local(folder.read_config(), folder, resume=True, console=Console())
+        return
+    assert config is not None
+    folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))
+    run_local(config, folder, resume=False, console=Console())
+
+
+LAUNCHERS = ("local",)
+
+
+def read_settings(settings: dict[str, Any]) -> Any:
+    """Merge preset, file, overrides and short options into one validated config."""
+    from mprd.config import load_config
+    from mprd.errors import UserError
+
+    preset = settings["preset"] or "demo"
+    values: dict[str, Any] = {}
+    if settings["data"] is not None:
+        if preset == "demo" and not any("data.dataset" in text for text in settings["set_"] or []):
+            raise UserError(
+                "--data needs a layout: --preset market1501, dukemtmcreid or msmt17, or --set data.dataset=folder"
+            )
+        values["data"] = {"root": settings["data"]}
+    if settings["seed"] is not None:
+        values["train"] = {"seed": settings["seed"]}
+    return load_config(preset, file=settings["config"], overrides=tuple(settings["set_"] or ()), values=values)
+
+
+def default_out(dataset: str, labeller: str) -> Path:
+    """Name a new run folder after what runs and when."""
+    return Path("runs") / f"{dataset}-{labeller}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+if __name__ == "__main__":
+    app()
