@@ -1,0 +1,67 @@
+"""A tiny data set in Market layout, and settings that train on it in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mprd.config import Config, load_config
+
+NUM_IDS = 6
+
+TINY = (
+    "data.dataset=market1501",
+    "data.height=32",
+    "data.width=16",
+    "data.num_workers=0",
+    "train.epochs=3",
+    "train.batch_size=8",
+    "train.warmup_epochs=0",
+    "train.checkpoint_seconds=0",
+    "neighbors.k=3",
+    "neighbors.k_max=6",
+    "gcn.hidden=8",
+    "gcn.mlp_hidden=8",
+    "gcn.batch_size=16",
+    "gcn.passes=1",
+    "meta.num_ids=2",
+    "loss.r=3",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep sums in one order, and leave the other cores alone."""
+    torch.set_num_threads(1)
+
+
+def write_crop(path: Path, pid: int, camid: int, number: int) -> None:
+    """Write a crop in the identity's colours under the camera's light."""
+    draw = np.random.default_rng([pid, camid, number])
+    top, bottom = np.random.default_rng([99, pid]).uniform(40, 215, (2, 3))
+    image = np.concatenate([np.tile(top, (20, 20, 1)), np.tile(bottom, (20, 20, 1))])
+    image = image * (0.7 + 0.3 * camid) + draw.normal(0, 12, image.shape)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=95)
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 6 training identities of 2 x 2 crops, and 4 others as query and gallery."""
+    root = tmp_path_factory.mktemp("tiny")
+    for pid in range(1, NUM_IDS + 5):
+        for camid in (1, 2):
+            for number in (1, 2):
+                folder = "bounding_box_train" if pid <= NUM_IDS else ("query" if number == 1 else "bounding_box_test")
+                write_crop(root / folder / f"{pid:04d}_c{camid}s1_{number:06d}_01.jpg", pid, camid, number)
+    return root
+
+
+@pytest.fixture
+def tiny_config(tiny_root: Path) -> Config:
+    """Return the demo's settings on the tiny data set."""
+    return load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
