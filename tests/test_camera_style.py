@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import write_image, write_images, write_market
 
 from mprd.config import DataConfig
 from mprd.data.camera_style import (
@@ -18,6 +17,7 @@ from mprd.data.camera_style import (
 )
 from mprd.data.datasets import load_dataset
 from mprd.errors import UserError
+from tests.trees import write_image, write_images, write_market
 
 MARKET_FAKES = [
     "0002_c1s1_000451_03_fake_1to2.jpg",

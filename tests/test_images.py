@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trees import ints, write_image, write_images, write_market
 
 from mprd.config import DataConfig
 from mprd.data.camera_style import CameraColours, StyleFiles
@@ -16,6 +15,7 @@ from mprd.data.datasets import ImageSet, ReidDataset, load_dataset
 from mprd.data.decode import read_image
 from mprd.data.images import PlainImages, TrainImages, check_dataset, check_images, make_loader
 from mprd.errors import UserError
+from tests.trees import ints, write_image, write_images, write_market
 
 CONFIG = DataConfig(height=32, width=16)
 

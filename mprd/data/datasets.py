@@ -85,15 +85,14 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
 
 def draw_synthetic(config: SyntheticConfig, cache_dir: Path) -> Path:
     """Draw the pedestrians of these settings unless they are there; return their folder."""
-    from mprd.data import synthetic
+    from mprd.data.synthetic import FORMAT_VERSION, write_dataset
 
-    # the drawing code is part of the key: an old cache must not survive a change of the drawing
-    key = config.model_dump_json() + Path(synthetic.__file__).read_text()
+    key = f"{FORMAT_VERSION} {config.model_dump_json()}"
     root = cache_dir / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         logger.info("drawing pedestrians into %s", root)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        synthetic.write_dataset(root, config)
+    # what is there already is checked and left alone
+    write_dataset(root, config)
     return root
 
 
