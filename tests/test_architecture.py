@@ -21,6 +21,7 @@ ORDER = [
     "data.layouts",
     "data.camera_style",
     "data.pedestrians",
+    "data.cameras",
     "data.synthetic",
     "data.datasets",
     "data.augment",
@@ -59,12 +60,12 @@ DOORS = {
     "faiss": set(),
     "torch_geometric": {"gcn"},
     "pyarrow": {"subgraphs"},
-    "torchvision": {"backbone", "data.augment", "data.images"},
+    "torchvision": {"backbone", "data.augment"},
     "pydantic": {"config"},
     "matplotlib": {"curves"},
     "rich": {"console", "launch", "train", "evaluate"},
     "typer": {"train", "evaluate"},
-    "PIL": {"data.decode", "data.camera_style", "data.pedestrians", "data.synthetic", "data.augment", "data.images"},
+    "PIL": {"data.decode", "data.camera_style", "data.cameras", "data.pedestrians", "data.augment", "data.images"},
 }
 
 

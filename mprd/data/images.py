@@ -153,8 +153,9 @@ def collate(items: list[Item] | UserError) -> tuple[Tensor, Tensor] | UserError:
 
 
 def start_worker(_worker_id: int) -> None:
-    """Leave Ctrl-C to the main process, which ends its workers itself, and use one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave Ctrl-C and SIGTERM, which may reach the whole process group, to the main process; use one thread."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
