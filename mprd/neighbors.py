@@ -1,0 +1,213 @@
+"""NN_k: the exact nearest images of each image, block by block, never as an N x N matrix (Sec. 3.2, 5.2).
+
+Among equal similarities `torch.topk` promises no order: which of two tied images is listed first, or at all, is open.
+"""
+
+# B rows of a block, N images, D feature size, K list width, G groups of images (the cameras, or one of all images)
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mprd.errors import UserError
+
+Metric = Literal["cosine", "csls", "camera"]
+NUM_NEAREST = {"csls": 8, "camera": 5}
+NORM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class NeighborTable:
+    """Hold one list of neighbours a row: `ids` int64 [R, K], nearest first and padded with -1, `counts` int64 [R].
+
+    `num_capped` rows had more than `k_max` images above the similarity and were cut.
+    """
+
+    ids: Tensor
+    counts: Tensor
+    num_capped: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def indptr(self) -> Tensor:
+        """Give the row starts of the table in CSR form, int64 [R + 1]."""
+        return torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
+
+    @property
+    def indices(self) -> Tensor:
+        """Give all lists one after the other, int64 [nnz], in CSR form."""
+        return self.ids[self.ids >= 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """Hold how close images have neighbours in each group: `values` [N, G], `group_ids` int64 [N].
+
+    `values[i, g]` is the mean of i's highest cosines (itself excluded) to the images of group g, 0 where there is none.
+    """
+
+    values: Tensor
+    group_ids: Tensor
+
+
+@torch.no_grad()
+def find_neighbors(
+    features: Tensor,
+    *,
+    k: int,
+    similarity: float,
+    k_max: int = 64,
+    metric: Metric = "cosine",
+    camids: Tensor | None = None,
+    rows: Tensor | None = None,
+    queries: Tensor | None = None,
+    query_camids: Tensor | None = None,
+    density: Density | None = None,
+    block_rows: int = 512,
+) -> NeighborTable:
+    """List k_i = max(k, number of cosines above `similarity`) neighbours an image, at most `k_max` (Sec. 5.2).
+
+    `features` [N, D] are unit rows; an image is never its own neighbour. `rows` int64 [R] searches for these images
+    alone; `queries` [R, D] searches for images from outside, none excluded. The count always comes from the cosine,
+    order and membership from `metric`; `camera` needs `camids` int64 [N] (and `query_camids` [R]). `density` spares the
+    pass over all images that `csls` and `camera` start with. Raises UserError where fewer than k others exist.
+    """
+    check_features(features, "features")
+    search_rows = torch.arange(len(features), device=features.device) if rows is None else rows.to(features.device)
+    num_others = len(features) - (queries is None)
+    check_counts(num_others, k, k_max)
+    if queries is not None:
+        check_queries(queries, features, rows)
+    if metric != "cosine" and density is None:
+        density = measure_density(features, metric=metric, camids=camids, block_rows=block_rows)
+    groups = None if density is None else row_groups(density, search_rows, queries, query_camids)
+
+    num_rows = len(search_rows) if queries is None else len(queries)
+    width = min(k_max + 1, num_others)  # one more than the cap, to see which rows it cuts
+    ids = torch.empty((num_rows, width), dtype=torch.int64, device=features.device)
+    counts = ids.new_empty(num_rows)
+    buffer = features.new_empty((min(block_rows, num_rows), len(features)))
+    for start in range(0, num_rows, block_rows):
+        block = slice(start, start + block_rows)
+        self_ids = search_rows[block] if queries is None else None
+        rows_BD = features[self_ids] if queries is None else queries[block]
+        sim_BN = cosines(rows_BD, features, self_ids=self_ids, out=buffer)
+        values, order = sim_BN.topk(width, dim=1)
+        counts[block] = (values > similarity).sum(1)
+        if density is not None and groups is not None:
+            row_density = group_means(sim_BN, density, metric) if self_ids is None else density.values[self_ids]
+            order = correct(sim_BN, row_density, groups[block], density).topk(width, dim=1).indices
+        ids[block] = order
+    return cut(ids, counts, k=k, k_max=k_max)
+
+
+@torch.no_grad()
+def measure_density(
+    features: Tensor, *, metric: Metric, camids: Tensor | None = None, block_rows: int = 512
+) -> Density:
+    """Measure what `csls` (8 nearest of all images) or `camera` (5 nearest in each camera) subtract from 2 s_ij."""
+    check_features(features, "features")
+    density = Density(features.new_empty(0), group_images(len(features), metric, camids, features.device))
+    blocks = []
+    buffer = features.new_empty((min(block_rows, len(features)), len(features)))
+    for self_ids in torch.arange(len(features), device=features.device).split(block_rows):
+        sim_BN = cosines(features[self_ids], features, self_ids=self_ids, out=buffer)
+        blocks.append(group_means(sim_BN, density, metric))
+    return Density(torch.cat(blocks), density.group_ids)
+
+
+def correct(sim_BN: Tensor, row_density: Tensor, row_groups: Tensor, density: Density) -> Tensor:
+    """Correct a block of cosines for local density: 2 s_ij - d(i, group of j) - d(j, group of i), [B, N].
+
+    `row_density` [B, G] and `row_groups` int64 [B] are the rows' own. One more metric is one more case here.
+    """
+    scores = 2 * sim_BN
+    scores -= row_density[:, density.group_ids]
+    scores -= density.values.T[row_groups]
+    return scores
+
+
+def cosines(rows_BD: Tensor, features: Tensor, *, self_ids: Tensor | None, out: Tensor) -> Tensor:
+    """Multiply a block of rows with all features into `out`; the rows' own images, `self_ids`, get -inf."""
+    sim_BN = torch.mm(rows_BD, features.T, out=out[: len(rows_BD)])
+    if self_ids is not None:
+        sim_BN.scatter_(1, self_ids[:, None], -torch.inf)
+    return sim_BN
+
+
+def group_means(sim_BN: Tensor, density: Density, metric: Metric) -> Tensor:
+    """Average each row's highest cosines within each group, [B, G]; fewer where the group has fewer, 0 where none."""
+    means = []
+    for group in range(int(density.group_ids.max()) + 1):
+        sim = sim_BN[:, density.group_ids == group] if metric == "camera" else sim_BN
+        best = sim.topk(min(NUM_NEAREST[metric], sim.shape[1]), dim=1).values
+        is_other = best > -torch.inf
+        means.append(best.masked_fill(~is_other, 0).sum(1) / is_other.sum(1).clamp(min=1))
+    return torch.stack(means, dim=1)
+
+
+def group_images(num_images: int, metric: Metric, camids: Tensor | None, device: torch.device) -> Tensor:
+    """Say which group each image belongs to, int64 [N]: its camera, or the one group of all images."""
+    if metric not in NUM_NEAREST:
+        raise UserError(f"neighbors.metric must be one of {', '.join(get_args(Metric))}, but got {metric!r}")
+    if metric == "csls":
+        return torch.zeros(num_images, dtype=torch.int64, device=device)
+    if camids is None:
+        raise UserError("neighbors.metric: camera needs camera ids, but these images have none; use cosine or csls")
+    if len(camids) != num_images:
+        raise ValueError(f"camids must be as many as the {num_images} images, but got {len(camids)}")
+    return camids.to(device=device, dtype=torch.int64)
+
+
+def row_groups(density: Density, rows: Tensor, queries: Tensor | None, query_camids: Tensor | None) -> Tensor:
+    """Say which group each searched row belongs to, int64 [R]."""
+    if queries is None:
+        return density.group_ids[rows]
+    if density.values.shape[1] == 1:
+        return density.group_ids.new_zeros(len(queries))
+    if query_camids is None or len(query_camids) != len(queries):
+        raise UserError("neighbors.metric: camera needs a camera id for each query image")
+    return query_camids.to(device=density.group_ids.device, dtype=torch.int64)
+
+
+def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int) -> NeighborTable:
+    """Keep k_i ids a row (Sec. 5.2), pad the rest with -1, and count the rows that `k_max` cut."""
+    num_capped = int((counts > k_max).sum())
+    counts = counts.clamp(k, k_max)
+    width = int(counts.max()) if len(counts) else k
+    is_past = torch.arange(width, device=ids.device) >= counts[:, None]
+    return NeighborTable(ids[:, :width].masked_fill(is_past, -1), counts, num_capped)
+
+
+def check_counts(num_others: int, k: int, k_max: int) -> None:
+    """Refuse a k that the images cannot fill, or a cap below it."""
+    if num_others < k:
+        raise UserError(f"neighbors.k must not exceed the number of other images, {num_others}, but got {k}")
+    if k_max < k:
+        raise UserError(f"neighbors.k_max must be at least neighbors.k = {k}, but got {k_max}")
+
+
+def check_queries(queries: Tensor, features: Tensor, rows: Tensor | None) -> None:
+    """Refuse queries that do not fit the features."""
+    if rows is not None:
+        raise ValueError("give rows or queries, not both")
+    check_features(queries, "queries")
+    if queries.shape[1] != features.shape[1]:
+        raise ValueError(f"queries must have {features.shape[1]} columns like the features, but got {queries.shape[1]}")
+
+
+def check_features(features: Tensor, name: str) -> None:
+    """Refuse anything but finite unit rows; raise UserError on NaN or infinity, which is a run gone wrong."""
+    if features.dim() != 2 or not features.is_floating_point():
+        raise TypeError(f"{name} must be floating point [N, D], but got {features.dtype} {tuple(features.shape)}")
+    norms = features.norm(dim=1)
+    if not bool(torch.isfinite(norms).all()):
+        row = int((~torch.isfinite(norms)).nonzero()[0])
+        raise UserError(f"{name} must be finite, but row {row} holds NaN or infinity: has training diverged?")
+    if bool(((norms - 1).abs() > NORM_TOLERANCE).any()):
+        raise ValueError(f"{name} must have unit rows, but norms reach from {norms.min():.3g} to {norms.max():.3g}")
