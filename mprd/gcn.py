@@ -1,0 +1,324 @@
+"""G: the likelihood that a pair shows one person, read off its neighbourhood (Eq. 5, Sec. 3.2).
+
+By Eq. 4 each graph is two stars, so Eq. 5 is a few dense products over all pairs at once (`forward`). The images are
+multiplied with the first layer's weights once per memory state, however many graphs they stand in.
+`forward_reference` is the same network on one PyG graph a pair: slow, and what the fast path is held against.
+"""
+
+# P pairs, W leaves, V = 2 + W nodes (i, j, leaves), N images, D feature size, C input columns, H hidden
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mprd.errors import UserError
+from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, drnl, pack, to_graph
+
+Variant = Literal["paper", "structure"]
+KERNEL_SIZE, STRIDE = 5, 2
+"""Of the 1-D convolution over the pooled vector, as in the network of SEAL's authors."""
+CELLS_PER_CHUNK = {"cpu": 2**19, "cuda": 2**24}
+"""Numbers that one [P, V, H] tensor of a chunk may hold: in the cache, or in a part of the device's memory."""
+PAIRS_PER_GROUP = 2**15
+"""Pairs whose graphs `predict` builds at a time."""
+
+
+def feature_columns(memory: Tensor, *, variant: Variant) -> Tensor:
+    """List the node inputs that an image has in every graph, [N, C]: its feature, or none for `structure`.
+
+    Unit features have entries of about D^-0.5; times D^0.5 they are of order 1, like the one-hot labels beside them.
+    """
+    if variant == "structure":
+        return memory[:, :0]
+    return memory * math.sqrt(memory.shape[1])
+
+
+def label_columns(labels: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """List the node inputs that stand for the DRNL label, one-hot [..., 3]."""
+    return F.one_hot(labels, NUM_LABELS).to(dtype)
+
+
+def pair_columns(memory: Tensor, pairs: Tensor, nodes: Tensor, *, variant: Variant) -> Tensor:
+    """List the node inputs that depend on the pair, [P, V, C]: none, or for `structure` the cosines to i and to j.
+
+    `nodes` int64 [P, V], -1 where absent, whose inputs are 0.
+    """
+    if variant == "paper":
+        return memory.new_empty((*nodes.shape, 0))
+    return cosines_to_ends(memory, pairs, nodes) * (nodes >= 0)[:, :, None]
+
+
+def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
+    """Multiply each node's feature with those of its pair, [P, V, 2]; meaningless for absent nodes.
+
+    A few pairs at a time: their features would be D / H times the size of all else in a chunk.
+    """
+    size = max(1, 4 * cells_per_chunk(memory.device) // max(1, nodes.shape[1] * memory.shape[1]))
+    return torch.cat(
+        [
+            F.embedding(some.clamp(min=0), memory) @ F.embedding(ends, memory).transpose(1, 2)
+            for some, ends in zip(nodes.split(size), pairs.split(size), strict=True)
+        ]
+    )
+
+
+def cells_per_chunk(device: torch.device) -> int:
+    """Say how many numbers a tensor of one chunk may hold on this device."""
+    return CELLS_PER_CHUNK.get(device.type, CELLS_PER_CHUNK["cpu"])
+
+
+class PairGCN(nn.Module):
+    """Two graph convolutions, max-pooling, a 1-D convolution and two fully connected layers -> a logit (Sec. 3.2)."""
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        variant: Variant = "paper",
+        link: Link = "keep",
+        hidden: int = 64,
+        conv_channels: int = 4,
+        mlp_hidden: int = 64,
+        num_pair_scalars: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Build for memories [N, num_features]; weights are drawn from `generator`, the global one by default.
+
+        `num_pair_scalars` numbers a pair may join at the read-out; the paper has none.
+        """
+        super().__init__()
+        if 2 * hidden < KERNEL_SIZE:
+            raise UserError(f"gcn.hidden must be at least {(KERNEL_SIZE + 1) // 2}, but got {hidden}")
+        self.variant, self.link = variant, link
+        self.columns = count_columns(num_features, variant)
+        self.theta_1 = nn.Parameter(torch.empty(sum(self.columns), hidden))
+        self.theta_2 = nn.Parameter(torch.empty(hidden, hidden))
+        self.conv = nn.Conv1d(1, conv_channels, KERNEL_SIZE, STRIDE)
+        num_positions = (2 * hidden - KERNEL_SIZE) // STRIDE + 1
+        self.mlp_1 = nn.Linear(conv_channels * num_positions + num_pair_scalars, mlp_hidden)
+        self.mlp_2 = nn.Linear(mlp_hidden, 1)
+        self.reset_parameters(generator)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights so that activations keep about unit size.
+
+        All feature columns share one unit of variance and every other column has its own: else the three label
+        columns would drown among 2,048 of the feature.
+        """
+        of_feature, of_label, of_pair = self.theta_1.split(self.columns)
+        of_feature.normal_(0, max(1, len(of_feature)) ** -0.5, generator=generator)
+        of_label.normal_(0, 1, generator=generator)
+        of_pair.normal_(0, 1, generator=generator)
+        self.theta_2.normal_(0, math.sqrt(2 / len(self.theta_2)), generator=generator)
+        for layer in (self.conv, self.mlp_1, self.mlp_2):
+            bound = layer.weight[0].numel() ** -0.5
+            layer.weight.uniform_(-bound * math.sqrt(3), bound * math.sqrt(3), generator=generator)
+            assert layer.bias is not None
+            layer.bias.zero_()
+
+    def forward(
+        self,
+        memory: Tensor,
+        subgraphs: SubgraphBatch,
+        *,
+        projected: Tensor | None = None,
+        pair_scalars: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits [P] for memory [N, D], differentiable in the parameters and the memory.
+
+        `projected` is `project(memory)` where the caller keeps it for several batches; `pair_scalars` [P, S].
+        """
+        if projected is None:
+            memory, subgraphs = keep_touched(memory, subgraphs)
+            projected = self.project(memory)
+        packed, num_leaves, order = pack(subgraphs)
+        num_leaves = num_leaves.cpu()
+        cells_per_node = cells_per_chunk(memory.device) // len(self.theta_2)
+        logits, start = [projected[:0, 0]], 0  # without pairs, an empty tensor that can still be differentiated
+        while start < len(packed):
+            stop = min(start + max(1, cells_per_node // (2 + int(num_leaves[start]))), len(packed))
+            chunk = packed.rows(start, stop, num_leaves=int(num_leaves[stop - 1]))
+            scalars = None if pair_scalars is None else pair_scalars[order[start:stop]]
+            logits.append(self.judge(memory, projected, chunk, scalars))
+            start = stop
+        return torch.cat(logits)[order.argsort()]
+
+    def project(self, memory: Tensor) -> Tensor:
+        """Multiply each image, under each label l, with its rows of Theta_1, [3 N + 1, H]; once a memory state.
+
+        Row l N + n is image n under label l; the last row, of no image, is 0.
+        """
+        of_feature, of_label, _ = self.theta_1.split(self.columns)
+        by_feature = feature_columns(memory, variant=self.variant) @ of_feature
+        labels = label_columns(torch.arange(NUM_LABELS, device=memory.device), dtype=memory.dtype)
+        return F.pad((by_feature + (labels @ of_label)[:, None]).flatten(0, 1), (0, 0, 0, 1))
+
+    def judge(self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch, scalars: Tensor | None) -> Tensor:
+        """Return the logits [P] of one chunk."""
+        stars = weigh(subgraphs, link=self.link, dtype=projected.dtype)
+        ends = self.first_product(memory, projected, subgraphs.pairs, subgraphs.pairs, END_LABEL)
+        leaves = self.first_product(memory, projected, subgraphs.pairs, subgraphs.nodes, subgraphs.labels)
+        y_1 = convolve(Nodes(ends, leaves), stars)
+        y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
+        return self.read_out(torch.cat([max_pool(y_1), max_pool(y_2)], dim=1), scalars)
+
+    def first_product(
+        self, memory: Tensor, projected: Tensor, pairs: Tensor, nodes: Tensor, labels: Tensor | int
+    ) -> Tensor:
+        """Return Y^(0) Theta_1 of some nodes of each pair, [P, V, H]; 0 for absent nodes."""
+        rows = (nodes + labels * len(memory)).where(nodes >= 0, len(projected) - 1)
+        product = F.embedding(rows, projected)
+        if self.columns[-1] == 0:
+            return product
+        columns = pair_columns(memory, pairs, nodes, variant=self.variant)
+        theta = self.theta_1[-self.columns[-1] :]
+        return torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
+
+    def read_out(self, pooled: Tensor, pair_scalars: Tensor | None) -> Tensor:
+        """Turn pooled vectors [P, 2 H], and scalars of the pair [P, S] where there are some, into logits [P]."""
+        hidden = F.relu(self.conv(pooled[:, None])).flatten(1)
+        if pair_scalars is not None:
+            hidden = torch.cat([hidden, pair_scalars], dim=1)
+        return self.mlp_2(F.relu(self.mlp_1(hidden))).squeeze(1)
+
+    @torch.no_grad()
+    def predict(
+        self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor, *, pair_scalars: Tensor | None = None
+    ) -> Tensor:
+        """Return the likelihoods g_ij [P] of pairs [P, 2], building their graphs chunk by chunk from ids [N, K].
+
+        Pairs with lists of like length are taken together, so that one long list does not widen all graphs.
+        """
+        num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
+        projected = self.project(memory) if num_slots >= len(memory) else None
+        likelihoods = memory.new_empty(len(pairs))
+        for chosen in groups_of_like_length(neighbor_ids, pairs):
+            scalars = None if pair_scalars is None else pair_scalars[chosen]
+            subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
+            likelihoods[chosen] = self(memory, subgraphs, projected=projected, pair_scalars=scalars).sigmoid()
+        return likelihoods
+
+    def forward_reference(
+        self, memory: Tensor, subgraphs: SubgraphBatch, *, pair_scalars: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits [P] of `forward` from one PyG graph a pair, labelled by the general DRNL."""
+        from torch_geometric.nn import SAGEConv, global_max_pool
+        from torch_geometric.utils import add_self_loops
+
+        batch = batch_graphs(subgraphs, link=self.link).to(memory.device)
+        y = torch.cat(
+            [
+                feature_columns(memory[batch.node_ids], variant=self.variant),
+                label_columns(batch.labels, dtype=memory.dtype),
+                pair_columns(memory, batch.pair[batch.batch], batch.node_ids[:, None], variant=self.variant)[:, 0],
+            ],
+            dim=1,
+        )
+        edge_index, _ = add_self_loops(batch.edge_index, num_nodes=batch.num_nodes)
+        layers = []
+        for theta in (self.theta_1, self.theta_2):
+            conv = SAGEConv(*theta.shape, aggr="mean", root_weight=False, bias=False)
+            y = F.relu(torch.func.functional_call(conv, {"lin_l.weight": theta.T}, (y, edge_index)))
+            layers.append(y)
+        return self.read_out(global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs)), pair_scalars)
+
+
+class Nodes(NamedTuple):
+    """One vector a node: `ends` [P, 2, H] for i and j, `leaves` [P, W, H]."""
+
+    ends: Tensor
+    leaves: Tensor
+
+
+class StarWeights(NamedTuple):
+    """The matrix D^-1 (A + I) of two stars.
+
+    Of A: `members` [P, 2, W] and `link` [P, 1, 1]. Of D^-1: `end_scale` [P, 2, 1] and `leaf_scale` [P, W, 1].
+    """
+
+    members: Tensor
+    link: Tensor
+    end_scale: Tensor
+    leaf_scale: Tensor
+
+
+def weigh(subgraphs: SubgraphBatch, *, link: Link, dtype: torch.dtype) -> StarWeights:
+    """Turn memberships into the weights of Eq. 5."""
+    members = torch.stack([subgraphs.in_i, subgraphs.in_j], dim=1).to(dtype)
+    has_link = subgraphs.link[:, None, None].to(dtype) * (link == "keep")
+    end_degrees, leaf_degrees = 1 + members.sum(2) + has_link[:, 0], 1 + members.sum(1)
+    return StarWeights(members, has_link, 1 / end_degrees[:, :, None], 1 / leaf_degrees[:, :, None])
+
+
+def convolve(product: Nodes, stars: StarWeights) -> Nodes:
+    """Return Y^(l+1) = ReLU(D^-1 (A + I) Y^(l) Theta) from the product Y^(l) Theta (Eq. 5)."""
+    ends = torch.baddbmm(product.ends + stars.link * product.ends.flip(1), stars.members, product.leaves)
+    leaves = torch.baddbmm(product.leaves, stars.members.transpose(1, 2), product.ends)
+    return Nodes(ends.mul_(stars.end_scale).relu_(), leaves.mul_(stars.leaf_scale).relu_())
+
+
+def max_pool(y: Nodes) -> Tensor:
+    """Return the largest entry over a graph's nodes, [P, H]; absent leaves are 0, and after a ReLU no node is below."""
+    if y.leaves.shape[1] == 0:
+        return y.ends.amax(1)
+    return torch.maximum(y.ends.amax(1), y.leaves.amax(1))
+
+
+def keep_touched(memory: Tensor, subgraphs: SubgraphBatch) -> tuple[Tensor, SubgraphBatch]:
+    """Leave out the images that stand in no graph, where that can spare work, and renumber the rest."""
+    num_slots = subgraphs.pairs.numel() + subgraphs.nodes.numel()
+    if num_slots >= len(memory):
+        return memory, subgraphs
+    is_leaf = subgraphs.nodes >= 0
+    is_touched = torch.zeros(len(memory), dtype=torch.bool, device=memory.device)
+    is_touched[subgraphs.pairs.flatten()] = True
+    is_touched[subgraphs.nodes[is_leaf]] = True
+    position = is_touched.cumsum(0) - 1
+    nodes = position[subgraphs.nodes.clamp(min=0)].where(is_leaf, -1)
+    renumbered = SubgraphBatch(position[subgraphs.pairs], nodes, subgraphs.in_i, subgraphs.in_j, subgraphs.link)
+    return memory[is_touched], renumbered
+
+
+def count_columns(num_features: int, variant: Variant) -> tuple[int, int, int]:
+    """Count the input columns of feature, label and pair, by listing them for nothing."""
+    memory = torch.empty(0, num_features)
+    nothing = torch.empty(0, 2, dtype=torch.int64)
+    of_pair = pair_columns(memory, nothing, nothing, variant=variant)
+    return feature_columns(memory, variant=variant).shape[1], NUM_LABELS, of_pair.shape[2]
+
+
+def groups_of_like_length(neighbor_ids: Tensor, pairs: Tensor) -> Iterator[Tensor]:
+    """Yield positions of pairs, int64 [<= P], such that the longer of two lists differs by a quarter within a group."""
+    lengths, order = (neighbor_ids >= 0).sum(1)[pairs].amax(1).sort(stable=True)
+    lengths = lengths.cpu()
+    start = 0
+    while start < len(pairs):
+        end = int(torch.searchsorted(lengths, int(lengths[start]) * 5 // 4, right=True))
+        stop = min(end, start + PAIRS_PER_GROUP)
+        yield order[start:stop]
+        start = stop
+
+
+def batch_graphs(subgraphs: SubgraphBatch, *, link: Link) -> Any:
+    """Write out each pair's graph as PyG data, one after the other, and batch them."""
+    from torch_geometric.data import Batch, Data
+
+    graphs = []
+    for index in range(len(subgraphs)):
+        adjacency, node_ids = to_graph(subgraphs, index, link=link)
+        graphs.append(
+            Data(
+                num_nodes=len(node_ids),
+                edge_index=torch.from_numpy(adjacency).nonzero().T,
+                node_ids=torch.from_numpy(node_ids),
+                labels=torch.from_numpy(drnl(adjacency)),
+                pair=subgraphs.pairs[index : index + 1].cpu(),
+            )
+        )
+    return Batch.from_data_list(graphs)

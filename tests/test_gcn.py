@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mprd.errors import UserError
+from mprd.gcn import PairGCN
+from mprd.subgraphs import build_subgraphs, from_arrow, to_arrow
+
+PADDING = -1
+SETTINGS = list(product(["paper", "structure"], ["keep", "drop"]))
+
+
+def table(lists: list[list[int]]) -> Tensor:
+    width = max(map(len, lists))
+    return torch.tensor([ids + [PADDING] * (width - len(ids)) for ids in lists])
+
+
+def random_lists(num_images: int, longest: int, seed: int = 0, shortest: int = 1) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    lists = []
+    for i in range(num_images):
+        others = [n for n in range(num_images) if n != i]
+        lists.append(draw.permutation(others)[: draw.integers(shortest, longest + 1)].tolist())
+    return lists
+
+
+def all_pairs(num_images: int) -> Tensor:
+    return torch.tensor([[i, j] for i in range(num_images) for j in range(num_images) if i != j])
+
+
+def unit_rows(num_images: int, num_features: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    features = torch.randn(num_images, num_features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.nn.functional.normalize(features, dim=1).to(dtype)
+
+
+def make_gcn(num_features: int, dtype: torch.dtype = torch.float64, **settings) -> PairGCN:
+    generator = torch.Generator().manual_seed(2)
+    gcn = PairGCN(num_features, hidden=8, mlp_hidden=6, generator=generator, **settings)
+    for layer in (gcn.conv, gcn.mlp_1, gcn.mlp_2):  # biases of 0 would leave empty windows on the kink of the ReLU
+        torch.nn.init.uniform_(layer.bias, -0.3, 0.3, generator=generator)
+    return gcn.to(dtype)
+
+
+def grads(logits: Tensor, gcn: PairGCN, memory: Tensor) -> list[Tensor]:
+    weights = torch.linspace(-1, 1, len(logits), dtype=logits.dtype)
+    return list(
+        torch.autograd.grad((weights * logits).sum() / 100, [*gcn.parameters(), memory], materialize_grads=True)
+    )
+
+
+def assert_paths_agree(gcn: PairGCN, memory: Tensor, pairs: Tensor, lists: list[list[int]], *, atol: float) -> None:
+    memory = memory.clone().requires_grad_()
+    subgraphs = build_subgraphs(pairs, table(lists))
+    fast, reference = gcn(memory, subgraphs), gcn.forward_reference(memory, subgraphs)
+    torch.testing.assert_close(fast, reference, atol=atol, rtol=0)
+    for a, b in zip(grads(fast, gcn, memory), grads(reference, gcn, memory), strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=0)
+
+
+def slow_logit(gcn: PairGCN, memory: np.ndarray, lists: list[list[int]], i: int, j: int) -> float:
+    """Write Sec. 3.2 out for one pair: Eq. 4, labels, Eq. 5 twice, max, convolution, two layers."""
+    theta = {name: value.detach().numpy() for name, value in gcn.named_parameters()}
+    nodes = [i, j, *sorted((set(lists[i]) | set(lists[j])) - {i, j})]
+    y = []
+    for n in nodes:
+        label = 1 if n in (i, j) else 2 if n in lists[i] and n in lists[j] else 0
+        one_hot = [float(label == value) for value in (0, 1, 2)]
+        if gcn.variant == "paper":
+            y.append([math.sqrt(memory.shape[1]) * x for x in memory[n]] + one_hot)
+        else:
+            y.append([*one_hot, float(memory[n] @ memory[i]), float(memory[n] @ memory[j])])
+    layers = []
+    for weights in (theta["theta_1"], theta["theta_2"]):
+        rows = []
+        for a in nodes:
+            around = [a]
+            for b in nodes:
+                is_edge = (a in (i, j) and b in lists[a]) or (b in (i, j) and a in lists[b])
+                is_link = {a, b} == {i, j}
+                if a != b and is_edge and not (is_link and gcn.link == "drop"):
+                    around.append(b)
+            mean = sum(np.array(y[nodes.index(b)]) for b in around) / len(around)
+            rows.append(np.maximum(mean @ weights, 0))
+        y = rows
+        layers.append(np.max(rows, axis=0))
+    pooled = np.concatenate(layers)
+    convolved = [
+        max(0.0, float(bias + sum(kernel[0][s] * pooled[2 * t + s] for s in range(5))))
+        for kernel, bias in zip(theta["conv.weight"], theta["conv.bias"], strict=True)
+        for t in range((len(pooled) - 5) // 2 + 1)
+    ]
+    hidden = np.maximum(theta["mlp_1.weight"] @ convolved + theta["mlp_1.bias"], 0)
+    return float(theta["mlp_2.weight"][0] @ hidden + theta["mlp_2.bias"][0])
+
+
+@pytest.mark.parametrize(("variant", "link"), SETTINGS)
+def test_logits_equal_a_loop_written_from_eq_5(variant: str, link: str) -> None:
+    lists, memory = random_lists(9, 5), unit_rows(9, 7)
+    gcn = make_gcn(7, variant=variant, link=link)
+    pairs = all_pairs(9)
+    logits = gcn(memory, build_subgraphs(pairs, table(lists)))
+    expected = [slow_logit(gcn, memory.numpy(), lists, i, j) for i, j in pairs.tolist()]
+    np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("variant", "link"), SETTINGS)
+@pytest.mark.parametrize(("longest", "shortest"), [(8, 8), (7, 1), (6, 0), (1, 1)])
+def test_logits_and_gradients_equal_real_graphs(variant: str, link: str, longest: int, shortest: int) -> None:
+    lists, pairs = random_lists(12, longest, shortest=shortest), all_pairs(12)
+    assert_paths_agree(make_gcn(7, variant=variant, link=link), unit_rows(12, 7), pairs, lists, atol=1e-11)
+
+
+@pytest.mark.parametrize(("variant", "link"), SETTINGS)
+def test_single_precision_is_equal_to_1e_5(variant: str, link: str) -> None:
+    lists, pairs = random_lists(30, 8, shortest=8), all_pairs(30)[::7]
+    gcn = make_gcn(64, torch.float32, variant=variant, link=link)
+    assert_paths_agree(gcn, unit_rows(30, 64, torch.float32), pairs, lists, atol=1e-5)
+
+
+SPECIAL = {
+    "no shared neighbours": [[2, 3], [4, 5], [0], [0], [0], [0]],
+    "all neighbours shared": [[2, 3], [2, 3], [0], [0], [0], [0]],
+    "linked from one side": [[1, 2], [3, 4], [0], [0], [0], [0]],
+    "linked from the other side": [[2, 3], [0, 4], [0], [0], [0], [0]],
+    "one list is empty without the other end": [[1], [2, 3], [0], [0], [0], [0]],
+    "only each other": [[1], [0], [0], [0], [0], [0]],
+    "no neighbours at all": [[], [], [0], [0], [0], [0]],
+}
+
+
+@pytest.mark.parametrize(("variant", "link"), SETTINGS)
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_pairs_equal_real_graphs(name: str, variant: str, link: str) -> None:
+    gcn = make_gcn(7, variant=variant, link=link)
+    memory, pairs = unit_rows(6, 7), torch.tensor([[0, 1], [1, 0]])
+    assert_paths_agree(gcn, memory, pairs, SPECIAL[name], atol=1e-11)
+    logits = gcn(memory, build_subgraphs(pairs, table(SPECIAL[name]))).detach()
+    assert math.isclose(float(logits[0]), slow_logit(gcn, memory.numpy(), SPECIAL[name], 0, 1), abs_tol=1e-12)
+
+
+def test_a_perturbed_copy_behind_the_memory_is_an_image_like_any_other() -> None:
+    # image 4 is a copy of image 0: it has neighbours, and stands in nobody's list
+    lists = [[1, 2], [0, 3], [3, 0], [2, 1], [0, 1]]
+    assert_paths_agree(make_gcn(7), unit_rows(5, 7), torch.tensor([[0, 4], [3, 4]]), lists, atol=1e-11)
+
+
+@pytest.mark.parametrize(("variant", "link"), SETTINGS)
+def test_gradcheck(variant: str, link: str) -> None:
+    lists, pairs = random_lists(6, 3), all_pairs(6)[::4]
+    gcn, memory = make_gcn(4, variant=variant, link=link), unit_rows(6, 4).requires_grad_()
+    subgraphs = build_subgraphs(pairs, table(lists))
+    names, values = zip(*gcn.named_parameters(), strict=True)
+
+    def logits(memory: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(gcn, dict(zip(names, values, strict=True)), (memory, subgraphs))
+
+    assert torch.autograd.gradcheck(logits, (memory, *values), atol=1e-6)
+
+
+def test_keeping_or_dropping_the_link_changes_linked_pairs_alone() -> None:
+    lists, pairs = random_lists(12, 5), all_pairs(12)
+    subgraphs = build_subgraphs(pairs, table(lists))
+    keep, drop = (make_gcn(7, link=link)(unit_rows(12, 7), subgraphs) for link in ("keep", "drop"))
+    assert torch.equal(keep[~subgraphs.link], drop[~subgraphs.link])
+    assert (keep[subgraphs.link] != drop[subgraphs.link]).float().mean() > 0.9
+
+
+def test_a_pair_has_the_same_logit_from_both_sides_in_the_paper_variant() -> None:
+    subgraphs = build_subgraphs(torch.tensor([[2, 7], [7, 2]]), table(random_lists(10, 5)))
+    one, other = make_gcn(7)(unit_rows(10, 7), subgraphs)
+    torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("variant", ["paper", "structure"])
+def test_chunks_leave_no_seam(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists, pairs = random_lists(12, 7, shortest=0), all_pairs(12)
+    gcn, memory, subgraphs = make_gcn(7, variant=variant), unit_rows(12, 7), build_subgraphs(pairs, table(lists))
+    whole = gcn(memory, subgraphs)
+    monkeypatch.setattr("mprd.gcn.CELLS_PER_CHUNK", {"cpu": 300})
+    torch.testing.assert_close(gcn(memory, subgraphs), whole, atol=1e-12, rtol=0)
+
+
+def test_a_few_pairs_of_a_large_memory_equal_those_from_a_kept_projection() -> None:
+    lists, pairs = random_lists(400, 4), torch.tensor([[3, 77], [399, 0], [5, 6]])
+    for variant in ("paper", "structure"):
+        gcn, memory = make_gcn(7, variant=variant), unit_rows(400, 7)
+        subgraphs = build_subgraphs(pairs, table(lists))
+        kept = gcn(memory, subgraphs, projected=gcn.project(memory))
+        torch.testing.assert_close(gcn(memory, subgraphs), kept, atol=1e-12, rtol=0)
+        assert_paths_agree(gcn, memory, pairs, lists, atol=1e-11)
+
+
+def test_graphs_that_came_by_arrow_give_the_same_bits() -> None:
+    subgraphs = build_subgraphs(all_pairs(12), table(random_lists(12, 7)))
+    gcn, memory = make_gcn(7), unit_rows(12, 7)
+    assert torch.equal(gcn(memory, subgraphs), gcn(memory, from_arrow(to_arrow(subgraphs))))
+
+
+@pytest.mark.parametrize("variant", ["paper", "structure"])
+def test_likelihoods_are_those_of_the_graphs_in_the_order_of_the_pairs(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists, pairs = random_lists(25, 16, shortest=1), all_pairs(25)
+    gcn, memory = make_gcn(7, variant=variant), unit_rows(25, 7)
+    expected = torch.tensor(
+        [1 / (1 + math.exp(-slow_logit(gcn, memory.numpy(), lists, i, j))) for i, j in pairs[:90].tolist()]
+    )
+    for group in (2**15, 10):
+        monkeypatch.setattr("mprd.gcn.PAIRS_PER_GROUP", group)
+        likelihoods = gcn.predict(memory, table(lists), pairs)
+        assert not likelihoods.requires_grad
+        torch.testing.assert_close(likelihoods[:90].float(), expected, atol=1e-6, rtol=0)
+        one_by_one = torch.cat([gcn.predict(memory, table(lists), pair[None]) for pair in pairs[90:120]])
+        torch.testing.assert_close(likelihoods[90:120], one_by_one, atol=1e-12, rtol=0)
+
+
+def test_no_pairs_give_no_logits() -> None:
+    nothing = torch.empty(0, 2, dtype=torch.int64)
+    gcn, memory, lists = make_gcn(7), unit_rows(5, 7), table(random_lists(5, 3))
+    logits = gcn(memory, build_subgraphs(nothing, lists))
+    assert logits.shape == (0,)
+    assert all(not bool(grad.any()) for grad in grads(logits, gcn, memory.requires_grad_()))
+    assert gcn.predict(memory.detach(), lists, nothing).shape == (0,)
+
+
+def test_one_pair_gives_one_logit() -> None:
+    subgraphs = build_subgraphs(torch.tensor([[0, 1]]), table(random_lists(5, 3)))
+    assert make_gcn(7)(unit_rows(5, 7), subgraphs).shape == (1,)
+
+
+def test_pair_scalars_join_at_the_read_out() -> None:
+    lists, pairs = random_lists(12, 6), all_pairs(12)
+    gcn, memory = make_gcn(7, num_pair_scalars=2), unit_rows(12, 7)
+    subgraphs = build_subgraphs(pairs, table(lists))
+    scalars = torch.arange(2 * len(pairs), dtype=torch.float64).reshape(-1, 2) / 50
+    fast = gcn(memory, subgraphs, pair_scalars=scalars)
+    torch.testing.assert_close(fast, gcn.forward_reference(memory, subgraphs, pair_scalars=scalars), atol=1e-11, rtol=0)
+    torch.testing.assert_close(
+        gcn.predict(memory, table(lists), pairs, pair_scalars=scalars), fast.sigmoid(), atol=1e-12, rtol=0
+    )
+    assert not torch.allclose(fast, gcn(memory, subgraphs, pair_scalars=0 * scalars))
+
+
+def test_the_same_generator_draws_the_same_weights_and_a_state_dict_carries_them() -> None:
+    one, same, other = (PairGCN(7, generator=torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    for a, b in zip(one.parameters(), same.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(one.theta_1, other.theta_1)
+    other.load_state_dict(one.state_dict())
+    subgraphs = build_subgraphs(all_pairs(9), table(random_lists(9, 4)))
+    memory = unit_rows(9, 7, torch.float32)
+    assert torch.equal(one(memory, subgraphs), other(memory, subgraphs))
+
+
+def test_weights_of_features_and_labels_start_at_a_scale_at_which_both_count() -> None:
+    gcn = PairGCN(2048, generator=torch.Generator().manual_seed(0))
+    feature, label, pair = gcn.theta_1.detach().split(gcn.columns)
+    memory = unit_rows(50, 2048, torch.float32)
+    assert 0.8 < (math.sqrt(2048) * memory @ feature).std() < 1.2
+    assert 0.8 < label.std() < 1.2
+    assert len(pair) == 0
+
+
+def test_a_width_below_the_kernel_is_an_error_that_names_the_setting() -> None:
+    with pytest.raises(UserError, match=r"gcn\.hidden must be at least 3, but got 2"):
+        PairGCN(7, hidden=2)
+    assert make_gcn(7)(unit_rows(5, 7), build_subgraphs(torch.tensor([[0, 1]]), table(random_lists(5, 3)))).isfinite()
