@@ -16,7 +16,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from mprd.batch_norm import BatchCut, share_statistics
 from mprd.errors import UserError
+from mprd.world import World
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,8 @@ class Backbone(nn.Module):
         self.neck = nn.BatchNorm1d(self.num_features)
         self.neck.bias.requires_grad_(bn_bias)
         self.is_frozen_bn = False
+        self.cut = BatchCut(World(), 0)
+        """How a batch is cut into groups and workers' shares."""
 
     def pool(self, images: Tensor) -> Tensor:
         """Return the pooled feature before the appended batch norm, `[B, D]`, not normalised."""
@@ -67,8 +71,8 @@ def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:
     return F.adaptive_avg_pool2d(maps, (num_stripes, 1)).flatten(1)
 
 
-def build_backbone(config: BackboneConfig) -> Backbone:
-    """Build the network and load its weights.
+def build_backbone(config: BackboneConfig, *, world: World | None = None) -> Backbone:
+    """Build the network and load its weights; batch-norm statistics are taken over the batch of all workers.
 
     Raises UserError where the weights cannot be had or do not fit.
     """
@@ -76,6 +80,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     load_trunk_weights(trunk, config)
     backbone = Backbone(trunk, num_channels, num_stripes=config.num_stripes, bn_bias=config.bn_bias)
     backbone.is_frozen_bn = config.freeze_bn
+    backbone.cut = BatchCut(world or World(), config.bn_group)
+    share_statistics(backbone, backbone.cut)
     return backbone
 
 

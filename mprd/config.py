@@ -102,6 +102,15 @@ class BackboneConfig(Section):
     """Re-estimate all batch-norm statistics on the training images before the first epoch."""
     freeze_bn: bool = False
     """Keep the backbone's own batch norms at their stored statistics while training."""
+    bn_group: int = Field(0, ge=0)
+    """Images whose statistics a batch norm takes together while training; 0 is the whole batch. Never the
+    images that one of several workers happens to hold."""
+
+    @model_validator(mode="after")
+    def _group_has_a_variance(self) -> BackboneConfig:
+        if self.bn_group == 1:
+            raise ValueError("backbone.bn_group must be 0 or at least 2: one image has no variance")
+        return self
 
 
 class MemoryConfig(Section):

@@ -1,12 +1,15 @@
 """Algorithm 1: `fit` says when, the two epochs in what order, the two steps how.
 
+Several workers hold memory, P and networks alike; each takes its share of every batch, of its labels and of the
+GCN's pairs, and what they find is gathered in the batch's order, so that their number changes nothing.
+
 The memory, P and the networks change in this file and nowhere else.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +24,7 @@ from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset, choose_meta_images
 from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import NonFiniteLoss, UserError
-from mprd.features import extract, image_batches, ordered_batches
+from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
 from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller
 from mprd.memory import FeatureMemory
@@ -29,6 +32,7 @@ from mprd.pairs import PADDING
 from mprd.seeding import Draw, generator
 from mprd.state import TrainState, build_state
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
+from mprd.world import World
 
 LABEL_CHUNK = 256
 """Images labelled at a time in a pass over all of them."""
@@ -75,7 +79,15 @@ def fit(trainer: Trainer) -> TrainState:
 class Trainer:
     """The loop's settings, data and state."""
 
-    def __init__(self, config: Config, dataset: ReidDataset, *, device: torch.device, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: ReidDataset,
+        *,
+        device: torch.device,
+        hooks: Hooks,
+        world: World | None = None,
+    ) -> None:
         """Build everything from the seed; the memory is still to be filled or restored.
 
         Raises UserError for data that cannot train under these settings.
@@ -84,6 +96,7 @@ class Trainer:
         self.dataset = dataset
         self.device = device
         self.hooks = hooks
+        self.world = world or World()
         train = dataset.train
         style = choose_style(config.data.camera_style, train.paths, train.camids, files=dataset.style_paths)
         self.train_images, self.perturbed_images = (
@@ -96,7 +109,7 @@ class Trainer:
         self.pids = as_tensor(train.pids, device)
         self.camids = as_tensor(train.camids, device)
         self.meta = self.choose_meta()
-        self.state = build_state(config, num_images=self.num_images, device=device)
+        self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
 
     def check_size(self) -> None:
         """Refuse data too small for its settings before anything is computed."""
@@ -105,6 +118,10 @@ class Trainer:
                 f"{self.dataset.root}: neighbors.k = {self.config.neighbors.k} needs more training images than "
                 f"that, but there are {self.num_images}"
             )
+        for name, size in (("train", self.config.train.batch_size), ("eval", self.config.eval.batch_size)):
+            smallest = self.num_images // -(-self.num_images // size)
+            if smallest < self.world.size:
+                raise UserError(f"{name}.batch_size: a batch of {smallest} is too small for {self.world.size} workers")
 
     def choose_meta(self) -> MetaSet:
         """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed."""
@@ -166,17 +183,17 @@ class Trainer:
         )
         return after
 
+    def batches(self, images: Any, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield this worker's images of each batch and the ids of the whole batch."""
+        num_workers = self.config.data.num_workers
+        return shared_batches(images, batches, self.state.backbone.cut, num_workers=num_workers, device=self.device)
+
     def fill_memory(self) -> None:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
         # in random order: batch statistics of neighbouring files would be those of one identity
         order = torch.randperm(self.num_images, generator=generator(self.config.train.seed, Draw.ORDER))
         if self.config.backbone.recalibrate_bn:
-            batches = image_batches(
-                self.plain_images,
-                ordered_batches(order, self.config.eval.batch_size),
-                num_workers=self.config.data.num_workers,
-                device=self.device,
-            )
+            batches = self.batches(self.plain_images, ordered_batches(order, self.config.eval.batch_size))
             recalibrate_bn(self.state.backbone, (images for images, _ in batches))
         features = self.extract(self.plain_images, ids=order, mode=self.config.memory.start_mode)
         self.state.memory = FeatureMemory(features[order.argsort()])
@@ -209,9 +226,8 @@ class Trainer:
             epoch=state.epoch,
         )
         rest = pool[state.step :]
-        num_done = sum(len(step) for step in pool[: state.step])
-        pairs = torch.cat([step.pairs for step in pool])[num_done:]
-        stream = self.hooks.build_subgraphs(pairs, neighbor_ids, [len(step) for step in rest])
+        own = [step.pairs[self.world.shares(len(step)).own] for step in rest]
+        stream = self.hooks.build_subgraphs(torch.cat([*own, pool[0].pairs[:0]]), neighbor_ids, [*map(len, own)])
         for step, subgraphs in zip(rest, stream, strict=True):
             self.gcn_step(features, subgraphs, step)
             state.step += 1
@@ -257,11 +273,13 @@ class Trainer:
     def gcn_step(self, features: Tensor, subgraphs: SubgraphBatch, step: PoolStep) -> None:
         """Take one step of Eq. 9 with the gradient of Eq. 10."""
         state = self.state
-        unlabelled, meta = step.losses(state.gcn(features, subgraphs))
+        logits = self.world.join(state.gcn(features, subgraphs), self.world.shares(len(step)).counts)
+        unlabelled, meta = step.losses(logits)
         loss = unlabelled + (self.eta() if self.config.gcn.sources == "both" else 1.0) * meta
         value = self.finite(loss, "GCN")
         state.gcn_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.world.sum_gradients(state.gcn.parameters())
         state.gcn_optimizer.step()
         state.tally.add("gcn_loss", value)
         state.tally.add("gcn_steps", 1)
@@ -281,30 +299,32 @@ class Trainer:
         order = torch.randperm(self.num_images, generator=generator(train.seed, Draw.ORDER, state.epoch))
         batches = ordered_batches(order, train.batch_size)
         state.backbone.train()
-        loader = image_batches(
-            self.train_images, batches[state.step :], num_workers=self.config.data.num_workers, device=self.device
-        )
-        for images, ids in loader:
+        for images, ids in self.batches(self.train_images, batches[state.step :]):
             self.cnn_step(images, ids, labeller)
             state.step += 1
             self.hooks.after_step(state, len(batches))
         state.tally.add("cnn_seconds", time.monotonic() - started)
 
     def cnn_step(self, images: Tensor, ids: Tensor, labeller: GcnLabeller | RuleLabeller) -> None:
-        """Take one step of Alg. 1 lines 9-11: memory (Eq. 1), P_i (Eq. 7), F (Eq. 8)."""
+        """Take one step of Alg. 1 lines 9-11, with this worker's images: memory (Eq. 1), P_i (Eq. 7), F (Eq. 8)."""
         state, update = self.state, self.config.memory.update
+        shares = state.backbone.cut.shares(len(ids))
+        own = ids[shares.own]
         features = state.backbone(images)
+        everyones = self.world.gather(features, shares.counts)
         if update == "before":
-            state.memory.update(ids, features, gamma=self.gamma())
+            state.memory.update(ids, everyones, gamma=self.gamma())
         if self.config.pairs.refresh == "batch":
-            self.set_positives(ids, labeller.label(ids))
-        loss = self.cnn_loss(features @ state.memory.features.T, state.positives.mask(ids))
-        value = self.finite(loss, "CNN")
+            self.set_positives(ids, gather_labels(labeller.label(own), shares.counts, self.world))
+        # the workers' parts of the batch's mean
+        loss = shares.weight * self.cnn_loss(features @ state.memory.features.T, state.positives.mask(own))
+        value = self.finite(self.world.sum(loss), "CNN")
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.world.sum_gradients(state.backbone.parameters())
         state.optimizer.step()
         if update == "after":
-            state.memory.update(ids, features, gamma=self.gamma())
+            state.memory.update(ids, everyones, gamma=self.gamma())
         state.tally.add("cnn_loss", value * len(ids))
         state.tally.add("images", len(ids))
 
@@ -320,12 +340,14 @@ class Trainer:
     def label_all(self, labeller: GcnLabeller | RuleLabeller) -> None:
         """Write P of every image from one state of the memory."""
         chunks = list(torch.arange(self.num_images, device=self.device).split(LABEL_CHUNK))
+        shares = [self.world.shares(len(ids)) for ids in chunks]
+        own = [ids[share.own] for ids, share in zip(chunks, shares, strict=True)]
         if isinstance(labeller, GcnLabeller):
-            labels = labeller.label_all(chunks, self.hooks.build_subgraphs)
+            labels = labeller.label_all(own, self.hooks.build_subgraphs)
         else:
-            labels = (labeller.label(ids) for ids in chunks)
-        for ids, found in zip(chunks, labels, strict=True):
-            self.set_positives(ids, found)
+            labels = (labeller.label(ids) for ids in own)
+        for ids, share, found in zip(chunks, shares, labels, strict=True):
+            self.set_positives(ids, gather_labels(found, share.counts, self.world))
 
     def set_positives(self, ids: Tensor, labels: Labels) -> None:
         """Write P_i of a batch, and count what the GCN judged."""
@@ -352,6 +374,21 @@ class Trainer:
                 "gcn.learning_rate) is the usual cure"
             )
         return value
+
+
+def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
+    """Put the labels of all workers' images one behind the other."""
+    if world.size == 1:
+        return labels
+    positives = world.gather_table(labels.positives, counts, fill=PADDING)
+    if labels.candidates is None or labels.likelihoods is None:
+        return Labels(positives)
+    return Labels(
+        positives,
+        world.gather_table(labels.candidates, counts, fill=PADDING),
+        world.gather_table(labels.likelihoods, counts, fill=0),
+        int(world.sum_number(labels.num_capped)),
+    )
 
 
 def as_tensor(ids: Any, device: torch.device) -> Tensor | None:

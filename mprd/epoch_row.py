@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mprd import diagnostics
-from mprd.retrieval import can_evaluate, evaluate
+from mprd.retrieval import can_evaluate, evaluate, extract_sets
 from mprd.seeding import Draw, generator
 
 if TYPE_CHECKING:
@@ -68,10 +68,21 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
 
 def retrieval_row(trainer: Trainer) -> dict[str, float]:
     """Evaluate when this epoch is due, or the last."""
+    config = trainer.config
+    if not is_due(trainer):
+        return {}
+    rerank = config.eval.rerank and trainer.state.epoch + 1 == config.train.epochs
+    return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, rerank=rerank).row()
+
+
+def help_evaluate(trainer: Trainer) -> None:
+    """Extract this worker's share for the first one, which alone makes the row."""
+    if is_due(trainer):
+        extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
+
+
+def is_due(trainer: Trainer) -> bool:
+    """Say whether this epoch is evaluated; the last always is, where it can be."""
     epoch, config = trainer.state.epoch, trainer.config
     is_last = epoch + 1 == config.train.epochs
-    is_due = (epoch + 1) % config.eval.every == 0 or is_last
-    if not is_due or not can_evaluate(trainer.dataset):
-        return {}
-    rerank = is_last and config.eval.rerank
-    return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, rerank=rerank).row()
+    return can_evaluate(trainer.dataset) and (is_last or (epoch + 1) % config.eval.every == 0)

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mprd.backbone import Backbone
+from mprd.batch_norm import BatchCut
 from mprd.data.images import make_loader
+from mprd.world import Shares
 
 
 def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
@@ -26,6 +28,21 @@ def image_batches(
         yield batch.to(device, non_blocking=True), batch_ids.to(device, non_blocking=True)
 
 
+def shared_batches(
+    images: Dataset, batches: list[list[int]], cut: BatchCut, *, num_workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield this worker's images of each global batch, and the ids of the whole batch `[B]`, on the device.
+
+    The cut is set to the batch before it is handed out; a batch without an image for this worker is left out.
+    """
+    own = [batch[cut.shares(len(batch)).own] for batch in batches]
+    held = [number for number, ids in enumerate(own) if ids]
+    stream = image_batches(images, [own[number] for number in held], num_workers=num_workers, device=device)
+    for number, (shown, _) in zip(held, stream, strict=True):
+        cut.set_batch(len(batches[number]))
+        yield shown, torch.tensor(batches[number], device=device)
+
+
 @torch.no_grad()
 def extract(
     backbone: Backbone,
@@ -39,6 +56,8 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Return unit features after and before the appended batch norm, each `[n, D]`, in the order of `ids`.
 
+    Each worker extracts its share of every batch, and all get all features.
+
     Args:
         ids: `[n]`, which images; all when None.
         mode: `eval`, or `train` for batch statistics (and then the running ones move).
@@ -46,13 +65,26 @@ def extract(
     was_training = backbone.training
     backbone.train(mode == "train")
     wanted = torch.arange(len(images)) if ids is None else ids.cpu()  # type: ignore[arg-type]
-    after = torch.empty(len(wanted), backbone.num_features, device=device)
+    batches = ordered_batches(wanted, batch_size)
+    shares = [backbone.cut.shares(len(batch)) for batch in batches]
+    num_own = sum(share.counts[share.rank] for share in shares)
+    after = torch.empty(num_own, backbone.num_features, device=device)
     before = torch.empty_like(after)
     start = 0
-    batches = ordered_batches(wanted, batch_size)
-    for batch, _ in image_batches(images, batches, num_workers=num_workers, device=device):
+    for batch, _ in shared_batches(images, batches, backbone.cut, num_workers=num_workers, device=device):
         rows = slice(start, start + len(batch))
         after[rows], before[rows] = backbone.features(batch)
         start += len(batch)
     backbone.train(was_training)
-    return after, before
+    return collect(after, shares, backbone.cut), collect(before, shares, backbone.cut)
+
+
+def collect(rows: Tensor, shares: list[Shares], cut: BatchCut) -> Tensor:
+    """Gather rows that each worker has of every batch, and put them in the order of the batches."""
+    world = cut.world
+    if world.size == 1:
+        return rows
+    parts = [[share.counts[rank] for share in shares] for rank in range(world.size)]
+    gathered = world.gather(rows, [sum(counts) for counts in parts])
+    by_worker = [part.split(counts) for part, counts in zip(gathered.split([*map(sum, parts)]), parts, strict=True)]
+    return torch.cat([rows[:0], *(piece for pieces in zip(*by_worker, strict=True) for piece in pieces)])

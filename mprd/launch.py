@@ -1,16 +1,20 @@
-"""Run the loop in this process: data, run folder, signals, progress, checkpoints."""
+"""Run the loop in this process: data, run folder, signals, progress, checkpoints.
+
+`run_local` is the whole of it; `train` is the part that each worker of a larger run takes.
+"""
 
 from __future__ import annotations
 
 import io
 import logging
 import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -22,18 +26,29 @@ from mprd.console import EpochLines, final_table
 from mprd.curves import plot_curves
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
-from mprd.engine import Hooks, Trainer, fit
-from mprd.epoch_row import COLLAPSED, epoch_row
+from mprd.engine import Hooks, Trainer, fit, ignore
+from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate
 from mprd.errors import Interrupted, UserError
 from mprd.retrieval import can_evaluate, evaluate
 from mprd.run_folder import RunFolder, write_text
 from mprd.state import TrainState
+from mprd.world import World
 
 logger = logging.getLogger("mprd")
 
 
-def run_local(config: Config, folder: RunFolder, *, resume: bool, console: Console) -> list[dict[str, Any]]:
+def run_local(
+    config: Config,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    console: Console,
+    on_row: Callable[[dict[str, Any]], None] = ignore,
+) -> list[dict[str, Any]]:
     """Train to the last epoch and write the table and the curves; return the rows of all epochs.
+
+    Args:
+        on_row: called with each epoch's row once it is written; what it raises ends the run.
 
     Raises UserError for the person's mistakes, Interrupted when a signal asked to stop (the state is saved).
     """
@@ -43,18 +58,52 @@ def run_local(config: Config, folder: RunFolder, *, resume: bool, console: Conso
     if not resume:
         folder.create(config)
     with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
-        recorder = Recorder(config, folder, signals=signals, lines=lines)
-        trainer = Trainer(config, dataset, device=device, hooks=recorder.hooks())
+        recorder = Recorder(config, folder, signals=signals, lines=lines, on_row=on_row)
+        train(config, dataset, folder, device=device, recorder=recorder, resume=resume)
+    finish(folder, recorder.rows, console)
+    return recorder.rows
+
+
+def train(
+    config: Config,
+    dataset: ReidDataset,
+    folder: RunFolder,
+    *,
+    device: torch.device,
+    recorder: Recorder | Follower,
+    resume: bool,
+    world: World | None = None,
+) -> None:
+    """Train to the last epoch, from the last checkpoint when resuming.
+
+    Raises UserError where an accelerator's memory is too small, naming the settings that help.
+    """
+    with explained_memory(config):
+        trainer = Trainer(config, dataset, device=device, hooks=recorder.hooks(), world=world)
         if resume:
             trainer.state.load_state_dict(checkpoint.load(folder.last), path=folder.last)
             recorder.forget_from(trainer.state.epoch)
         else:
             trainer.fill_memory()
-            folder.save(trainer.state)
+            recorder.save(trainer.state)
         fit(trainer)
-        recorder.close()
-    finish(folder, recorder.rows, console)
-    return recorder.rows
+    recorder.close()
+
+
+@contextmanager
+def explained_memory(config: Config) -> Iterator[None]:
+    """Turn an accelerator's out-of-memory error into one line with the settings that help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        c = config
+        raise UserError(
+            f"out of memory on the accelerator ({str(error).splitlines()[0].split('. ')[0]}); what helps: "
+            f"train.batch_size (now {c.train.batch_size}), data.height and data.width ({c.data.height}, "
+            f"{c.data.width}), backbone.name ({c.backbone.name}), backbone.last_stride=2, eval.batch_size "
+            f"({c.eval.batch_size}), gcn.batch_size ({c.gcn.batch_size}), neighbors.k_max ({c.neighbors.k_max}), "
+            "or more workers"
+        ) from None
 
 
 def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> None:
@@ -114,6 +163,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+class Lines(Protocol):
+    """Where progress is shown."""
+
+    def step(self, *, epoch: int, phase: str, step: int, num_steps: int, loss: float | None) -> None:
+        """Show a step."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Show an epoch that has ended."""
+
+
+class Wish(Protocol):
+    """Whether somebody has asked to stop."""
+
+    @property
+    def stop(self) -> bool:
+        """True from then on."""
+
+
 class Signals:
     """Whether Ctrl-C or SIGTERM has asked to stop."""
 
@@ -133,6 +200,10 @@ class Signals:
 def watch_signals(console: Console) -> Iterator[Signals]:
     """Turn Ctrl-C and SIGTERM into a wish to stop, for as long as the block runs."""
     signals = Signals(console)
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may take signals; a worker's process has its own ways to be stopped
+        yield signals
+        return
     old = {number: signal.signal(number, signals.ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield signals
@@ -142,15 +213,26 @@ def watch_signals(console: Console) -> Iterator[Signals]:
 
 
 class Recorder:
-    """Keep the run folder and the screen up to date."""
+    """Keep the run folder and the screen up to date; the first worker's task."""
 
-    def __init__(self, config: Config, folder: RunFolder, *, signals: Signals, lines: EpochLines) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        *,
+        signals: Wish,
+        lines: Lines,
+        world: World | None = None,
+        on_row: Callable[[dict[str, Any]], None] = ignore,
+    ) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.config = config
         self.folder = folder
         self.signals = signals
         self.lines = lines
+        self.world = world or World()
+        self.on_row = on_row
         self.rows = folder.read_rows()
         self.events = SummaryWriter(str(folder.path / "events"))
         self.saved_at = time.monotonic()
@@ -173,15 +255,17 @@ class Recorder:
         train = self.config.train
         is_due = bool(train.checkpoint_steps) and self.steps_since >= train.checkpoint_steps
         is_late = bool(train.checkpoint_seconds) and time.monotonic() - self.saved_at > train.checkpoint_seconds
-        if is_due or is_late or self.signals.stop:
+        # all workers stop behind the same step, or those that went on would wait for the others for ever
+        stop = self.world.any(self.signals.stop)
+        if is_due or is_late or stop:
             self.save(state)
-        if self.signals.stop:
+        if stop:
             raise Interrupted(f"stopped in epoch {state.epoch + 1}; go on with --resume {self.folder.path}")
 
     def checkpoint(self, state: TrainState) -> None:
         """Save between two epochs, and stop when asked."""
         self.save(state)
-        if self.signals.stop and state.epoch < self.config.train.epochs:
+        if self.world.any(self.signals.stop) and state.epoch < self.config.train.epochs:
             raise Interrupted(f"stopped after epoch {state.epoch}; go on with --resume {self.folder.path}")
 
     def save(self, state: TrainState) -> None:
@@ -204,6 +288,7 @@ class Recorder:
         plot_curves(self.rows, self.folder.path / "curves.png")
         self.lines.epoch(row)
         self.warn(row)
+        self.on_row(row)
 
     def warn(self, row: dict[str, Any]) -> None:
         """Say what went wrong in an epoch without stopping it."""
@@ -223,3 +308,40 @@ class Recorder:
     def close(self) -> None:
         """Close the event file."""
         self.events.close()
+
+
+class Follower:
+    """Stand in for the recorder where another worker records: take part in what all must do, and write nothing."""
+
+    def __init__(self, config: Config, world: World, *, on_row: Callable[[dict[str, Any]], None] = ignore) -> None:
+        self.config = config
+        self.world = world
+        self.on_row = on_row
+
+    def hooks(self) -> Hooks:
+        """Return the callables for `fit`."""
+        return Hooks(after_step=self.after_step, after_epoch=self.after_epoch, checkpoint=self.checkpoint)
+
+    def after_step(self, state: TrainState, _num_steps: int) -> None:
+        """Stop when the recorder does."""
+        if self.world.any(False):
+            raise Interrupted(f"stopped in epoch {state.epoch + 1}")
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Extract for the recorder's evaluation."""
+        help_evaluate(trainer)
+        self.on_row({})
+
+    def checkpoint(self, state: TrainState) -> None:
+        """Stop when the recorder does."""
+        if self.world.any(False) and state.epoch < self.config.train.epochs:
+            raise Interrupted(f"stopped after epoch {state.epoch}")
+
+    def forget_from(self, epoch: int) -> None:
+        """Have nothing to forget."""
+
+    def save(self, state: TrainState) -> None:
+        """Leave saving to the recorder."""
+
+    def close(self) -> None:
+        """Have nothing to close."""

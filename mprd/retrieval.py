@@ -59,8 +59,7 @@ def evaluate(
 ) -> Retrieval:
     """Extract query and gallery, rank, and count (Sec. 5.1)."""
     query, gallery = dataset.query, dataset.gallery
-    q_after, q_before = extract_set(backbone, query, config, device=device)
-    g_after, g_before = extract_set(backbone, gallery, config, device=device)
+    (q_after, q_before), (g_after, g_before) = extract_sets(backbone, dataset, config, device=device)
     ids = tuple(known(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
     memory_mb = config.eval.memory_mb
     re_ranked = rank_metrics(re_rank(q_after, g_after), *ids) if rerank else None
@@ -75,6 +74,13 @@ def known(ids: np.ndarray | None) -> np.ndarray:
     """Insist on ids that `can_evaluate` has seen."""
     assert ids is not None
     return ids
+
+
+def extract_sets(
+    backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device
+) -> list[tuple[Tensor, Tensor]]:
+    """Extract query and gallery; several workers share the images, and each must call this."""
+    return [extract_set(backbone, images, config, device=device) for images in (dataset.query, dataset.gallery)]
 
 
 def extract_set(backbone: Backbone, images: ImageSet, config: Config, *, device: torch.device) -> tuple[Tensor, Tensor]:

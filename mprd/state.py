@@ -18,6 +18,7 @@ from mprd.labelling import Labels
 from mprd.memory import FeatureMemory
 from mprd.pairs import PADDING, PositiveTable
 from mprd.seeding import Draw, generator
+from mprd.world import World
 
 Phase = Literal["gcn", "cnn", "evaluate"]
 
@@ -124,11 +125,13 @@ class TrainState:
         self.tally = Tally.from_state_dict(state["tally"])
 
 
-def build_state(config: Config, *, num_images: int, device: torch.device) -> TrainState:
+def build_state(
+    config: Config, *, num_images: int, device: torch.device, world: World | None = None
+) -> TrainState:
     """Build the networks from the seed; the memory is zeros until it is filled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.train.seed, Draw.WEIGHTS).initial_seed() % 2**63)
-        backbone = build_backbone(config.backbone).to(device)
+        backbone = build_backbone(config.backbone, world=world).to(device)
         gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
     return TrainState(
         backbone=backbone,

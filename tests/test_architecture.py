@@ -17,6 +17,8 @@ ORDER = [
     "config",
     "seeding",
     "schedules",
+    "world",
+    "batch_norm",
     "data.decode",
     "data.layouts",
     "data.camera_style",

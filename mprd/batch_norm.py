@@ -1,0 +1,177 @@
+"""Batch norm over the images of a global batch, or fixed groups of them, however many workers hold them.
+
+torch's SyncBatchNorm does the first on CUDA only, and plain batch norm takes whatever a worker holds: the
+reason why results in this field depend on the number of GPUs.
+
+Shapes: C channels, G groups, R workers.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mprd.world import Shares, World, batch_groups, edges_of
+
+
+class BatchCut:
+    """How the batch that is passing through a network is cut into groups and into workers' shares."""
+
+    def __init__(self, world: World, bn_group: int) -> None:
+        self.world = world
+        self.bn_group = bn_group
+        self.groups: list[int] = []
+        self.counts = torch.zeros(0)
+        """`[R, G]`, each worker's images of each group."""
+        self.is_whole = True
+        """Whether no group is divided between workers."""
+
+    def shares(self, num_images: int) -> Shares:
+        """Say which images of a batch each worker holds."""
+        return self.world.shares(num_images, groups=batch_groups(num_images, self.bn_group))
+
+    def set_batch(self, num_images: int) -> None:
+        """Prepare for the forward and backward pass of a global batch of so many images."""
+        self.groups = batch_groups(num_images, self.bn_group)
+        ends, edges = edges_of(self.groups), self.shares(num_images).edges
+        groups = list(pairwise(ends))
+        held = [
+            [max(0, min(stop, end) - max(start, begin)) for begin, end in groups]
+            for start, stop in pairwise(edges)
+        ]
+        self.counts = torch.tensor(held, dtype=torch.float64)
+        self.is_whole = set(edges) <= set(ends)
+
+    @property
+    def own(self) -> list[int]:
+        """This worker's images of each group."""
+        return [int(count) for count in self.counts[self.world.rank]]
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm that takes its training statistics as `cut` says; evaluation is torch's."""
+
+    cut: BatchCut
+
+    def _check_input_dim(self, maps: Tensor) -> None:
+        assert maps.ndim in (2, 4)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(maps)
+        moments = gather_moments(maps, self.cut)
+        self.track(moments, cells=maps[0, 0].numel())
+        return Normalise.apply(maps, self.weight, self.bias, moments, self.eps, self.cut)
+
+    @torch.no_grad()
+    def track(self, moments: Tensor, *, cells: int) -> None:
+        """Move the running statistics towards the mean over the groups, as torch does for one."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        sizes = torch.tensor(self.cut.groups, dtype=moments.dtype, device=moments.device)[:, None] * cells
+        unbiased = moments[:, 1] * sizes / (sizes - 1)
+        self.running_mean.lerp_(moments[:, 0].mean(0).to(self.running_mean.dtype), step)
+        self.running_var.lerp_(unbiased.mean(0).to(self.running_var.dtype), step)
+
+
+@torch.no_grad()
+def gather_moments(maps: Tensor, cut: BatchCut) -> Tensor:
+    """Return mean and biased variance of each group over all workers, `[G, 2, C]`."""
+    axes = tuple(axis for axis in range(maps.ndim) if axis != 1)
+    own = maps.new_zeros(len(cut.groups), 2, maps.shape[1])
+    for group, part in enumerate(maps.split(cut.own)):
+        if len(part):
+            own[group, 1], own[group, 0] = torch.var_mean(part, dim=axes, correction=0)
+    if cut.world.size == 1:
+        return own
+    parts = cut.world.gather(own[None], [1] * cut.world.size)
+    weights = (cut.counts / cut.counts.sum(0)).to(parts)[:, :, None]
+    means, variances = parts.unbind(2)
+    mean = (weights * means).sum(0)
+    variance = (weights * (variances + (means - mean) ** 2)).sum(0)
+    return torch.stack([mean, variance], dim=1)
+
+
+class Normalise(torch.autograd.Function):
+    """Normalise each group by its statistics, which depend on the images of all workers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, eps: float, cut: BatchCut
+    ) -> Tensor:
+        ctx.save_for_backward(maps, weight, moments)
+        ctx.eps, ctx.cut, ctx.own, ctx.groups = eps, cut, cut.own, cut.groups
+        parts = [
+            F.batch_norm(part, mean, variance, weight, bias, training=False, eps=eps)
+            for part, (mean, variance) in zip(maps.split(ctx.own), moments, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight, moments = ctx.saved_tensors
+        parts = [
+            local_gradients(dy, x, weight, *moment, eps=ctx.eps)
+            for dy, x, moment in zip(grad.split(ctx.own), maps.split(ctx.own), moments, strict=True)
+        ]
+        # sums over a group of dy x_hat and of dy, [G, 2, C]
+        own = torch.stack([torch.stack(part[1:]) for part in parts])
+        sums = own if ctx.cut.is_whole else ctx.cut.world.sum(own)
+        shape = (1, -1) + (1,) * (maps.ndim - 2)
+        grads = []
+        for group, (x, part) in enumerate(zip(maps.split(ctx.own), parts, strict=True)):
+            count = ctx.groups[group] * maps[0, 0].numel()
+            scale, shift = through_statistics(weight, moments[group], sums[group] / count, eps=ctx.eps)
+            grads.append(part[0].add_(torch.addcmul(shift.view(shape), x, scale.view(shape))))
+        total = own.sum(0)
+        return grads[0] if len(grads) == 1 else torch.cat(grads), total[0], total[1], None, None, None
+
+
+def local_gradients(
+    grad: Tensor, maps: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of maps, weight and bias with the statistics held fixed."""
+    return torch.ops.aten.native_batch_norm_backward(
+        grad, maps, weight, mean, variance, None, None, False, eps, [True, True, True]
+    )
+
+
+def through_statistics(weight: Tensor, moments: Tensor, mean_sums: Tensor, *, eps: float) -> tuple[Tensor, Tensor]:
+    """Return scale and shift `[C]` of the gradient's part that goes through mean and variance: scale x + shift.
+
+    With x_hat = (x - mean) / std it is -(weight / std) (mean of dy + x_hat mean of dy x_hat).
+    """
+    inverse_std = (moments[1] + eps).rsqrt()
+    scale = -weight * inverse_std**2 * mean_sums[0]
+    return scale, -weight * inverse_std * mean_sums[1] - scale * moments[0]
+
+
+def share_statistics(network: nn.Module, cut: BatchCut) -> None:
+    """Let all batch norms below a module take their statistics as `cut` says, in place; parameters stay.
+
+    One worker with one group keeps torch's own.
+    """
+    if cut.world.size == 1 and cut.bn_group == 0:
+        return
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, globally(child, cut))
+
+
+def globally(norm: nn.BatchNorm1d | nn.BatchNorm2d, cut: BatchCut) -> GlobalBatchNorm:
+    """Return a global batch norm with a plain one's parameters and running statistics."""
+    new = GlobalBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum, device=norm.weight.device)
+    new.weight, new.bias = norm.weight, norm.bias
+    new.running_mean, new.running_var = norm.running_mean, norm.running_var
+    new.num_batches_tracked = norm.num_batches_tracked
+    new.cut = cut
+    new.train(norm.training)
+    return new
