@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "mprd"
 ORDER = [
     "errors",
     "config",
+    "studies",
     "seeding",
     "schedules",
     "world",
@@ -48,25 +49,33 @@ ORDER = [
     "retrieval",
     "epoch_row",
     "run_folder",
+    "study_folder",
+    "optuna_study",
     "console",
+    "study_plots",
+    "study_report",
     "curves",
     "launch",
+    "study_loop",
+    "ray_tune",
     "cli",
     "train",
+    "tune",
     "evaluate",
 ]
 
 DOORS = {
-    "ray": set(),
-    "optuna": set(),
+    "ray": {"ray_tune"},
+    "optuna": {"optuna_study"},
     "faiss": set(),
     "torch_geometric": {"gcn"},
-    "pyarrow": {"subgraphs"},
+    "pyarrow": {"subgraphs", "study_report"},
     "torchvision": {"backbone", "data.augment"},
-    "pydantic": {"config"},
-    "matplotlib": {"curves"},
-    "rich": {"console", "launch", "train", "evaluate"},
-    "typer": {"train", "evaluate"},
+    "pydantic": {"config", "studies"},
+    "matplotlib": {"curves", "study_plots"},
+    "jinja2": {"study_report"},
+    "rich": {"console", "launch", "train", "evaluate", "study_report", "study_loop", "ray_tune", "tune"},
+    "typer": {"train", "evaluate", "tune"},
     "PIL": {"data.decode", "data.camera_style", "data.cameras", "data.pedestrians", "data.augment", "data.images"},
 }
 
@@ -121,7 +130,7 @@ def test_a_dependency_is_imported_by_its_doors_alone(dependency: str) -> None:
     assert users == DOORS[dependency]
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "tune"])
 def test_help_needs_neither_torch_nor_ray(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['x', '--help']\nfrom mprd.{command} import app\n"
