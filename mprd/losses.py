@@ -24,12 +24,13 @@ def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tupl
 
     Args:
         similarities: `[B, N]`, cosine to the memory.
-        positives: boolean `[B, N]`; every other image is a negative.
+        positives: boolean (or 0 and 1) `[B, N]`; every other image is a negative.
 
     Returns:
         Image ids `[B, R]` in falling similarity, and a boolean `[B, R]` that is true where an id counts
         (rows with fewer negatives than the widest row are padded).
     """
+    positives = positives.bool()
     num_negatives = (~positives).sum(1)
     counts = num_hard(num_negatives, r)
     # the width must not depend on the data, or a GPU would have to be waited for

@@ -118,11 +118,12 @@ def mplp(memory: Tensor, targets: Tensor, *, t: float) -> Tensor:
     Returns:
         Boolean `[B, N]`.
     """
-    similarities_BN = memory[targets] @ memory.T
-    counts_B = (similarities_BN > t).sum(1)
-    tops_B = counts_B.clamp(min=10, max=len(memory))
+    memory, targets = torch.as_tensor(memory), torch.as_tensor(targets)
     if len(targets) == 0:
         return own_index(targets, len(memory))
+    similarities_BN = memory[targets] @ memory.T
+    counts_B = (similarities_BN > t).sum(1)
+    tops_B = counts_B.clamp(min=10)
     # only the first n of the prefix can be kept, so no candidate beyond n needs its ranking
     width = max(1, int(counts_B.max()))
     order_BK = similarities_BN.argsort(dim=1, descending=True, stable=True)[:, :width]

@@ -1,0 +1,54 @@
+"""Run every benchmark one after the other and keep their JSON lines in `benchmarks/results/<device>-<date>.json`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BENCHMARKS = ("labelling", "neighbors", "evaluation", "epoch")
+
+
+def run(name: str, *, quick: bool, timeout: float) -> dict:
+    """Run one benchmark; a failure is recorded with its last line, not hidden."""
+    command = [sys.executable, str(HERE / f"{name}.py"), *(["--quick"] if quick else [])]
+    started = time.monotonic()
+    shown = ["python", f"benchmarks/{name}.py", *command[2:]]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return {"benchmark": name, "command": shown, "failed": f"not done after {timeout:.0f} s"}
+    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no output"]
+    took = {"command": shown, "wall_seconds": round(time.monotonic() - started, 1)}
+    if done.returncode:
+        return {"benchmark": name, **took, "failed": lines[-1]}
+    return {"benchmark": name, **took, **json.loads(lines[-1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds a benchmark may take")
+    parser.add_argument("names", nargs="*", default=[], help=f"some of {', '.join(BENCHMARKS)}; all by default")
+    args = parser.parse_args()
+    results = []
+    for name in args.names or BENCHMARKS:
+        results.append(run(name, quick=args.quick, timeout=args.timeout))
+        print(json.dumps(results[-1]), flush=True)
+    device = next((r["device"] for r in results if "device" in r), "unknown")
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    file = HERE / "results" / f"{slug}-{datetime.date.today().isoformat()}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"wrote {file.relative_to(HERE.parent)}")
+    raise SystemExit(any("failed" in result for result in results))
+
+
+if __name__ == "__main__":
+    main()
