@@ -109,7 +109,7 @@ class Normalise(torch.autograd.Function):
         ctx.save_for_backward(maps, weight, moments)
         ctx.eps, ctx.cut, ctx.own, ctx.groups = eps, cut, cut.own, cut.groups
         parts = [
-            F.batch_norm(part, mean, variance, weight, bias, training=False, eps=eps)
+            F.batch_norm(part, mean, variance, weight, bias, training=False, eps=eps) if len(part) else part
             for part, (mean, variance) in zip(maps.split(ctx.own), moments, strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -138,6 +138,9 @@ def local_gradients(
     grad: Tensor, maps: Tensor, weight: Tensor, mean: Tensor, variance: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of maps, weight and bias with the statistics held fixed."""
+    if len(maps) == 0:
+        # torch's kernel divides by the number of images
+        return grad, torch.zeros_like(weight), torch.zeros_like(weight)
     return torch.ops.aten.native_batch_norm_backward(
         grad, maps, weight, mean, variance, None, None, False, eps, [True, True, True]
     )
