@@ -140,12 +140,35 @@ class NeighborsConfig(Section):
     (over all images, or within each camera)."""
     source: Literal["memory", "clean"] = "memory"
     """Lists from the memory (Alg. 1), or from features extracted without augmentation each epoch."""
+    search: Literal["exact", "ivf", "hnsw"] = "exact"
+    """How all lists of an epoch are searched; a faiss index logs its recall. A batch's own lists are always exact."""
+    num_shards: int = Field(0, ge=0)
+    """Ray actors that hold the rows for an exact search of all lists; 0 searches in the training process."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> NeighborsConfig:
         if self.k_max < self.k:
             raise ValueError(f"neighbors.k_max must be at least neighbors.k = {self.k}, but got {self.k_max}")
         return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> NeighborsConfig:
+        if self.metric != "cosine" and (self.search != "exact" or self.num_shards > 0):
+            raise ValueError(
+                f"neighbors.metric: {self.metric} needs neighbors.search=exact and neighbors.num_shards=0"
+            )
+        if self.search != "exact" and self.num_shards > 0:
+            raise ValueError(f"neighbors.num_shards: shards are searched exactly, never with {self.search}")
+        return self
+
+
+class SubgraphsConfig(Section):
+    """Who builds the pair graphs (Eq. 4) of a GCN epoch and of a labelling pass over all images."""
+
+    executor: Literal["auto", "serial", "ray"] = "auto"
+    """The training process, actors of Ray Data, or the faster by a timed sample. The graphs are the same."""
+    num_actors: int = Field(2, ge=1)
+    """Ray Data actors beside each worker; each takes one logical CPU. `auto` makes do with fewer."""
 
 
 class GcnConfig(Section):
@@ -300,6 +323,7 @@ class Config(Section):
     backbone: BackboneConfig = BackboneConfig()
     memory: MemoryConfig = MemoryConfig()
     neighbors: NeighborsConfig = NeighborsConfig()
+    subgraphs: SubgraphsConfig = SubgraphsConfig()
     gcn: GcnConfig = GcnConfig()
     pairs: PairsConfig = PairsConfig()
     meta: MetaConfig = MetaConfig()
