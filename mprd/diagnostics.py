@@ -58,37 +58,42 @@ def auc(scores: Tensor, is_true: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def reciprocity(features: Tensor, camids: Tensor | None, *, block_rows: int = 1024) -> float:
-    """Return the share of an image's nearest neighbours in each other camera that are mutual: a label-free score.
+def neighborhood_agreement(features: Tensor, camids: Tensor | None, *, k: int = 8, block_rows: int = 1024) -> float:
+    """Return how much images and their nearest images under other cameras share their neighbours: a label-free score.
 
-    For image i and camera c other than its own let j be i's nearest image in c; the pair is mutual when i is
-    j's nearest in i's camera. Features that ignore the camera and tell people apart make such pairs the rule.
-    With one camera, or none known, the nearest other image takes the place of j.
+    The mean Jaccard overlap of NN_k, the image itself included, between image i and each of the two images most
+    similar to it that another camera took. An identity that is one tight group across cameras scores 1; features
+    that group by camera or by chance score low. With one camera, or none known, any other image will do.
+
+    Args:
+        features: `[N, D]`, unit length, N of at least 2.
+        camids: `[N]`, or None.
     """
+    near, partners = nearest_lists(features, camids, k=k, block_rows=block_rows)
+    groups = torch.cat([torch.arange(len(features), device=features.device)[:, None], near], dim=1)
+    size = groups.shape[1]
+    overlaps = []
+    for column in partners.T:
+        rows = (column != PADDING).nonzero().squeeze(1)
+        shared = (groups[rows][:, :, None] == groups[column[rows]][:, None]).sum((1, 2))
+        overlaps.append(shared / (2 * size - shared))
+    agreement = torch.cat(overlaps)
+    return float(agreement.mean()) if len(agreement) else 0.0
+
+
+def nearest_lists(features: Tensor, camids: Tensor | None, *, k: int, block_rows: int) -> tuple[Tensor, Tensor]:
+    """Return each image's k nearest others `[N, k]`, and its two nearest under other cameras `[N, 2]` or -1."""
     num_images = len(features)
-    if camids is None or len(camids.unique()) < 2:
-        camids = torch.zeros(num_images, dtype=torch.long, device=features.device)
-    _, cameras = camids.unique(return_inverse=True)
-    nearest_NC = nearest_by_camera(features, cameras, block_rows=block_rows)
-    back = nearest_NC[nearest_NC.clamp(min=0), cameras[:, None]]
-    is_mutual = back == torch.arange(num_images, device=features.device)[:, None]
-    counts = nearest_NC != PADDING
-    if nearest_NC.shape[1] > 1:
-        counts.scatter_(1, cameras[:, None], False)
-    return float((is_mutual & counts).sum() / counts.sum().clamp(min=1))
-
-
-def nearest_by_camera(features: Tensor, cameras: Tensor, *, block_rows: int) -> Tensor:
-    """Return each image's most similar other image in each camera, `[N, C]`; -1 where there is none."""
-    members = [(cameras == c).nonzero().squeeze(1) for c in range(int(cameras.max()) + 1)]
-    nearest = torch.full((len(features), len(members)), PADDING, device=features.device)
-    for rows in torch.arange(len(features), device=features.device).split(block_rows):
+    near, partners = [], []
+    for rows in torch.arange(num_images, device=features.device).split(block_rows):
         similarities = features[rows] @ features.T
-        similarities[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
-        for camera, ids in enumerate(members):
-            best = similarities[:, ids].max(1)
-            nearest[rows, camera] = torch.where(best.values > -torch.inf, ids[best.indices], PADDING)
-    return nearest
+        similarities.scatter_(1, rows[:, None], -torch.inf)
+        near.append(similarities.topk(min(k, num_images - 1), dim=1).indices)
+        if camids is not None and int(camids.min()) != int(camids.max()):
+            similarities.masked_fill_(camids[rows][:, None] == camids[None], -torch.inf)
+        best = similarities.topk(min(2, num_images - 1), dim=1)
+        partners.append(best.indices.masked_fill(best.values == -torch.inf, PADDING))
+    return torch.cat(near), torch.cat(partners)
 
 
 def mean_random_cosine(features: Tensor, *, generator: torch.Generator, num_pairs: int = 4096) -> float:

@@ -39,7 +39,7 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
         "neighbors": tally.mean("k", "labelled"),
         "neighbors_capped": int(tally.sums.get("k_capped", 0)),
         "mean_random_cosine": diagnostics.mean_random_cosine(memory, generator=collapse),
-        "label_free_score": diagnostics.reciprocity(memory, trainer.camids),
+        "label_free_score": diagnostics.neighborhood_agreement(memory, trainer.camids),
     }
     row |= label_quality(trainer)
     row |= {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mprd.diagnostics import auc, mean_random_cosine, pair_quality, reciprocity
+from mprd.diagnostics import auc, mean_random_cosine, neighborhood_agreement, pair_quality
 from mprd.pairs import PositiveTable
 
 
@@ -36,16 +36,35 @@ def test_auc_counts_ties_half() -> None:
     assert auc(torch.zeros(0), torch.zeros(0, dtype=torch.bool)) is None
 
 
-def test_mutual_cross_camera_neighbours_count_by_hand() -> None:
-    angles = torch.deg2rad(torch.tensor([0.0, 2.0, 40.0, 0.9, 50.0]))
-    features = torch.stack([angles.cos(), angles.sin()], dim=1)
-    camids = torch.tensor([0, 0, 0, 1, 1])
-    # nearest in the other camera: 0->3, 1->3, 2->4, 3->0, 4->2: all mutual but 1->3
-    score = reciprocity(features, camids)
-    assert score == pytest.approx(4 / 5)
-    assert reciprocity(features[:2], None) == 1.0
-    # as one camera: 0-3 and 2-4 are mutual, 1->3 is not
-    assert reciprocity(features, None, block_rows=2) == pytest.approx(4 / 5)
+def circle(*degrees: float) -> torch.Tensor:
+    angles = torch.deg2rad(torch.tensor(degrees))
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_neighbourhoods_that_agree_across_cameras_score_one() -> None:
+    # two groups of three, each seen by three cameras; with k = 2 a group is its own neighbourhood
+    features, camids = circle(0, 1, 2, 90, 91, 92), torch.tensor([0, 1, 2, 0, 1, 2])
+    assert neighborhood_agreement(features, camids, k=2) == pytest.approx(1.0)
+
+
+def test_neighbourhoods_overlap_as_counted_by_hand() -> None:
+    features, camids = circle(0, 1, 3, 6, 10), torch.tensor([0, 0, 0, 0, 1])
+    # nearest other, k = 1: {0,1} {1,0} {2,1} {3,2} {4,3}; all of camera 0 have 4 as their only partner,
+    # and 4 has 3 and 2: overlaps 0, 0, 0, 1/3 and 1/3, 0
+    assert neighborhood_agreement(features, camids, k=1) == pytest.approx((1 / 3 + 1 / 3) / 6)
+    assert neighborhood_agreement(features, camids, k=1, block_rows=2) == pytest.approx((1 / 3 + 1 / 3) / 6)
+
+
+def test_without_cameras_the_partners_are_the_nearest_images() -> None:
+    features = circle(0, 1, 3)
+    # k = 1: {0,1} {1,0} {2,1}; 0-1: 1, 0-2: 1/3, 1-0: 1, 1-2: 1/3, 2-1: 1/3, 2-0: 1/3
+    expected = (1 + 1 / 3 + 1 + 1 / 3 + 1 / 3 + 1 / 3) / 6
+    assert neighborhood_agreement(features, None, k=1) == pytest.approx(expected)
+    assert neighborhood_agreement(features, torch.zeros(3).long(), k=1) == pytest.approx(expected)
+
+
+def test_two_images_agree_wholly() -> None:
+    assert neighborhood_agreement(circle(0, 50), torch.tensor([0, 1])) == 1.0
 
 
 def test_collapsed_features_have_a_random_cosine_of_one() -> None:
