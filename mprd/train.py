@@ -24,37 +24,55 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; by default one below runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     launcher: Annotated[str, typer.Option(help="local (this process) or ray.")] = "local",
+    num_workers: Annotated[int, typer.Option(help="Workers that train the one model, under ray.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to train on; by default this machine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
 ) -> None:
     """Train MPRD: alternate CNN and GCN, evaluate, and leave a run folder."""
     settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed}
-    run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher))
+    on_ray = {"num_workers": num_workers, "address": address}
+    run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher, on_ray=on_ray))
 
 
-def launch(settings: dict[str, Any], *, out: Path | None, resume: Path | None, launcher: str) -> None:
-    """Read the settings and train."""
+def launch(
+    settings: dict[str, Any],
+    *,
+    out: Path | None,
+    resume: Path | None,
+    launcher: str,
+    on_ray: dict[str, Any] | None = None,
+) -> None:
+    """Read the settings and train; `on_ray` holds num_workers and address."""
     from mprd.errors import UserError
 
     if launcher not in LAUNCHERS:
         raise UserError(f"--launcher must be {' or '.join(LAUNCHERS)}, but got {launcher!r}")
+    if launcher == "local" and on_ray not in (None, {"num_workers": 1, "address": None}):
+        raise UserError("--num-workers and --address are Ray's: give --launcher ray")
     if resume is not None and (out is not None or any(value for value in settings.values())):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
     config = None if resume is not None else read_settings(settings)
     from rich.console import Console
 
-    from mprd.launch import run_local
     from mprd.run_folder import RunFolder
 
     if resume is not None:
         folder = RunFolder(resume)
-        run_local(folder.read_config(), folder, resume=True, console=Console())
+        config = folder.read_config()
+    else:
+        assert config is not None
+        folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))
+    if launcher == "ray":
+        from mprd.ray_train import run_on_ray
+
+        run_on_ray(config, folder, resume=resume is not None, console=Console(), **(on_ray or {}))
         return
-    assert config is not None
-    folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))
-    run_local(config, folder, resume=False, console=Console())
+    from mprd.launch import run_local
+
+    run_local(config, folder, resume=resume is not None, console=Console())
 
 
-LAUNCHERS = ("local",)
+LAUNCHERS = ("ray", "local")
 
 
 def read_settings(settings: dict[str, Any]) -> Any:

@@ -56,6 +56,8 @@ ORDER = [
     "study_report",
     "curves",
     "launch",
+    "noticeboard",
+    "ray_train",
     "study_loop",
     "ray_tune",
     "cli",
@@ -65,7 +67,7 @@ ORDER = [
 ]
 
 DOORS = {
-    "ray": {"ray_tune"},
+    "ray": {"ray_train", "ray_tune"},
     "optuna": {"optuna_study"},
     "faiss": set(),
     "torch_geometric": {"gcn"},

@@ -1,0 +1,294 @@
+"""One model on the workers of a Ray cluster, through TorchTrainer; the result is that of one process.
+
+This process reads the settings, starts Ray, shows the progress and writes the table. The workers run the loop
+as `mprd.launch.train` does here; the first of them writes the run folder. A lost worker makes Ray start all of
+them again, and they go on from the run folder's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
+
+from mprd.errors import Interrupted, UserError
+
+# imported where they are used: Ray's controller process reads this file too, and has no need of torch
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mprd.config import Config
+    from mprd.console import EpochLines
+    from mprd.launch import Signals
+    from mprd.noticeboard import Noticeboard
+    from mprd.run_folder import RunFolder
+
+logger = logging.getLogger("mprd")
+
+MAX_FAILURES = 3
+"""Times that lost workers are replaced."""
+POLL_SECONDS = 0.1
+QUIET = {
+    # the workers' end, or death, is noticed within this time
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # relative paths in the settings mean what they mean here
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def run_on_ray(
+    config: Config,
+    folder: RunFolder,
+    *,
+    resume: bool,
+    console: Console,
+    num_workers: int = 1,
+    address: str | None = None,
+) -> list[dict[str, Any]]:
+    """Train on so many workers and write the table and the curves; return the rows of all epochs.
+
+    Args:
+        address: of a running cluster; by default the one that this job was submitted to, or else a new one on
+            this machine alone, for as long as the run takes.
+
+    Raises UserError for the person's mistakes and resources too few, Interrupted when a signal asked to stop.
+    """
+    from mprd.console import EpochLines
+    from mprd.launch import choose_device, finish, open_dataset, watch_signals
+    from mprd.noticeboard import Noticeboard
+
+    started = time.monotonic()
+    address = address or os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        choose_device(config.train.device)
+    # mistakes in the data are told before anything starts, and a synthetic set is drawn once
+    open_dataset(config, folder)
+    with cluster(address):
+        scaling = choose_scaling(config.train.device, num_workers, ray.cluster_resources())
+        if not resume:
+            folder.create(config)
+        board = Noticeboard(folder.path.resolve())
+        board.open()
+        trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
+        with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
+            watch(Fit(trainer), board, signals, lines, console, started)
+    board.close()
+    rows = folder.read_rows()
+    finish(folder, rows, console)
+    return rows
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[None]:
+    """Be part of a cluster for as long as the block runs."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+    try:
+        ray.init(address=address, **options)
+    except ConnectionError as error:
+        raise UserError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def choose_scaling(device: str, num_workers: int, resources: dict[str, float]) -> ScalingConfig:
+    """Give each worker one CPU, and one GPU where there are any and the settings do not say `cpu`.
+
+    Raises UserError with the number to ask for where the cluster has too few: Ray would wait for them for ever.
+    """
+    if num_workers < 1:
+        raise UserError(f"--num-workers must be at least 1, but got {num_workers}")
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"train.device: Ray chooses each worker's GPU, so give cuda and not {device} (CUDA_VISIBLE_DEVICES limits "
+            "the choice)"
+        )
+    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
+    if use_gpu and num_workers > num_gpus:
+        raise UserError(
+            f"--num-workers {num_workers} needs {num_workers} GPUs, but Ray has {num_gpus}: ask for "
+            f"--num-workers {max(1, num_gpus)}, or --set train.device=cpu"
+        )
+    if num_workers > num_cpus:
+        raise UserError(
+            f"--num-workers {num_workers} needs {num_workers} logical CPUs, but Ray has {num_cpus}: ask for "
+            f"--num-workers {max(1, num_cpus)}, or start Ray with --num-cpus {num_workers} and give its --address"
+        )
+    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu)
+
+
+def choose_threads(config: Config, num_workers: int) -> int:
+    """Divide the threads that torch would take here among the workers; Ray would give each of them one."""
+    import torch
+
+    return config.train.threads or max(1, torch.get_num_threads() // num_workers)
+
+
+def absolute(config: Config) -> Config:
+    """Make the paths of the settings independent of the working directory."""
+    root, weights = config.data.root, Path(config.backbone.weights)
+    data = config.data if root is None else config.data.model_copy(update={"root": root.resolve()})
+    backbone = config.backbone
+    if weights.exists():
+        backbone = backbone.model_copy(update={"weights": str(weights.resolve())})
+    return config.model_copy(update={"data": data, "backbone": backbone})
+
+
+def make_trainer(config: Config, folder: RunFolder, scaling: ScalingConfig, *, threads: int) -> TorchTrainer:
+    """Build the trainer; what it keeps itself goes below `ray/` in the run folder."""
+    path = folder.path.resolve()
+    return TorchTrainer(
+        work,
+        train_loop_config={"config": config.model_dump_json(), "folder": str(path), "threads": threads},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            # a name of its own: under an old one Ray would go on with what it remembers of that run
+            name=f"{time.time_ns()}",
+            storage_path=str(path / "ray"),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+
+
+class Fit(threading.Thread):
+    """Run a trainer beside the main thread, which keeps the screen and the signals."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(daemon=True, name="ray-train")
+        self.trainer = trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:  # handed to the main thread
+            self.error = error
+
+
+def watch(
+    fit: Fit, board: Noticeboard, signals: Signals, lines: EpochLines, console: Console, started: float
+) -> None:
+    """Show what the first worker posts until the run ends; pass on a wish to stop.
+
+    Raises UserError and Interrupted for what the workers met, and Ray's error where they were lost too often.
+    """
+    fit.start()
+    screen = Screen(lines, console, started)
+    is_over = False
+    while not is_over:
+        is_over = not fit.is_alive()
+        if signals.stop and not board.stop:
+            board.ask_to_stop()
+        for notice in board.read():
+            screen.show(notice)
+        if board.error is not None:
+            raise UserError(board.error)
+        time.sleep(POLL_SECONDS)
+    if fit.error is not None:
+        raise fit.error
+    if screen.stopped is not None:
+        raise Interrupted(screen.stopped)
+
+
+class Screen:
+    """Show notices as a run in this process would show itself."""
+
+    def __init__(self, lines: EpochLines, console: Console, started: float) -> None:
+        self.lines = lines
+        self.console = console
+        self.started = started
+        self.num_starts = 0
+        self.stopped: str | None = None
+
+    def show(self, notice: dict[str, Any]) -> None:
+        """Show one."""
+        kind = notice.pop("kind")
+        if kind == "started":
+            self.show_start(**notice)
+        elif kind == "step":
+            self.lines.step(**notice)
+        elif kind == "epoch":
+            self.lines.epoch(notice["row"])
+        elif kind == "log":
+            logger.log(notice["level"], notice["text"])
+        elif kind == "stopped":
+            self.stopped = notice["text"]
+
+    def show_start(self, *, device: str, size: int) -> None:
+        """Say how long the start took, or that there was another."""
+        self.num_starts += 1
+        if self.num_starts > 1:
+            logger.warning(
+                "a worker was lost; going on from the last checkpoint (%d of %d times)",
+                self.num_starts - 1,
+                MAX_FAILURES,
+            )
+            return
+        seconds = time.monotonic() - self.started
+        who = f"{size} workers" if size > 1 else "one worker"
+        self.console.print(f"Ray: {who} on {device}, started in {seconds:.1f} s", highlight=False)
+
+
+def work(task: dict[str, Any]) -> None:
+    """Train as one of the workers, from the last checkpoint where there is one.
+
+    A mistake of the person's ends the run for good: it is written on the board, and a worker that Ray starts
+    again finds it there.
+    """
+    from mprd.config import Config
+    from mprd.launch import set_threads
+    from mprd.noticeboard import Noticeboard
+    from mprd.run_folder import RunFolder
+    from mprd.world import joined_world
+
+    folder = RunFolder(Path(task["folder"]))
+    board = Noticeboard(folder.path)
+    if board.error is not None:
+        return
+    set_threads(task["threads"])
+    world = joined_world(get_device())
+    try:
+        train_share(Config.model_validate_json(task["config"]), folder, board, world)
+    except Interrupted as stop:
+        if world.is_first:
+            board.post("stopped", text=str(stop))
+    except UserError as error:
+        board.fail(str(error))
+        # the other workers wait for this one: only its end frees them
+        raise
+
+
+def train_share(config: Config, folder: RunFolder, board: Noticeboard, world: Any) -> None:
+    """Train this worker's share of every batch; the first worker records."""
+    from mprd.launch import Follower, Recorder, open_dataset, train
+    from mprd.noticeboard import PostedLines, PostedLog
+
+    dataset = open_dataset(config, folder)
+    resume = world.any(folder.last.is_file())
+    recorder: Recorder | Follower = Follower(config, world)
+    if world.is_first:
+        logger.addHandler(PostedLog(board))
+        board.post("started", device=world.device.type, size=world.size)
+        recorder = Recorder(config, folder, signals=board, lines=PostedLines(board), world=world)
+    train(config, dataset, folder, device=world.device, recorder=recorder, resume=resume, world=world)
