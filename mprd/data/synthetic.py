@@ -8,17 +8,19 @@ import shutil
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
 
 from mprd.config import SyntheticConfig
 from mprd.data import cameras
 from mprd.data.cameras import FRAME, Box, Camera
 from mprd.data.pedestrians import Appearance, draw_appearance, draw_lookalike, draw_pedestrian, draw_pose, place_body
 from mprd.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Split = Literal["train", "query", "gallery"]
 FOLDERS: dict[Split, str] = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
