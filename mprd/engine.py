@@ -28,6 +28,8 @@ from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
 from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller
 from mprd.memory import FeatureMemory
+from mprd.neighbor_search import NeighborSearch
+from mprd.neighbors import find_neighbors
 from mprd.pairs import PADDING
 from mprd.seeding import Draw, generator
 from mprd.state import TrainState, build_state
@@ -54,6 +56,8 @@ class Hooks:
     """Between two epochs; saves."""
     build_subgraphs: SubgraphBuilder = build_serially
     """Who builds the subgraphs of a GCN epoch and of a labelling pass over all images."""
+    search_all: NeighborSearch = find_neighbors
+    """Who searches the neighbours of all images."""
 
 
 def fit(trainer: Trainer) -> TrainState:
@@ -203,8 +207,8 @@ class Trainer:
         if self.config.neighbors.source == "clean":
             if self.state.list_features is None:
                 self.state.list_features = self.extract(self.plain_images)
-            return NeighborLists(self.state.list_features, self.camids, self.config.neighbors)
-        return NeighborLists(self.state.memory.features, self.camids, self.config.neighbors)
+            return NeighborLists(self.state.list_features, self.camids, self.config.neighbors, self.hooks.search_all)
+        return NeighborLists(self.state.memory.features, self.camids, self.config.neighbors, self.hooks.search_all)
 
     # -- the GCN's epoch: Alg. 1 lines 3-7 --------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mprd import pairs
 from mprd.config import Labeller, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
+from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
 from mprd.pairs import PADDING
 from mprd.subgraphs import SubgraphBuilder
@@ -21,15 +22,28 @@ from mprd.subgraphs import SubgraphBuilder
 class NeighborLists:
     """NN_k of the training images; rows are searched when asked for, the rest stays as it was."""
 
-    def __init__(self, features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> None:
-        """Search in `features` `[N, D]`: the memory itself, which may change between calls, or clean features."""
+    def __init__(
+        self,
+        features: Tensor,
+        camids: Tensor | None,
+        config: NeighborsConfig,
+        search_all: NeighborSearch = find_neighbors,
+    ) -> None:
+        """Search in `features` `[N, D]`: the memory itself, which may change between calls, or clean features.
+
+        Args:
+            search_all: searches the lists of all images; those of a batch are always searched here, exactly.
+        """
         self.features = features
         self.camids = camids
         self.config = config
+        self.search_all = search_all
         self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
 
     def search(self, rows: Tensor | None = None) -> NeighborTable:
         """Find the neighbours of some rows, or of all."""
+        if rows is None:
+            return self.search_all(self.features, camids=self.camids, **self.rule())
         return find_neighbors(self.features, camids=self.camids, rows=rows, **self.rule())
 
     def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ from mprd.data.images import check_dataset
 from mprd.engine import Hooks, Trainer, fit, ignore
 from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate
 from mprd.errors import Interrupted, UserError
+from mprd.executors import choose_builder, choose_search
 from mprd.retrieval import can_evaluate, evaluate
 from mprd.run_folder import RunFolder, write_text
 from mprd.state import TrainState
@@ -79,7 +81,13 @@ def train(
     Raises UserError where an accelerator's memory is too small, naming the settings that help.
     """
     with explained_memory(config):
-        trainer = Trainer(config, dataset, device=device, hooks=recorder.hooks(), world=world)
+        size = 1 if world is None else world.size
+        hooks = replace(
+            recorder.hooks(),
+            build_subgraphs=choose_builder(config.subgraphs, num_workers=size),
+            search_all=choose_search(config.neighbors, num_workers=size),
+        )
+        trainer = Trainer(config, dataset, device=device, hooks=hooks, world=world)
         if resume:
             trainer.state.load_state_dict(checkpoint.load(folder.last), path=folder.last)
             recorder.forget_from(trainer.state.epoch)

@@ -33,7 +33,10 @@ ORDER = [
     "features",
     "memory",
     "neighbors",
+    "neighbor_search",
     "subgraphs",
+    "ray_data",
+    "executors",
     "gcn",
     "losses",
     "pairs",
@@ -67,11 +70,11 @@ ORDER = [
 ]
 
 DOORS = {
-    "ray": {"ray_train", "ray_tune"},
+    "ray": {"ray_data", "ray_train", "ray_tune"},
     "optuna": {"optuna_study"},
-    "faiss": set(),
+    "faiss": {"neighbor_search"},
     "torch_geometric": {"gcn"},
-    "pyarrow": {"subgraphs", "study_report"},
+    "pyarrow": {"subgraphs", "ray_data", "study_report"},
     "torchvision": {"backbone", "data.augment"},
     "pydantic": {"config", "studies"},
     "matplotlib": {"curves", "study_plots"},
