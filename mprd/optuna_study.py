@@ -78,7 +78,7 @@ class OptunaStudy:
         # the rules count epochs trained
         if epoch + 1 not in self.study.trials[number].intermediate_values:
             trial.report(value, epoch + 1)
-        return trial.should_prune()
+        return bool(trial.should_prune())
 
     def tell(self, number: int, state: State, value: float | None, reason: str | None) -> None:
         """Close a trial."""

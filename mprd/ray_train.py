@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from mprd.errors import Interrupted, UserError
 
 # imported where they are used: Ray's controller process reads this file too, and has no need of torch
 if TYPE_CHECKING:
+    from ray.train import UserCallback
     from rich.console import Console
 
     from mprd.config import Config
@@ -76,31 +77,37 @@ def run_on_ray(
         choose_device(config.train.device)
     # mistakes in the data are told before anything starts, and a synthetic set is drawn once
     open_dataset(config, folder)
+    board = Noticeboard(folder.path.resolve())
     with cluster(address):
         scaling = choose_scaling(config.train.device, num_workers, ray.cluster_resources())
         if not resume:
             folder.create(config)
-        board = Noticeboard(folder.path.resolve())
-        board.open()
         trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
-        with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
-            watch(Fit(trainer), board, signals, lines, console, started)
-    board.close()
+        board.open()
+        try:
+            with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
+                watch(Fit(trainer), board, signals, lines, console, started)
+        finally:
+            board.close()
     rows = folder.read_rows()
     finish(folder, rows, console)
     return rows
 
 
 @contextmanager
-def cluster(address: str) -> Iterator[None]:
-    """Be part of a cluster for as long as the block runs."""
+def cluster(address: str, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Be part of a cluster for as long as the block runs.
+
+    Args:
+        num_cpus: logical CPUs of a cluster started here; by default those that this process may use.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+        options |= {"include_dashboard": False, "num_cpus": num_cpus or len(os.sched_getaffinity(0))}
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
@@ -155,18 +162,37 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"data": data, "backbone": backbone})
 
 
-def make_trainer(config: Config, folder: RunFolder, scaling: ScalingConfig, *, threads: int) -> TorchTrainer:
-    """Build the trainer; what it keeps itself goes below `ray/` in the run folder."""
+def make_trainer(
+    config: Config,
+    folder: RunFolder,
+    scaling: ScalingConfig,
+    *,
+    threads: int,
+    callbacks: Sequence[UserCallback] = (),
+) -> TorchTrainer:
+    """Build the trainer; what it keeps itself goes below `ray/` in the run folder.
+
+    Args:
+        callbacks: given, the workers report each epoch's row to them.
+    """
     path = folder.path.resolve()
+    task = {
+        "config": config.model_dump_json(),
+        "folder": str(path),
+        "threads": threads,
+        "report_rows": bool(callbacks),
+    }
     return TorchTrainer(
         work,
-        train_loop_config={"config": config.model_dump_json(), "folder": str(path), "threads": threads},
+        train_loop_config=task,
         scaling_config=scaling,
         run_config=RunConfig(
             # a name of its own: under an old one Ray would go on with what it remembers of that run
             name=f"{time.time_ns()}",
             storage_path=str(path / "ray"),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            # Ray's annotation names the callbacks of its older releases
+            callbacks=list(callbacks) or None,  # type: ignore[arg-type]
         ),
     )
 
@@ -235,7 +261,7 @@ class Screen:
         elif kind == "stopped":
             self.stopped = notice["text"]
 
-    def show_start(self, *, device: str, size: int) -> None:
+    def show_start(self, *, device: str, size: int, pid: int) -> None:
         """Say how long the start took, or that there was another."""
         self.num_starts += 1
         if self.num_starts > 1:
@@ -247,7 +273,9 @@ class Screen:
             return
         seconds = time.monotonic() - self.started
         who = f"{size} workers" if size > 1 else "one worker"
-        self.console.print(f"Ray: {who} on {device}, started in {seconds:.1f} s", highlight=False)
+        self.console.print(
+            f"Ray: {who} on {device}, started in {seconds:.1f} s (first: process {pid})", highlight=False
+        )
 
 
 def work(task: dict[str, Any]) -> None:
@@ -257,6 +285,7 @@ def work(task: dict[str, Any]) -> None:
     again finds it there.
     """
     from mprd.config import Config
+    from mprd.engine import ignore
     from mprd.launch import set_threads
     from mprd.noticeboard import Noticeboard
     from mprd.run_folder import RunFolder
@@ -269,7 +298,8 @@ def work(task: dict[str, Any]) -> None:
     set_threads(task["threads"])
     world = joined_world(get_device())
     try:
-        train_share(Config.model_validate_json(task["config"]), folder, board, world)
+        config = Config.model_validate_json(task["config"])
+        train_share(config, folder, board, world, on_row=report_row if task["report_rows"] else ignore)
     except Interrupted as stop:
         if world.is_first:
             board.post("stopped", text=str(stop))
@@ -279,16 +309,23 @@ def work(task: dict[str, Any]) -> None:
         raise
 
 
-def train_share(config: Config, folder: RunFolder, board: Noticeboard, world: Any) -> None:
+def report_row(row: dict[str, Any]) -> None:
+    """Report an epoch's row to Ray; all workers must, though the first one's counts."""
+    ray.train.report({key: value for key, value in row.items() if value is not None})
+
+
+def train_share(
+    config: Config, folder: RunFolder, board: Noticeboard, world: Any, *, on_row: Callable[[dict[str, Any]], None]
+) -> None:
     """Train this worker's share of every batch; the first worker records."""
     from mprd.launch import Follower, Recorder, open_dataset, train
     from mprd.noticeboard import PostedLines, PostedLog
 
     dataset = open_dataset(config, folder)
     resume = world.any(folder.last.is_file())
-    recorder: Recorder | Follower = Follower(config, world)
+    recorder: Recorder | Follower = Follower(config, world, on_row=on_row)
     if world.is_first:
         logger.addHandler(PostedLog(board))
-        board.post("started", device=world.device.type, size=world.size)
-        recorder = Recorder(config, folder, signals=board, lines=PostedLines(board), world=world)
+        board.post("started", device=world.device.type, size=world.size, pid=os.getpid())
+        recorder = Recorder(config, folder, signals=board, lines=PostedLines(board), world=world, on_row=on_row)
     train(config, dataset, folder, device=world.device, recorder=recorder, resume=resume, world=world)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
@@ -13,156 +12,149 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray import train, tune
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray import tune
+from ray.train import ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from rich.console import Console
 
 from mprd.config import Config
 from mprd.errors import UserError
-from mprd.launch import run_local
+from mprd.executors import count_actors
+from mprd.launch import finish
+from mprd.noticeboard import Noticeboard
+from mprd.ray_train import absolute, choose_threads, cluster, make_trainer
 from mprd.run_folder import RunFolder
 from mprd.study_folder import Ledger, State, Trial, trial_config
 from mprd.study_loop import keep_error, make_ready, read_error, stop_reason, trial_line
 
-CPUS_PER_TRIAL = 2
-"""One for the trial's driver, one for its worker."""
 MAX_FAILURES = 2
-"""Times that a trial whose process or machine is lost goes on from its checkpoint."""
+"""Times that a trial whose driver or machine is lost goes on from its checkpoint."""
 
 
 def run_on_ray(
-    ledger: Ledger, config: Config, console: Console, *, concurrency: int | None, gpus_per_trial: float | None
+    ledger: Ledger,
+    config: Config,
+    console: Console,
+    *,
+    concurrency: int | None = None,
+    gpus_per_trial: float | None = None,
+    address: str | None = None,
 ) -> None:
     """Run all trials that are left, as many side by side as fit.
 
     Raises UserError where the resources hold not even one trial.
     """
-    with cluster(concurrency):
-        num_gpus = choose_gpus(gpus_per_trial)
-        num_slots = count_slots(num_gpus, concurrency)
-        searcher = LedgerSearcher(ledger, config, console, num_gpus=num_gpus)
-        tuner = tune.Tuner(
-            tune.with_resources(run_trial, {"CPU": 1}),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                metric=ledger.objective,
-                mode="max",
-                num_samples=ledger.num_left,
-                max_concurrent_trials=num_slots,
-            ),
-            run_config=tune.RunConfig(
-                storage_path=str((ledger.folder.path / "ray").resolve()),
-                name=f"{int(time.time())}",
-                stop=LedgerStopper(searcher),
-                failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
+    if ledger.num_left == 0:
+        return
+    # the run folders hold all that these would write
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # its tables give way to a line a trial
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    address = address or os.environ.get("RAY_ADDRESS", "local")
+    cores = len(os.sched_getaffinity(0))
+    # a trial's driver hardly computes, so a core takes it beside a worker
+    num_cpus = cpus_per_trial(config) * max(cores, concurrency or 1)
+    with stopped_by_sigterm(), cluster(address, num_cpus=num_cpus):
+        num_gpus = choose_gpus(config.train.device, gpus_per_trial)
+        num_slots = count_slots(config, num_gpus, concurrency)
+        threads = choose_threads(config, num_slots if address == "local" else 1)
+        searcher = LedgerSearcher(ledger, absolute(config), console, num_gpus=num_gpus, threads=threads)
+        make_tuner(searcher, num_slots).fit()
+
+
+def make_tuner(searcher: LedgerSearcher, num_slots: int) -> tune.Tuner:
+    """Build the tuner; what it keeps itself goes below `ray/` in the study folder."""
+    ledger = searcher.ledger
+    return tune.Tuner(
+        tune.with_resources(run_trial, {"CPU": 1}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            metric=ledger.objective,
+            mode="max",
+            num_samples=ledger.num_left,
+            max_concurrent_trials=num_slots,
+            # a stopped trial's workers end with its driver's process
+            reuse_actors=False,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{time.time_ns()}",
+            storage_path=str((ledger.folder.path / "ray").resolve()),
+            stop=LedgerStopper(searcher),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            verbose=0,
+        ),
+    )
 
 
 @contextmanager
-def cluster(concurrency: int | None) -> Iterator[None]:
-    """Join the cluster that this job runs on, or start one in this machine for as long as the block runs.
+def stopped_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: the trials under way go on from their checkpoints another time."""
 
-    Ctrl-C and SIGTERM end the block at once: trials go on from their checkpoints another time.
-    """
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # the run folders hold all that these would write
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        # a trial's driver hardly computes, so two slots fit on one core
-        num_cpus = CPUS_PER_TRIAL * max(2, os.cpu_count() or 1, concurrency or 1)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
     old = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
-        ray.shutdown()
 
 
-def interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Treat SIGTERM as Ctrl-C."""
-    raise KeyboardInterrupt
+def cpus_per_trial(config: Config) -> int:
+    """Count a trial's logical CPUs: its driver, its worker, and what the worker needs beside its own."""
+    return 2 + count_actors(config)
 
 
-def choose_gpus(asked: float | None) -> float:
+def choose_gpus(device: str, asked: float | None) -> float:
     """Return a trial's share of a GPU: one where there is any, unless asked otherwise."""
-    available = ray.cluster_resources().get("GPU", 0)
-    if asked is None:
-        return 1.0 if available else 0.0
-    if asked < 0 or (asked > 1 and asked != int(asked)):
-        raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {asked}")
-    return asked
+    if asked is not None:
+        if asked < 0 or (asked > 1 and asked != int(asked)):
+            raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {asked}")
+        return asked
+    return 1.0 if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0.0
 
 
-def count_slots(num_gpus: float, concurrency: int | None) -> int:
+def count_slots(config: Config, num_gpus: float, concurrency: int | None) -> int:
     """Count the trials that fit side by side; raise UserError where none does, rather than wait for ever."""
-    resources = ray.cluster_resources()
+    resources, need = ray.cluster_resources(), cpus_per_trial(config)
     num_cpus = int(resources.get("CPU", 0))
-    fits = num_cpus // CPUS_PER_TRIAL
+    fits = num_cpus // need
     if fits < 1:
-        raise UserError(f"a trial needs {CPUS_PER_TRIAL} logical CPUs, but the cluster has {num_cpus}")
+        raise UserError(f"a trial needs {need} logical CPUs, but Ray has {num_cpus}: start Ray with --num-cpus {need}")
     if num_gpus > 0:
-        gpus = resources.get("GPU", 0)
-        fits = min(fits, int(gpus // num_gpus))
+        fits = min(fits, int(resources.get("GPU", 0) / num_gpus))
         if fits < 1:
-            raise UserError(f"--gpus-per-trial {num_gpus:g}: the cluster has {gpus:g} GPUs")
-    elif concurrency is None and "RAY_ADDRESS" not in os.environ:
-        fits = min(fits, os.cpu_count() or 1)
+            raise UserError(f"--gpus-per-trial {num_gpus:g}: Ray has {resources.get('GPU', 0):g} GPUs")
     if concurrency is not None and concurrency > fits:
         raise UserError(f"--concurrency {concurrency}: only {fits} trials fit side by side")
     return concurrency or fits
 
 
 def run_trial(spec: dict[str, Any]) -> None:
-    """Drive one trial: a Ray Train run of one worker, whose reports go to Tune."""
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=spec,
-        scaling_config=ScalingConfig(
-            num_workers=1,
-            use_gpu=spec["num_gpus"] > 0,
-            resources_per_worker={"CPU": 1, **({"GPU": spec["num_gpus"]} if spec["num_gpus"] else {})},
-        ),
-        run_config=RunConfig(
-            name=Path(spec["folder"]).name,
-            storage_path=spec["storage"],
-            # Ray's annotation names the callbacks of its older releases
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-        ),
-    )
-    trainer.fit()
+    """Drive one trial: `mprd.ray_train` on one worker, whose reports go to Tune.
 
-
-def train_worker(spec: dict[str, Any]) -> None:
-    """Train in a worker, from the run folder's checkpoint where it has one.
-
-    An error of the run is written down and not raised: what would fail again must not be tried again. A process
-    that is lost raises by itself, and is.
+    An error of the run is written down and not raised: what would fail again must not be tried again. This
+    process or its machine being lost is another matter, and Tune starts the trial anew.
     """
     folder, config = RunFolder(Path(spec["folder"])), Config.model_validate_json(spec["config"])
-
-    def report(row: dict[str, Any]) -> None:
-        train.report({key: value for key, value in row.items() if value is not None})
-
+    num_gpus = spec["num_gpus"]
+    scaling = ScalingConfig(
+        num_workers=1,
+        use_gpu=num_gpus > 0,
+        resources_per_worker={"CPU": 1, **({"GPU": num_gpus} if num_gpus else {})},
+    )
     try:
-        resume = make_ready(folder)
-        with (folder.path / "log.txt").open("a") as log:
-            run_local(config, folder, resume=resume, console=Console(file=log), on_row=report)
+        if not make_ready(folder):
+            folder.create(config)
+        board = Noticeboard(folder.path)
+        board.open()
+        make_trainer(config, folder, scaling, threads=spec["threads"], callbacks=[TuneReportCallback()]).fit()
+        if board.error is not None:
+            raise UserError(board.error)
+        board.close()
+        finish(folder, folder.read_rows(), Console(quiet=True))
     except Exception as error:
         keep_error(folder, error)
 
@@ -170,12 +162,13 @@ def train_worker(spec: dict[str, Any]) -> None:
 class LedgerSearcher(Searcher):
     """Hand the ledger's trials to Tune, and its results to the ledger."""
 
-    def __init__(self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float) -> None:
+    def __init__(self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float, threads: int) -> None:
         super().__init__(metric=ledger.objective, mode="max")
         self.ledger = ledger
         self.config = config
         self.console = console
         self.num_gpus = num_gpus
+        self.threads = threads
         self.running: dict[str, Trial] = {}
         self.started: dict[str, float] = {}
         self.stopped: set[str] = set()
@@ -200,8 +193,8 @@ class LedgerSearcher(Searcher):
             # as one text: Tune would name folders after each setting
             "config": trial_config(self.config, trial).model_dump_json(),
             "folder": str(self.ledger.folder.run_folder(trial).path),
-            "storage": str((self.ledger.folder.path / "ray").resolve()),
             "num_gpus": self.num_gpus,
+            "threads": self.threads,
         }
 
     def report(self, trial_id: str, row: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,11 @@ def tune(
     objective: Annotated[str | None, typer.Option(help="label_free_score (the default) or mAP.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side; by default what fits.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="Share of a GPU that a trial takes.")] = None,
-    launcher: Annotated[str, typer.Option(help="ray, or local: one trial after another in this process.")] = "ray",
+    address: Annotated[str | None, typer.Option(help="Ray cluster to run on; by default this machine.")] = None,
+    launcher: Annotated[
+        str | None,
+        typer.Option(help="ray, or local: one after another in this process; ray where it is installed."),
+    ] = None,
 ) -> None:
     """Vary settings over a grid or by Optuna, several seeds a point, trials side by side."""
     settings = {"preset": preset, "data": data, "set_": set_}
@@ -50,13 +55,18 @@ def tune(
             smoke=smoke,
             trials=trials,
             objective=objective,
-            launcher=launcher,
-            resources={"concurrency": concurrency, "gpus_per_trial": gpus_per_trial},
+            launcher=launcher or default_launcher(),
+            resources={"concurrency": concurrency, "gpus_per_trial": gpus_per_trial, "address": address},
         )
     )
 
 
 LAUNCHERS = ("ray", "local")
+
+
+def default_launcher() -> str:
+    """Choose Ray where it is installed."""
+    return "ray" if importlib.util.find_spec("ray") is not None else "local"
 
 
 def list_studies() -> None:
@@ -95,6 +105,8 @@ def launch(
     check_options(name, settings, resume=resume, smoke=smoke, objective=objective, launcher=launcher, out=out)
     if trials is not None and trials < 1:
         raise UserError(f"--trials must be at least 1, but got {trials}")
+    if launcher == "local" and any(value is not None for value in resources.values()):
+        raise UserError("--concurrency, --gpus-per-trial and --address are Ray's: give --launcher ray")
     folder = StudyFolder(out or Path("runs") / f"study-{name}")
     if not resume:
         assert name is not None

@@ -1,0 +1,395 @@
+"""Studies as they run: what is tried, what is kept, and what a kill, a failure or a stop rule leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mprd.config import build_config, load_config
+from mprd.errors import UserError
+from mprd.optuna_study import OptunaStudy
+from mprd.studies import Study, build_study
+from mprd.study_folder import Ledger, StudyFolder, Trial, trial_config
+from mprd.study_report import PointResult as Result
+from mprd.study_report import Spread, choose_best, rank_correlation, spreads
+from mprd.tune import app, launch
+
+from .conftest import TINY
+
+EPOCHS = 2
+STUDY = {
+    "name": "small",
+    "doc": "A small study.",
+    "space": {"pairs.mu": {"grid": [0.3, 0.5]}},
+    "seeds": [0, 1],
+    "paper": {"source": "Fig. 4", "text": "Rises, then drops.", "peak": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def own_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in a folder with studies of its own."""
+    write_study_file(tmp_path, STUDY)
+    monkeypatch.chdir(tmp_path)
+
+
+def write_study_file(folder: Path, study: dict) -> None:
+    (folder / "tune_configs").mkdir(exist_ok=True)
+    (folder / "tune_configs" / f"{study['name']}.yaml").write_text(yaml.safe_dump(study))
+
+
+def overrides(*extra: str) -> list[str]:
+    return [*TINY, f"train.epochs={EPOCHS}", "train.threads=1", *extra]
+
+
+def run_study(name: str | None, root: Path | None, out: Path, **options: Any) -> None:
+    given = {"preset": "demo", "data": root, "set_": overrides(*options.pop("extra", ()))}
+    settings = dict.fromkeys(given) if options.get("resume") else given
+    defaults = {"resume": False, "smoke": False, "trials": None, "objective": None, "launcher": "local"}
+    resources = {"concurrency": None, "gpus_per_trial": None}
+    launch(name, settings, out=out, resources=resources, **{**defaults, **options})
+
+
+def read_trials(out: Path) -> list[dict]:
+    return json.loads((out / "trials.json").read_text())
+
+
+def checkpoint_times(out: Path) -> dict[str, int]:
+    return {path.parts[-3]: path.stat().st_mtime_ns for path in out.glob("trials/*/checkpoints/last.pt")}
+
+
+# -- the ledger -----------------------------------------------------------------------------------
+
+
+def make_ledger(path: Path, *, num_trials: int, mirror: bool = False, **parts: Any) -> Ledger:
+    study = build_study({**STUDY, **parts}, source="test")
+    folder = StudyFolder(path)
+    if not folder.study_file.exists():
+        folder.create(study, load_config("demo"), objective="label_free_score", num_trials=num_trials)
+    return reopen(folder, study, num_trials=num_trials, mirror=mirror)
+
+
+def reopen(folder: StudyFolder, study: Study, *, num_trials: int, mirror: bool) -> Ledger:
+    known = {trial.mirror for trial in folder.read_trials() if trial.mirror is not None}
+    held = OptunaStudy(folder.database, study, objective="label_free_score", known=known) if mirror else None
+    return Ledger(folder, study, objective="label_free_score", num_trials=num_trials, mirror=held)
+
+
+def write_rows(ledger: Ledger, trial: Trial, *scores: float) -> None:
+    folder = ledger.folder.run_folder(trial)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_rows([{"epoch": n, "label_free_score": score} for n, score in enumerate(scores)])
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_grid_covers_all_points_with_a_seed_before_the_next_seed(tmp_path: Path, mirror: bool) -> None:
+    trials = list(make_ledger(tmp_path / "study", num_trials=4, mirror=mirror))
+    assert [(trial.point, trial.seed) for trial in trials] == [
+        ("mu=0.3", 0),
+        ("mu=0.5", 0),
+        ("mu=0.3", 1),
+        ("mu=0.5", 1),
+    ]
+    assert [trial.settings for trial in trials[:2]] == [{"pairs.mu": 0.3}, {"pairs.mu": 0.5}]
+
+
+def test_a_ledger_opened_again_hands_out_the_unfinished_then_the_failed_then_the_new(tmp_path: Path) -> None:
+    first = make_ledger(tmp_path / "study", num_trials=4, mirror=True)
+    done, failed, under_way = first.next(), first.next(), first.next()
+    assert done is not None
+    assert failed is not None
+    assert under_way is not None
+    write_rows(first, done, 0.4, 0.6)
+    first.finish(done, "finished")
+    first.finish(failed, "failed", "out of memory")
+    second = make_ledger(tmp_path / "study", num_trials=4, mirror=True)
+    assert second.num_left == 3
+    assert [trial.number for trial in second] == [2, 1, 3]
+    assert [trial.state for trial in second.trials] == ["finished", "running", "running", "running"]
+
+
+def test_optuna_holds_every_trial_with_its_state_value_and_reason(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path / "study", num_trials=3, mirror=True)
+    good, bad, again = ledger
+    write_rows(ledger, good, 0.4, 0.6)
+    for epoch, score in enumerate((0.4, 0.6)):
+        assert ledger.report(good, {"epoch": epoch, "label_free_score": score}) is False
+    ledger.finish(good, "finished")
+    ledger.finish(bad, "failed", "ValueError: no")
+    ledger.finish(again, "finished")  # without a row it cannot be
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path / 'study' / 'study.db'}")
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL", "FAIL"]
+    assert study.trials[0].value == 0.6
+    assert study.trials[0].params == {"pairs.mu": 0.3, "train.seed": 0}
+    assert study.trials[0].intermediate_values == {1: 0.4, 2: 0.6}
+    assert study.trials[1].user_attrs["reason"] == "ValueError: no"
+    assert "without label_free_score" in study.trials[2].user_attrs["reason"]
+
+
+def test_what_a_kill_left_half_asked_for_in_optuna_is_closed(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path / "study", num_trials=2, mirror=True)
+    mirror = ledger.mirror
+    assert isinstance(mirror, OptunaStudy)
+    mirror.ask(None, 0)
+    mirror.study.enqueue_trial({"pairs.mu": 0.3, "train.seed": 0})
+    opened = make_ledger(tmp_path / "study", num_trials=2, mirror=True).mirror
+    assert isinstance(opened, OptunaStudy)
+    assert {trial.state.name for trial in opened.study.trials} == {"FAIL"}
+
+
+DRAWN = {
+    "space": {"pairs.mu": {"low": 0.1, "high": 0.9}, "neighbors.k": {"low": 2, "high": 9}},
+    "sampler": "tpe",
+    "trials": 6,
+    "paper": None,
+}
+
+
+def test_a_drawn_point_is_run_with_all_of_its_seeds(tmp_path: Path) -> None:
+    trials = list(make_ledger(tmp_path / "study", num_trials=6, mirror=True, **DRAWN))
+    assert [trial.seed for trial in trials] == [0, 1, 0, 1, 0, 1]
+    assert all(trials[n].settings == trials[n + 1].settings for n in (0, 2, 4))
+    assert len({trial.point for trial in trials}) == 3
+    for trial in trials:
+        assert 0.1 <= trial.settings["pairs.mu"] <= 0.9
+        assert trial.settings["neighbors.k"] in range(2, 10)
+
+
+def test_going_on_draws_other_points_than_the_first_session(tmp_path: Path) -> None:
+    first = list(make_ledger(tmp_path / "study", num_trials=2, mirror=True, **DRAWN))
+    more = make_ledger(tmp_path / "study", num_trials=4, mirror=True, **DRAWN)
+    assert len({trial.point for trial in [*first, *more]}) == 2
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_stop_rule_ends_a_poor_trial_after_its_grace(tmp_path: Path, kind: str) -> None:
+    stop = {"kind": kind, "grace_epochs": 2}
+    parts = {**DRAWN, "seeds": [0], "trials": 8, "stop": stop}
+    ledger = make_ledger(tmp_path / "study", num_trials=8, mirror=True, **parts)
+    for trial in [ledger.next() for _ in range(6)]:
+        assert trial is not None
+        for epoch in range(4):
+            ledger.report(trial, {"epoch": epoch, "label_free_score": 0.9})
+        write_rows(ledger, trial, 0.9, 0.9, 0.9, 0.9)
+        ledger.finish(trial, "finished")
+    poor = ledger.next()
+    assert poor is not None
+    stops = [ledger.report(poor, {"epoch": epoch, "label_free_score": 0.1}) for epoch in range(4)]
+    assert stops[0] is False
+    assert stops[3] is True
+
+
+def test_a_trials_settings_lie_over_those_of_the_study() -> None:
+    config = trial_config(load_config("demo"), Trial(0, "x", {"pairs.mu": 0.7, "meta.eta.kind": "cosine"}, 3))
+    assert (config.pairs.mu, config.meta.eta.kind, config.train.seed) == (0.7, "cosine", 3)
+    with pytest.raises(UserError, match=r"pairs.mu must be less than 1, but got 1.5"):
+        trial_config(load_config("demo"), Trial(0, "x", {"pairs.mu": 1.5}, 0))
+
+
+# -- figures --------------------------------------------------------------------------------------
+
+
+def test_seeds_are_averaged_and_their_spread_is_the_sample_deviation() -> None:
+    keys = dict.fromkeys(("rank5", "rank10", "mAP_trapezoid", "mINP", "mAP_before_bn", "mAP_reranked"))
+    keys |= dict.fromkeys(("rank1", "pair_precision", "pair_recall", "label_free_score"))
+    rows = [{**keys, "mAP": value, "rank1": 0.5} for value in (0.2, 0.3, 0.7)]
+    figures = spreads(rows)
+    assert figures["mAP"].mean == pytest.approx(0.4, abs=1e-12)
+    assert figures["mAP"].deviation == pytest.approx(0.07**0.5, abs=1e-12)
+    assert figures.keys() == {"mAP", "rank1"}
+    assert str(figures["mAP"]) == "40.0 ± 26.5"
+    assert str(spreads(rows[:1])["mAP"]) == "20.0"
+
+
+def test_one_lucky_seed_does_not_make_the_best_point() -> None:
+    def point(name: str, mean: float, *seeds: int) -> Result:
+        return Result(name, {}, seeds, {"mAP": Spread(mean, None)})
+
+    points = [point("lucky", 0.9, 0), point("fair", 0.5, 0, 1), point("better", 0.6, 0, 1)]
+    best = choose_best(points, "mAP")
+    assert best is not None
+    assert best.name == "better"
+    assert choose_best([], "mAP") is None
+
+
+def test_the_rank_correlation_gives_ties_their_mean_rank() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: covariance 4.5 over sqrt(4.5 * 5)
+    assert rank_correlation([1, 2, 2, 5], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert rank_correlation([1, 1], [1, 2]) is None
+
+
+# -- whole studies in this process ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run a small study to its end."""
+    base = tmp_path_factory.mktemp("study")
+    write_study_file(base, STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base)
+        run_study("small", tiny_root, base / "out")
+    return base / "out"
+
+
+def test_a_study_leaves_run_folders_and_its_report(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"results.parquet", "best.yaml", "table.txt", "report.html", "study.db", "plots"} <= names
+    assert (finished / "trials" / "000_mu=0.3_seed0" / "metrics.jsonl").is_file()
+    assert (finished / "plots" / "curve.png").stat().st_size > 1000
+    assert (finished / "plots" / "parallel.png").stat().st_size > 1000
+
+
+def test_the_results_have_a_row_a_trial_with_both_objectives(finished: Path) -> None:
+    rows = pq.read_table(finished / "results.parquet").to_pylist()
+    assert [(row["pairs.mu"], row["train.seed"], row["state"]) for row in rows] == [
+        (0.3, 0, "finished"),
+        (0.5, 0, "finished"),
+        (0.3, 1, "finished"),
+        (0.5, 1, "finished"),
+    ]
+    for row in rows:
+        last = json.loads((finished / row["run"] / "metrics.jsonl").read_text().splitlines()[-1])
+        assert row["label_free_score"] == last["label_free_score"]
+        assert row["mAP"] == last["mAP"]
+        assert row["epochs"] == EPOCHS
+
+
+def test_the_best_settings_are_those_of_the_highest_mean_and_train_as_they_are(finished: Path) -> None:
+    rows = pq.read_table(finished / "results.parquet").to_pylist()
+    means = {mu: sum(r["label_free_score"] for r in rows if r["pairs.mu"] == mu) / 2 for mu in (0.3, 0.5)}
+    config = load_config("demo", file=finished / "best.yaml")
+    assert means[config.pairs.mu] == max(means.values())
+    assert config.train.epochs == EPOCHS
+    assert config == build_config(yaml.safe_load((finished / "best.yaml").read_text()))
+
+
+def test_the_page_holds_its_plots_and_names_no_other_place(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    assert all(name in page for name in ("mu=0.3", "mu=0.5", "Rises, then drops."))
+
+
+def test_the_study_file_is_an_optuna_database(finished: Path) -> None:
+    with sqlite3.connect(finished / "study.db") as database:
+        states = database.execute("select state, count(*) from trials group by state").fetchall()
+    assert states == [("COMPLETE", 4)]
+
+
+def test_going_on_with_a_finished_study_runs_nothing_again(finished: Path, tiny_root: Path) -> None:
+    before = checkpoint_times(finished)
+    run_study(None, None, finished, resume=True)
+    assert checkpoint_times(finished) == before
+    assert len(before) == 4
+
+
+def test_a_trial_that_fails_is_written_down_and_the_study_goes_on(tiny_root: Path, tmp_path: Path) -> None:
+    points = [{"name": "sound"}, {"name": "broken", "set": {"backbone.weights": "no/such/file.pt"}}, {"name": "last"}]
+    write_study_file(tmp_path, {"name": "mixed", "doc": "One fails.", "points": points})
+    run_study("mixed", tiny_root, tmp_path / "out")
+    trials = read_trials(tmp_path / "out")
+    assert [trial["state"] for trial in trials] == ["finished", "failed", "finished"]
+    assert "no/such/file.pt" in trials[1]["reason"]
+    assert "Traceback" in (tmp_path / "out" / "trials" / "001_broken_seed0" / "error.txt").read_text()
+    assert "no/such/file.pt" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_poor_trial_is_stopped_and_counted_as_such(tiny_root: Path, tmp_path: Path) -> None:
+    write_study_file(tmp_path, {**STUDY, "stop": {"kind": "median", "grace_epochs": 1}})
+    out = tmp_path / "out"
+    run_study("small", tiny_root, out, trials=1, extra=["train.epochs=4"])
+    # others that did as well as one can: the next trial falls below their median
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{out / 'study.db'}")
+    perfect = optuna.trial.create_trial(value=1.0, intermediate_values=dict.fromkeys(range(1, 5), 1.0))
+    study.add_trials([perfect] * 6)
+    run_study(None, None, out, resume=True, trials=2)
+    first, second = read_trials(out)
+    assert (first["state"], first["reason"]) == ("finished", None)
+    assert (second["state"], second["reason"]) == ("stopped", "poor label_free_score by the median rule")
+    rows = (out / "trials" / "001_mu=0.5_seed0" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 1
+
+
+def test_a_killed_study_goes_on_without_repeating_what_had_finished(tiny_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sets = [text for override in overrides("train.epochs=4") for text in ("--set", override)]
+    command = [sys.executable, "-m", "mprd.tune", "--study", "small", "--launcher", "local"]
+    process = subprocess.Popen(
+        [*command, "--data", str(tiny_root), "--out", str(out), *sets],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not (out / "trials" / "001_mu=0.5_seed0" / "metrics.jsonl").exists():
+        assert process.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [trial["state"] for trial in read_trials(out)] == ["finished", "running"]
+    before = checkpoint_times(out)
+    run_study(None, None, out, resume=True)
+    after = checkpoint_times(out)
+    assert after["000_mu=0.3_seed0"] == before["000_mu=0.3_seed0"]
+    assert [trial["state"] for trial in read_trials(out)] == ["finished"] * 4
+    rows = (out / "trials" / "001_mu=0.5_seed0" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--study", "mu_swep"], "unknown study 'mu_swep', did you mean mu_sweep?"),
+        ([], "--study NAME is missing"),
+        (["--study", "small", "--trials", "0"], "--trials must be at least 1"),
+        (["--study", "small", "--objective", "map"], "--objective must be label_free_score or mAP"),
+        (["--study", "small", "--launcher", "slurm"], "--launcher must be ray or local"),
+        (["--study", "small", "--resume"], "holds no study to go on with"),
+        (["--study", "small", "--resume", "--smoke"], "--resume goes on with the settings of its study folder"),
+        (["--study", "small", "--set", "pairs.mue=1"], "unknown setting pairs.mue, did you mean pairs.mu"),
+        (["--study", "small", "--preset", "market1501", "--data", "no/such"], "no/such"),
+        (["--study", "small", "--launcher", "local", "--concurrency", "2"], "are Ray's: give --launcher ray"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        app(args)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_a_value_out_of_range_is_told_before_anything_runs(tmp_path: Path, tiny_root: Path) -> None:
+    write_study_file(tmp_path, {"name": "bad", "doc": "Bad.", "space": {"pairs.mu": {"grid": [0.5, 1.3]}}})
+    with pytest.raises(UserError, match=r"pairs.mu must be less than 1, but got 1.3"):
+        run_study("bad", tiny_root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_a_study_is_not_written_over(finished: Path, tiny_root: Path) -> None:
+    with pytest.raises(UserError, match="holds a study already; go on with --resume"):
+        run_study("small", tiny_root, finished)
+
+
+def test_the_list_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["--list"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("small", "mu_sweep", "table1"))
