@@ -22,20 +22,20 @@ from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_sub
 Variant = Literal["paper", "structure"]
 KERNEL_SIZE, STRIDE = 5, 2
 """Of the 1-D convolution over the pooled vector, as in the network of SEAL's authors."""
-CELLS_PER_CHUNK = {"cpu": 2**19, "cuda": 2**24}
+CELLS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**24}
 """Numbers that one [P, V, H] tensor of a chunk may hold: in the cache, or in a part of the device's memory."""
 PAIRS_PER_GROUP = 2**15
 """Pairs whose graphs `predict` builds at a time."""
 
 
 def feature_columns(memory: Tensor, *, variant: Variant) -> Tensor:
-    """List the node inputs that an image has in every graph, [N, C]: its feature, or none for `structure`.
+    """List the node inputs that an image has in every graph, [N, C]: its feature, or none for `structure`."""
+    return memory[:, :0] if variant == "structure" else memory
 
-    Unit features have entries of about D^-0.5; times D^0.5 they are of order 1, like the one-hot labels beside them.
-    """
-    if variant == "structure":
-        return memory[:, :0]
-    return memory * math.sqrt(memory.shape[1])
+
+def feature_scale(num_features: int) -> float:
+    """Say what features are multiplied with, D^0.5: unit rows have entries of about D^-0.5, one-hot labels of 1."""
+    return math.sqrt(num_features)
 
 
 def label_columns(labels: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -44,13 +44,15 @@ def label_columns(labels: Tensor, *, dtype: torch.dtype) -> Tensor:
 
 
 def pair_columns(memory: Tensor, pairs: Tensor, nodes: Tensor, *, variant: Variant) -> Tensor:
-    """List the node inputs that depend on the pair, [P, V, C]: none, or for `structure` the cosines to i and to j.
+    """List the node inputs that depend on the pair, [P, V, C]: none, or for `structure` the cosines to its ends.
 
-    `nodes` int64 [P, V], -1 where absent, whose inputs are 0.
+    The larger of the two comes first, so that G cannot tell (i, j) from (j, i). `nodes` int64 [P, V], -1 where absent,
+    whose inputs are 0.
     """
     if variant == "paper":
         return memory.new_empty((*nodes.shape, 0))
-    return cosines_to_ends(memory, pairs, nodes) * (nodes >= 0)[:, :, None]
+    cosines = cosines_to_ends(memory, pairs, nodes)
+    return torch.stack([cosines.amax(2), cosines.amin(2)], dim=2) * (nodes >= 0)[:, :, None]
 
 
 def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
@@ -155,7 +157,8 @@ class PairGCN(nn.Module):
         Row l N + n is image n under label l; the last row, of no image, is 0.
         """
         of_feature, of_label, _ = self.theta_1.split(self.columns)
-        by_feature = feature_columns(memory, variant=self.variant) @ of_feature
+        # the scale goes to the weights: scaling all features would take longer than the product itself
+        by_feature = feature_columns(memory, variant=self.variant) @ (feature_scale(memory.shape[1]) * of_feature)
         labels = label_columns(torch.arange(NUM_LABELS, device=memory.device), dtype=memory.dtype)
         return F.pad((by_feature + (labels @ of_label)[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
@@ -191,10 +194,14 @@ class PairGCN(nn.Module):
     def predict(
         self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor, *, pair_scalars: Tensor | None = None
     ) -> Tensor:
-        """Return the likelihoods g_ij [P] of pairs [P, 2], building their graphs chunk by chunk from ids [N, K].
+        """Return the likelihoods g_ij [P] of pairs [P, 2], building their graphs from neighbour ids [N, K].
 
+        G cannot tell (i, j) from (j, i): unless `pair_scalars` [P, S] may, a pair asked for both ways is judged once.
         Pairs with lists of like length are taken together, so that one long list does not widen all graphs.
         """
+        where = torch.arange(len(pairs), device=pairs.device)
+        if pair_scalars is None:
+            pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None
         likelihoods = memory.new_empty(len(pairs))
@@ -202,7 +209,7 @@ class PairGCN(nn.Module):
             scalars = None if pair_scalars is None else pair_scalars[chosen]
             subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
             likelihoods[chosen] = self(memory, subgraphs, projected=projected, pair_scalars=scalars).sigmoid()
-        return likelihoods
+        return likelihoods[where]
 
     def forward_reference(
         self, memory: Tensor, subgraphs: SubgraphBatch, *, pair_scalars: Tensor | None = None
@@ -214,7 +221,7 @@ class PairGCN(nn.Module):
         batch = batch_graphs(subgraphs, link=self.link).to(memory.device)
         y = torch.cat(
             [
-                feature_columns(memory[batch.node_ids], variant=self.variant),
+                feature_columns(memory[batch.node_ids], variant=self.variant) * feature_scale(memory.shape[1]),
                 label_columns(batch.labels, dtype=memory.dtype),
                 pair_columns(memory, batch.pair[batch.batch], batch.node_ids[:, None], variant=self.variant)[:, 0],
             ],
@@ -291,6 +298,12 @@ def count_columns(num_features: int, variant: Variant) -> tuple[int, int, int]:
     nothing = torch.empty(0, 2, dtype=torch.int64)
     of_pair = pair_columns(memory, nothing, nothing, variant=variant)
     return feature_columns(memory, variant=variant).shape[1], NUM_LABELS, of_pair.shape[2]
+
+
+def unordered(pairs: Tensor, *, num_images: int) -> tuple[Tensor, Tensor]:
+    """List each pair once, smaller id first, int64 [Q, 2], and say where every given pair is found there, [P]."""
+    keys, where = (pairs.amin(1) * num_images + pairs.amax(1)).unique(return_inverse=True)
+    return torch.stack([keys // num_images, keys % num_images], dim=1), where
 
 
 def groups_of_like_length(neighbor_ids: Tensor, pairs: Tensor) -> Iterator[Tensor]:
