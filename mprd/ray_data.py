@@ -188,8 +188,6 @@ def pair_tables(pairs: np.ndarray, label: np.ndarray | None, source: np.ndarray 
 
 def set_context(context: Any, *, num_actors: int, num_bytes: int) -> None:
     """Keep the order, the screen quiet, and the memory bounded; never wait for actors without an end."""
-    # out of a trial's own placement group, which has no room for actors
-    context.scheduling_strategy = "SPREAD"
     options = context.execution_options
     options.preserve_order = True
     options.resource_limits = ExecutionResources.for_limits(cpu=num_actors, object_store_memory=num_bytes + STORE_BYTES)
