@@ -68,6 +68,7 @@ def run_on_ray(
     Raises UserError for the person's mistakes and resources too few, Interrupted when a signal asked to stop.
     """
     from mprd.console import EpochLines
+    from mprd.executors import count_actors
     from mprd.launch import choose_device, finish, open_dataset, watch_signals
     from mprd.noticeboard import Noticeboard
 
@@ -78,8 +79,10 @@ def run_on_ray(
     # mistakes in the data are told before anything starts, and a synthetic set is drawn once
     open_dataset(config, folder)
     board = Noticeboard(folder.path.resolve())
-    with cluster(address):
-        scaling = choose_scaling(config.train.device, num_workers, ray.cluster_resources())
+    num_actors = count_actors(config)
+    # actors that build or search beside a worker are logical CPUs of their own: they mostly wait
+    with cluster(address, num_cpus=len(os.sched_getaffinity(0)) + num_workers * num_actors):
+        scaling = choose_scaling(config.train.device, num_workers, ray.cluster_resources(), num_actors=num_actors)
         if not resume:
             folder.create(config)
         trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
@@ -118,8 +121,13 @@ def cluster(address: str, *, num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def choose_scaling(device: str, num_workers: int, resources: dict[str, float]) -> ScalingConfig:
+def choose_scaling(
+    device: str, num_workers: int, resources: dict[str, float], *, num_actors: int = 0
+) -> ScalingConfig:
     """Give each worker one CPU, and one GPU where there are any and the settings do not say `cpu`.
+
+    Args:
+        num_actors: logical CPUs that each worker must find free beside its own.
 
     Raises UserError with the number to ask for where the cluster has too few: Ray would wait for them for ever.
     """
@@ -137,10 +145,13 @@ def choose_scaling(device: str, num_workers: int, resources: dict[str, float]) -
             f"--num-workers {num_workers} needs {num_workers} GPUs, but Ray has {num_gpus}: ask for "
             f"--num-workers {max(1, num_gpus)}, or --set train.device=cpu"
         )
-    if num_workers > num_cpus:
+    needed = num_workers * (1 + num_actors)
+    if needed > num_cpus:
+        beside = f" with {num_actors} actors each" if num_actors else ""
         raise UserError(
-            f"--num-workers {num_workers} needs {num_workers} logical CPUs, but Ray has {num_cpus}: ask for "
-            f"--num-workers {max(1, num_cpus)}, or start Ray with --num-cpus {num_workers} and give its --address"
+            f"--num-workers {num_workers}{beside} needs {needed} logical CPUs, but Ray has {num_cpus}: ask for "
+            f"--num-workers {max(1, num_cpus // (1 + num_actors))}, or start Ray with --num-cpus {needed} and give "
+            "its --address"
         )
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu)
 
