@@ -97,6 +97,7 @@ def find_by_index(
 
 def search_index(features: Tensor, kind: Index, width: int) -> Best:
     """Build an index over all images and search each of them; what is not found has id -1 and value -inf."""
+    logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
         import faiss
     except ModuleNotFoundError:

@@ -54,6 +54,8 @@ def join_ray(num_actors: int) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     else:
+        # it would warn of actors that share an object, which lives as long as they do
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         num_cpus = max(len(os.sched_getaffinity(0)), num_actors)
         ray.init(
             address="local",
@@ -194,8 +196,8 @@ def set_context(context: Any, *, num_actors: int, num_bytes: int) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.wait_for_min_actors_s = WAIT_SECONDS
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 
 
 def rebatch(tables: Iterator[pa.Table], sizes: Sequence[int]) -> Iterator[pa.Table]:

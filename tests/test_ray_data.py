@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import signal
@@ -10,16 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from mprd import checkpoint
+from mprd.config import Config, build_config
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
+from mprd.launch import run_local
 from mprd.neighbors import find_neighbors
+from mprd.run_folder import RunFolder
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially, build_subgraphs, from_arrow, to_arrow
 
 ray = pytest.importorskip("ray")
@@ -166,6 +173,23 @@ def test_shards_on_actors_find_what_one_process_finds(cluster: None, num_shards:
     assert torch.equal(table.ids, expected.ids)
     assert torch.equal(table.counts, expected.counts)
     assert table.num_capped == expected.num_capped
+
+
+@pytest.mark.ray
+def test_a_run_with_actors_ends_as_one_without_to_the_bit(cluster: None, tiny_config: Config, tmp_path: Path) -> None:
+    final = []
+    for executor in ("serial", "ray"):
+        wait_for(lambda: ray.available_resources().get("CPU") == NUM_CPUS)
+        values = tiny_config.model_dump(mode="json")
+        values["subgraphs"] = {"executor": executor, "num_actors": 1}
+        values["pairs"]["refresh"] = "epoch"
+        values["train"]["epochs"] = 2
+        folder = RunFolder(tmp_path / executor)
+        rows = run_local(build_config(values), folder, resume=False, console=Console(file=io.StringIO()))
+        state = checkpoint.load(folder.last)
+        losses = torch.tensor([[row["gcn_loss"], row["cnn_loss"]] for row in rows])
+        final.append([losses, state["memory"], state["positives"], *state["gcn"].values()])
+    assert all(torch.equal(one, other) for one, other in zip(*final, strict=True))
 
 
 @pytest.mark.ray
