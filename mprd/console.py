@@ -96,9 +96,10 @@ def is_set(row: dict[str, Any], key: str) -> bool:
     return row.get(key) is not None
 
 
-def final_table(rows: list[dict[str, Any]]) -> Table:
+def final_table(rows: list[dict[str, Any]], untrained: dict[str, float]) -> Table:
     """Set the last epoch beside the one a label-free score picks and the best on test, named as what they are."""
-    return figure_table({f"{name}\n(epoch {row['epoch'] + 1})": row for name, row in chosen_rows(rows).items()})
+    columns = {f"{name}\n(epoch {row['epoch'] + 1})": row for name, row in chosen_rows(rows).items()}
+    return figure_table(columns | ({"untrained": untrained} if untrained else {}))
 
 
 def figure_table(columns: dict[str, dict[str, Any]]) -> Table:

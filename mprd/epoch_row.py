@@ -75,6 +75,19 @@ def retrieval_row(trainer: Trainer) -> dict[str, float]:
     return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, rerank=rerank).row()
 
 
+def untrained_row(trainer: Trainer) -> dict[str, float]:
+    """Return the retrieval figures of the network as it stands, nothing without query and gallery."""
+    if not can_evaluate(trainer.dataset):
+        return {}
+    return evaluate(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device).row()
+
+
+def help_evaluate_untrained(trainer: Trainer) -> None:
+    """Extract this worker's share of it for the first one."""
+    if can_evaluate(trainer.dataset):
+        extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
+
+
 def help_evaluate(trainer: Trainer) -> None:
     """Extract this worker's share for the first one, which alone makes the row."""
     if is_due(trainer):

@@ -28,7 +28,7 @@ from mprd.curves import plot_curves
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
 from mprd.engine import Hooks, Trainer, fit, ignore
-from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate
+from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate, help_evaluate_untrained, untrained_row
 from mprd.errors import Interrupted, UserError
 from mprd.executors import choose_builder, choose_search
 from mprd.retrieval import can_evaluate, evaluate
@@ -93,7 +93,7 @@ def train(
             recorder.forget_from(trainer.state.epoch)
         else:
             trainer.fill_memory()
-            recorder.save(trainer.state)
+            recorder.begin(trainer)
         fit(trainer)
     recorder.close()
 
@@ -118,7 +118,7 @@ def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> N
     """Write and print the final table."""
     if not rows:
         raise UserError(f"{folder.path}: the run has no epochs to report")
-    table = final_table(rows)
+    table = final_table(rows, folder.read_untrained())
     plain = Console(record=True, width=100, file=io.StringIO())
     plain.print(table)
     write_text(folder.path / "table.txt", plain.export_text())
@@ -250,6 +250,11 @@ class Recorder:
         """Return the callables for `fit`."""
         return Hooks(after_step=self.after_step, after_epoch=self.after_epoch, checkpoint=self.checkpoint)
 
+    def begin(self, trainer: Trainer) -> None:
+        """Save the start, and what the network retrieves before it is trained."""
+        self.folder.write_untrained(untrained_row(trainer))
+        self.save(trainer.state)
+
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of epochs that will be trained again."""
         self.rows = [row for row in self.rows if row["epoch"] < epoch]
@@ -344,6 +349,10 @@ class Follower:
         """Stop when the recorder does."""
         if self.world.any(False) and state.epoch < self.config.train.epochs:
             raise Interrupted(f"stopped after epoch {state.epoch}")
+
+    def begin(self, trainer: Trainer) -> None:
+        """Extract for the recorder's evaluation of the untrained network."""
+        help_evaluate_untrained(trainer)
 
     def forget_from(self, epoch: int) -> None:
         """Have nothing to forget."""

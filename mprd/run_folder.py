@@ -27,6 +27,7 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
+        self.untrained_file = path / "untrained.json"
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
@@ -61,6 +62,14 @@ class RunFolder:
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         """Write all metrics at once, so that a reader never sees half a row."""
         write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_untrained(self, row: dict[str, float]) -> None:
+        """Keep the retrieval figures of the network before its first epoch."""
+        write_text(self.untrained_file, json.dumps(row) + "\n")
+
+    def read_untrained(self) -> dict[str, float]:
+        """Read them; nothing where the run was not evaluated."""
+        return json.loads(self.untrained_file.read_text()) if self.untrained_file.is_file() else {}
 
     def save(self, state: TrainState) -> None:
         """Save the whole state as the last checkpoint."""

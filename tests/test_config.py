@@ -85,9 +85,9 @@ def test_an_unknown_preset_suggests_the_nearest() -> None:
 def test_a_broken_settings_file_is_named(tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
     file.write_text("pairs: [unclosed")
-    with pytest.raises(UserError, match="broken.yaml: not valid YAML"):
+    with pytest.raises(UserError, match=r"broken\.yaml: not valid YAML"):
         load_config("demo", file=file)
-    with pytest.raises(UserError, match="absent.yaml: cannot read"):
+    with pytest.raises(UserError, match=r"absent\.yaml: cannot read"):
         load_config("demo", file=tmp_path / "absent.yaml")
 
 
@@ -99,7 +99,7 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 def test_every_setting_has_a_docstring() -> None:
     def missing(section: type) -> list[str]:
         fields = section.model_fields.items()
-        return [name for name, field in fields if not field.description and not hasattr(field.annotation, "model_fields")]
+        return [name for name, f in fields if not f.description and not hasattr(f.annotation, "model_fields")]
 
     sections = [field.annotation for field in Config.model_fields.values()]
     assert [missing(section) for section in sections if missing(section)] == []

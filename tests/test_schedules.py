@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from mprd.schedules import eta, gamma, learning_rate
@@ -26,7 +28,7 @@ def test_gamma_falls_linearly_from_one_to_a_half() -> None:
 def test_eta_takes_the_values_of_its_kind(kind: str, expected: list[float]) -> None:
     values = [eta(e, 5, kind=kind, start=1.0, end=0.1) for e in range(5)]  # type: ignore[arg-type]
     assert values == pytest.approx(expected, abs=1e-6)
-    assert all(a >= b for a, b in zip(values, values[1:], strict=False))
+    assert all(a >= b for a, b in pairwise(values))
 
 
 def test_the_learning_rate_falls_tenfold_after_twenty_epochs() -> None:
