@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -111,6 +112,7 @@ def cluster(address: str, *, num_cpus: int | None = None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"include_dashboard": False, "num_cpus": num_cpus or len(os.sched_getaffinity(0))}
+    check_address(address)
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
@@ -119,6 +121,17 @@ def cluster(address: str, *, num_cpus: int | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray would try it for minutes, and end the process."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(f"--address {address}: nothing listens there ({error.strerror or error})") from None
 
 
 def choose_scaling(
