@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test lint clean
+.PHONY: train test test-ray test-cluster lint clean
 
 train: $(VENV)/installed
 	$(RUN) -m mprd.train
 
 test: $(VENV)/installed lint
 	$(RUN) -m pytest
+
+test-ray: $(VENV)/installed
+	$(RUN) -m pytest -m ray
+
+test-cluster: $(VENV)/installed
+	$(RUN) -m pytest -m cluster
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
