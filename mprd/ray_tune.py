@@ -56,7 +56,8 @@ def run_on_ray(
     cores = len(os.sched_getaffinity(0))
     # a trial's driver hardly computes, so a core takes it beside a worker
     num_cpus = cpus_per_trial(config) * max(cores, concurrency or 1)
-    with stopped_by_sigterm(), cluster(address, num_cpus=num_cpus):
+    # Ray takes SIGTERM for itself when it starts, so ours comes second
+    with cluster(address, num_cpus=num_cpus), stopped_by_sigterm():
         num_gpus = choose_gpus(config.train.device, gpus_per_trial)
         num_slots = count_slots(config, num_gpus, concurrency)
         threads = choose_threads(config, num_slots if address == "local" else 1)
@@ -75,13 +76,10 @@ def make_tuner(searcher: LedgerSearcher, num_slots: int) -> tune.Tuner:
             mode="max",
             num_samples=ledger.num_left,
             max_concurrent_trials=num_slots,
-            # a stopped trial's workers end with its driver's process
-            reuse_actors=False,
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
             storage_path=str((ledger.folder.path / "ray").resolve()),
-            stop=LedgerStopper(searcher),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -197,12 +195,18 @@ class LedgerSearcher(Searcher):
             "threads": self.threads,
         }
 
-    def report(self, trial_id: str, row: dict[str, Any]) -> bool:
-        """Pass on an epoch; say whether to stop the trial."""
-        is_last = row["epoch"] + 1 >= self.config.train.epochs
-        if self.ledger.report(self.running[trial_id], row) and not is_last:
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on an epoch's row, and ask the trial to end itself where the stop rule says so.
+
+        Were Tune to kill it, the resources of its workers would stay taken where Ray runs without a dashboard.
+        """
+        if "epoch" not in result or trial_id in self.stopped:
+            return
+        trial = self.running[trial_id]
+        is_last = result["epoch"] + 1 >= self.config.train.epochs
+        if self.ledger.report(trial, result) and not is_last:
             self.stopped.add(trial_id)
-        return trial_id in self.stopped
+            Noticeboard(self.ledger.folder.run_folder(trial).path).ask_to_stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Write down how a trial ended, by what its run folder holds."""
@@ -215,30 +219,11 @@ class LedgerSearcher(Searcher):
     def how_it_ended(self, trial_id: str, trial: Trial) -> tuple[State, str | None]:
         """Say how a trial ended, and why."""
         folder = self.ledger.folder.run_folder(trial)
-        if trial_id in self.stopped:
-            return "stopped", stop_reason(self.ledger)
         reason = read_error(folder)
         if reason is not None:
             return "failed", reason
+        if trial_id in self.stopped:
+            return "stopped", stop_reason(self.ledger)
         if len(folder.read_rows()) < self.config.train.epochs:
             return "failed", "its process was lost, and again after going on; see ray/ in the study folder"
         return "finished", None
-
-
-class LedgerStopper(tune.Stopper):
-    """Stop a trial when the ledger says so."""
-
-    def __init__(self, searcher: LedgerSearcher) -> None:
-        self.searcher = searcher
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave everything behind, as the searcher does."""
-        return {}
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Judge an epoch's row; the last result of a trial is no row."""
-        return "epoch" in result and trial_id in self.searcher.running and self.searcher.report(trial_id, result)
-
-    def stop_all(self) -> bool:
-        """Never end the whole study."""
-        return False

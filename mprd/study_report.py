@@ -150,7 +150,7 @@ def point_table(study: Study, points: list[PointResult], best: PointResult | Non
     stated = study.paper.values if study.paper else {}
     title = f"{study.name}: mean ± standard deviation over seeds, in percent; * the objective, the best"
     table = Table(title=title, title_justify="left", box=SIMPLE)
-    table.add_column("point", no_wrap=True)
+    table.add_column("point", overflow="fold", min_width=12)
     table.add_column("seeds", justify="right")
     for key in columns:
         table.add_column(SHORT.get(key, NAMES[key]) + (" *" if key == objective else ""), justify="right")

@@ -353,6 +353,52 @@ def test_a_killed_study_goes_on_without_repeating_what_had_finished(tiny_root: P
     assert [json.loads(row)["epoch"] for row in rows] == [0, 1, 2, 3]
 
 
+# -- on Ray ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_a_study_killed_on_ray_goes_on_and_finds_what_this_process_finds(
+    finished: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    sets = [text for override in overrides() for text in ("--set", override)]
+    command = [sys.executable, "-m", "mprd.tune", "--launcher", "ray", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("RAY_ADDRESS", None)
+    first = ["--study", "small", "--data", str(tiny_root), "--concurrency", "1", "--trials", "3", *sets]
+    process = subprocess.Popen([*command, *first], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 600
+    while not (out / "trials.json").exists() or len(read_trials(out)) < 2:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert [trial["state"] for trial in read_trials(out)] == ["finished", "running"]
+    before = checkpoint_times(out)
+    subprocess.run([*command, "--resume"], env=environment, check=True, timeout=600)
+    assert [trial["state"] for trial in read_trials(out)] == ["finished"] * 3
+    assert checkpoint_times(out)["000_mu=0.3_seed0"] == before["000_mu=0.3_seed0"]
+    here, there = (pq.read_table(path / "results.parquet").to_pylist()[:3] for path in (finished, out))
+    for key in ("point", "train.seed", "label_free_score", "mAP"):
+        assert [row[key] for row in there] == [row[key] for row in here]
+
+
+@pytest.mark.ray
+def test_on_ray_a_failing_trial_is_written_down_and_a_poor_one_stopped(tiny_root: Path, tmp_path: Path) -> None:
+    points = [{"name": "sound"}, {"name": "broken", "set": {"backbone.weights": "no/such/file.pt"}}, {"name": "poor"}]
+    stop = {"kind": "median", "grace_epochs": 1}
+    write_study_file(tmp_path, {"name": "mixed", "doc": "One fails.", "points": points, "stop": stop})
+    out = tmp_path / "out"
+    run_study("mixed", tiny_root, out, launcher="ray", trials=2, extra=["train.epochs=4"])
+    study = optuna.load_study(study_name="mixed", storage=f"sqlite:///{out / 'study.db'}")
+    study.add_trials([optuna.trial.create_trial(value=1.0, intermediate_values=dict.fromkeys(range(1, 5), 1.0))] * 6)
+    run_study(None, None, out, resume=True, launcher="ray", trials=3)
+    trials = read_trials(out)
+    assert [trial["state"] for trial in trials] == ["finished", "failed", "stopped"]
+    assert "no/such/file.pt" in trials[1]["reason"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
