@@ -38,6 +38,8 @@ STORE_BYTES = 2**28
 """Object store that graphs waiting to be read may take; actors pause beyond it."""
 WAIT_SECONDS = 180
 """Longest wait for the actors to start."""
+SETTLE_SECONDS = 15
+"""Longest wait for CPUs that actors of an earlier call are giving back."""
 BLOCKS_IN_FLIGHT = 4
 """Blocks of rows that are searched at a time."""
 
@@ -84,7 +86,10 @@ def count_spare(num_workers: int = 1) -> int:
 
 def check_budget(num_actors: int, *, setting: str, num_workers: int = 1) -> None:
     """Raise UserError where the actors of all workers would wait for CPUs for ever, with the number to ask for."""
-    total, free, wanted = int(ray.cluster_resources().get("CPU", 0)), count_free(), num_workers * num_actors
+    total, wanted = int(ray.cluster_resources().get("CPU", 0)), num_workers * num_actors
+    until = time.monotonic() + SETTLE_SECONDS
+    while (free := count_free()) < wanted <= total and time.monotonic() < until:
+        time.sleep(0.2)
     if free < wanted:
         taken = total - free
         raise UserError(
