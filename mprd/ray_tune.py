@@ -50,6 +50,8 @@ def run_on_ray(
     # the run folders hold all that these would write
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # a trial that fails early has no row, and one that evaluates seldom has rows without mAP
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     # its tables give way to a line a trial
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     address = address or os.environ.get("RAY_ADDRESS", "local")
