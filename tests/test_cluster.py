@@ -107,7 +107,7 @@ def test_a_cluster_of_three_hosts_comes_up_trains_loses_a_node_and_goes_down(tmp
     before = namespaces()
     with make_hosts(tmp_path, number=3) as (desk, hosts):
         config = fill_in(tmp_path, hosts)
-        desk.run("ray get-auth-token --generate", timeout=60)
+        desk.run("ray get-auth-token --generate", timeout=180)
         ray_up(desk, config)
         wait_for_nodes(desk, config, number=3)
         refuses_without_the_token(desk, config, hosts[0])
@@ -125,7 +125,7 @@ def test_a_cluster_of_three_hosts_comes_up_trains_loses_a_node_and_goes_down(tmp
         states = read_states(tmp_path / "shared" / "runs" / "study")
         assert states == ["finished", "finished"]
 
-        desk.run(f"ray down -y {config}", timeout=120)
+        desk.run(f"ray down -y {config}", timeout=300)
         stop_what_ray_down_leaves(desk, hosts)
         assert {host.name: host.ray_processes() for host in hosts} == {host.name: {} for host in hosts}
     assert namespaces() == before
@@ -149,7 +149,7 @@ def fill_in(folder: Path, hosts: list[Host]) -> Path:
 
 def ray_up(desk: Host, config: Path) -> None:
     """Bring the cluster up."""
-    desk.run(f"ray up -y --no-config-cache {config}", timeout=240)
+    desk.run(f"ray up -y --no-config-cache {config}", timeout=300)
 
 
 def ray_exec(desk: Host, config: Path, command: str, *, timeout: float) -> str:
@@ -157,11 +157,11 @@ def ray_exec(desk: Host, config: Path, command: str, *, timeout: float) -> str:
     return desk.run(f"ray exec --no-config-cache {config} {json.dumps(command)}", timeout=timeout)
 
 
-def wait_for_nodes(desk: Host, config: Path, *, number: int, seconds: float = 180) -> None:
+def wait_for_nodes(desk: Host, config: Path, *, number: int, seconds: float = 300) -> None:
     """Wait until so many nodes are active by `ray status` on the head."""
     deadline = time.monotonic() + seconds
     while True:
-        status = ray_exec(desk, config, "ray status", timeout=60)
+        status = ray_exec(desk, config, "ray status", timeout=180)
         active = status.partition("Active:")[2].partition("Pending:")[0]
         if sum(int(count) for count in re.findall(r"^ *(\d+) \S+", active, re.MULTILINE)) == number:
             return
@@ -181,7 +181,7 @@ def refuses_without_the_token(desk: Host, config: Path, head: Host) -> None:
 def submit(desk: Host, config: Path, command: str) -> str:
     """Run a command as a job and wait for its end; it must succeed."""
     job = f"ray job submit --address http://127.0.0.1:8265 -- {command}"
-    return ray_exec(desk, config, job, timeout=240)
+    return ray_exec(desk, config, job, timeout=420)
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def study_that_loses_a_node(desk: Host, config: Path, hosts: list[Host]) -> Host
     lost: list[Host] = []
 
     def lose() -> None:
-        for _ in range(600):
+        for _ in range(1200):
             working = [host for host in hosts[1:] if is_working(host)]
             if any(is_training(host) for host in hosts) and working:
                 working[0].lose_ray()
@@ -247,7 +247,7 @@ def stop_what_ray_down_leaves(desk: Host, hosts: list[Host]) -> None:
     """Do what docs/cluster.md says follows `ray down` on machines of one's own."""
     for host in hosts:
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
-        desk.run(f"ssh {options} {host.address} mprd-project/.venv/bin/ray stop", timeout=120)
+        desk.run(f"ssh {options} {host.address} mprd-project/.venv/bin/ray stop", timeout=180)
 
 
 def namespaces() -> set[str]:
