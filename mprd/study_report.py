@@ -171,6 +171,11 @@ def paper_cell(study: Study, dataset: str, point: str) -> str:
     return "" if figures is None else f"{100 * figures.mAP:.1f} / {100 * figures.rank1:.1f}"
 
 
+def score_agreement(figures: list[dict[str, Spread]]) -> float | None:
+    """Say how far the label-free score orders points as mAP does."""
+    return rank_correlation([f["label_free_score"].mean for f in figures], [f["mAP"].mean for f in figures])
+
+
 def rank_correlation(first: list[float], second: list[float]) -> float | None:
     """Return Spearman's rank correlation, ties sharing their mean rank; None where one side does not vary."""
     if len(set(first)) < 2 or len(set(second)) < 2:
@@ -209,7 +214,8 @@ def render(
         names=NAMES,
         columns=[key for key in COLUMNS if any(key in point.figures for point in points)],
         counts={state: sum(row["state"] == state for row in rows) for state in ("finished", "stopped", "failed")},
-        correlation=rank_correlation([f["label_free_score"].mean for f in both], [f["mAP"].mean for f in both]),
+        # an order of two or three says nothing
+        correlation=score_agreement(both) if len(both) > 3 else None,
         num_compared=len(both),
         paper_cell=paper_cell,
         plots={title: base64.b64encode(path.read_bytes()).decode() for title, path in plots.items()},
