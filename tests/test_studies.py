@@ -8,7 +8,7 @@ import pytest
 
 from mprd.config import setting_names
 from mprd.errors import UserError
-from mprd.studies import build_study, load_study, nest, study_files, write_study
+from mprd.studies import Range, build_study, load_study, nest, study_files, write_study
 
 NAMES = [
     "delta_sweep",
@@ -82,10 +82,25 @@ def test_the_joint_study_draws_its_points_and_stops_poor_trials() -> None:
 def test_every_point_of_a_grid_is_a_sound_run(name: str) -> None:
     from mprd.config import build_config, merge, read_preset
 
-    for point in load_study(name).grid():
+    study = load_study(name)
+    for point in study.grid():
         values = read_preset("demo")
+        merge(values, nest(dict(study.set)))
         merge(values, nest(dict(point.set)))
         build_config(values)
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_both_ends_of_the_joint_study_are_sound_runs(end: str) -> None:
+    from mprd.config import build_config, merge, read_preset
+
+    study = load_study("joint")
+    values = read_preset("demo")
+    merge(values, nest(dict(study.set)))
+    for name, dimension in study.space.items():
+        if isinstance(dimension, Range):
+            merge(values, nest({name: getattr(dimension, end)}))
+    build_config(values)
 
 
 def test_a_grid_of_two_settings_goes_through_all_pairs_in_order() -> None:
