@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
 
 
 def image_batches(
-    images: Dataset, batches: list[list[int]], *, num_workers: int, device: torch.device
+    images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images `[B, 3, H, W]` and their ids `[B]` on the device, in the order of `batches`."""
     for batch, batch_ids in make_loader(images, batches, num_workers=num_workers):
@@ -41,6 +41,18 @@ def shared_batches(
     for number, (shown, _) in zip(held, stream, strict=True):
         cut.set_batch(len(batches[number]))
         yield shown, torch.tensor(batches[number], device=device)
+
+
+@torch.inference_mode()
+def stream_features(
+    backbone: Backbone, images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ids `[B]` on the CPU and the unit features `[B, D]` of batch after batch, in one process.
+
+    The backbone is used in the mode it is in.
+    """
+    for shown, ids in make_loader(images, batches, num_workers=num_workers):
+        yield ids, backbone(shown.to(device, non_blocking=True))
 
 
 @torch.no_grad()

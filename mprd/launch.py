@@ -21,16 +21,17 @@ import torch
 from rich.console import Console
 
 from mprd import checkpoint
-from mprd.backbone import build_backbone
 from mprd.config import Config
 from mprd.console import EpochLines, final_table
 from mprd.curves import plot_curves
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
+from mprd.device import choose_device, set_threads
 from mprd.engine import Hooks, Trainer, fit, ignore
 from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate, help_evaluate_untrained, untrained_row
 from mprd.errors import Interrupted, UserError
 from mprd.executors import choose_builder, choose_search
+from mprd.model import load_model
 from mprd.retrieval import can_evaluate, evaluate
 from mprd.run_folder import RunFolder, write_text
 from mprd.state import TrainState
@@ -144,31 +145,8 @@ def evaluate_run(folder: RunFolder, *, data: Path | None, best: bool, rerank: bo
     dataset = open_dataset(config, folder)
     if not can_evaluate(dataset):
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
-    device = choose_device(config.train.device)
-    path = folder.best if best else folder.last
-    # the weights come from the checkpoint, whatever they once started from
-    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"})).to(device)
-    checkpoint.load_module(backbone, checkpoint.load(path)["backbone"], path=path, name="backbone")
-    return evaluate(backbone, dataset, config, device=device, rerank=rerank).row()
-
-
-def set_threads(threads: int) -> None:
-    """Set torch's CPU threads; 0 leaves them."""
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu` or `cuda[:N]` into a device that is there; raise UserError otherwise."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"train.device must be auto, cpu, cuda or cuda:N, but got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"train.device: {name} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
-    return device
+    model = load_model(folder.path, best=best, device=config.train.device)
+    return evaluate(model.backbone, dataset, config, device=model.device, rerank=rerank).row()
 
 
 class Lines(Protocol):

@@ -69,8 +69,9 @@ def run_on_ray(
     Raises UserError for the person's mistakes and resources too few, Interrupted when a signal asked to stop.
     """
     from mprd.console import EpochLines
+    from mprd.device import choose_device
     from mprd.executors import count_actors
-    from mprd.launch import choose_device, finish, open_dataset, watch_signals
+    from mprd.launch import finish, open_dataset, watch_signals
     from mprd.noticeboard import Noticeboard
 
     started = time.monotonic()
@@ -309,8 +310,8 @@ def work(task: dict[str, Any]) -> None:
     again finds it there.
     """
     from mprd.config import Config
+    from mprd.device import set_threads
     from mprd.engine import ignore
-    from mprd.launch import set_threads
     from mprd.noticeboard import Noticeboard
     from mprd.run_folder import RunFolder
     from mprd.world import joined_world

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from mprd.config import Config, load_config
+from mprd.run_folder import RunFolder
+from mprd.state import build_state
 
 NUM_IDS = 6
 
@@ -65,3 +67,15 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(tiny_root: Path) -> Config:
     """Return the demo's settings on the tiny data set."""
     return load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a run folder of the tiny settings whose network is untrained, the same as last and as best."""
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "untrained")
+    config = load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
+    folder.create(config)
+    state = build_state(config, num_images=4 * NUM_IDS, device=torch.device("cpu"))
+    folder.save(state)
+    folder.save_best(state)
+    return folder.path

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "mprd"
 # in the order in which data flows; a module may import what stands above it
 ORDER = [
     "errors",
+    "device",
     "config",
     "studies",
     "seeding",
@@ -52,6 +53,7 @@ ORDER = [
     "retrieval",
     "epoch_row",
     "run_folder",
+    "model",
     "study_folder",
     "optuna_study",
     "console",
@@ -150,5 +152,5 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 def test_no_file_is_longer_than_it_may_be() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     # config is a list of documented settings and grows by a line or two for each
-    limits = {"config": 460}
+    limits = {"config": 480}
     assert {name: n for name, n in lengths.items() if n > limits.get(name, 400)} == {}

@@ -17,15 +17,18 @@ from mprd.errors import UserError
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode a whole image as 8-bit RGB; raise UserError naming the file when it cannot be read."""
+def read_image(path: Path | str, *, hint: str = "data.on_bad_image=skip leaves such files out") -> Image.Image:
+    """Decode a whole image as 8-bit RGB; raise UserError naming the file when it cannot be read.
+
+    Args:
+        hint: what the person can do about it.
+    """
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
     except DECODE_ERRORS as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else describe(error)
-        hint = "data.on_bad_image=skip leaves such files out"
-        raise UserError(f"{path}: cannot read the image: {reason} ({hint})") from None
+        raise UserError(f"{path}: cannot read the image: {reason}{f' ({hint})' if hint else ''}") from None
 
 
 def describe(error: Exception) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ from mprd.errors import UserError
 logger = logging.getLogger("mprd")
 
 Item = tuple[Tensor, int]
+Picture = Path | str | Image.Image
+"""A file, or pixels that are decoded already."""
+BAD_ID = -1
+"""Stands in for the index of an image that cannot be read."""
 
 
 class TrainImages(Dataset[Item]):
@@ -91,7 +96,39 @@ class PlainImages(Dataset[Item]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        return normalise(read_image(self.paths[index]).resize(self.size, Image.Resampling.BICUBIC)), index
+        return prepare(read_image(self.paths[index]), self.size), index
+
+
+class Crops(Dataset[Item]):
+    """Show files or pictures as they are tested, like `PlainImages`.
+
+    Args:
+        skip_bad: give a file that cannot be read as zeros with the index `BAD_ID`; else raise UserError naming it.
+        hint: what the person can do about such a file.
+    """
+
+    def __init__(
+        self, images: Sequence[Picture], config: DataConfig, *, skip_bad: bool = False, hint: str = ""
+    ) -> None:
+        self.images, self.size, self.skip_bad, self.hint = images, (config.width, config.height), skip_bad, hint
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Item:
+        image = self.images[index]
+        try:
+            decoded = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image, hint=self.hint)
+        except UserError:
+            if not self.skip_bad:
+                raise
+            return torch.zeros(3, *self.size[::-1]), BAD_ID
+        return prepare(decoded, self.size), index
+
+
+def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Resize an RGB image to (width, height) and normalise it: what the network is tested on."""
+    return normalise(image.resize(size, Image.Resampling.BICUBIC))
 
 
 class Guarded(Dataset[list[Item] | UserError]):

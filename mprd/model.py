@@ -1,0 +1,104 @@
+"""A trained network, out of its run folder: pictures in, unit features out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from mprd import checkpoint
+from mprd.backbone import Backbone, build_backbone
+from mprd.config import Config
+from mprd.data.images import Crops, Picture
+from mprd.device import choose_device
+from mprd.features import ordered_batches, stream_features
+from mprd.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The network of a run, in evaluation mode on its device."""
+
+    name: str
+    """Name of the run folder."""
+    config: Config
+    """All settings of the run."""
+    backbone: Backbone
+    device: torch.device
+
+    @property
+    def num_features(self) -> int:
+        """D, the length of a feature."""
+        return self.backbone.num_features
+
+    def extract(self, images: Sequence[Picture], *, batch_size: int | None = None, num_workers: int = 0) -> np.ndarray:
+        """Return unit features after the batch norm, what `mprd.evaluate` ranks by: float32 `[n, D]`.
+
+        Args:
+            images: paths, or PIL images of any mode.
+            batch_size: most images a forward pass; the run's `eval.batch_size` when None.
+            num_workers: processes that decode; 0 decodes in this one.
+
+        Raises UserError naming a file that cannot be read.
+
+        >>> features = model.extract([path, Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+        >>> features.shape, features.dtype
+        ((2, 256), dtype('float32'))
+        >>> cosine = features[0] @ features[1]
+        >>> bool(cosine > 0.9)
+        True
+        """
+        features = np.empty((len(images), self.num_features), np.float32)
+        batches = ordered_batches(torch.arange(len(images)), batch_size or self.config.eval.batch_size)
+        for ids, rows in self.stream(Crops(images, self.config.data), batches, num_workers=num_workers):
+            features[ids] = rows
+        return features
+
+    def stream(
+        self, images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids int64 `[B]` and unit features float32 `[B, D]` of one batch after the other."""
+        for ids, features in stream_features(
+            self.backbone, images, batches, num_workers=num_workers, device=self.device
+        ):
+            yield ids.numpy(), features.float().numpy(force=True)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all weights and statistics, which tells a network from another or a later one."""
+        digest = hashlib.sha256()
+        for name, tensor in self.backbone.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> Model:
+    """Build the trained network of a run folder.
+
+    Args:
+        best: the checkpoint that is best by the label-free score, in place of the last.
+        device: `auto` (the accelerator where there is one), `cpu`, `cuda` or `cuda:N`.
+
+    Raises UserError where the folder holds no run, no such checkpoint, or the device is not there.
+
+    >>> from mprd import load_model
+    >>> model = load_model(run, device="cpu")
+    >>> model.num_features, model.config.data.height, model.config.data.width
+    (256, 32, 16)
+    """
+    folder = RunFolder(Path(run))
+    config = folder.read_config()
+    place = choose_device(device, setting="device")
+    path = folder.best if best else folder.last
+    # the weights come from the checkpoint, whatever they once started from
+    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}))
+    checkpoint.load_module(backbone, checkpoint.load(path)["backbone"], path=path, name="backbone")
+    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place)

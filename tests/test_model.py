@@ -1,0 +1,91 @@
+"""A trained network out of its run folder gives the features that evaluation ranks by."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mprd import checkpoint, load_model, model
+from mprd.data.datasets import load_dataset
+from mprd.errors import UserError
+from mprd.model import Model
+from mprd.retrieval import extract_set
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_run: Path) -> Model:
+    return load_model(tiny_run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_root: Path) -> list[Path]:
+    return sorted((tiny_root / "bounding_box_train").iterdir())
+
+
+def test_the_examples_in_the_docstrings_run(tiny_run: Path, loaded: Model, paths: list[Path]) -> None:
+    names = {"run": tiny_run, "model": loaded, "path": paths[0], "Image": Image}
+    assert doctest.testmod(model, extraglobs=names) == (0, 7)
+
+
+def test_features_are_those_of_evaluation_to_the_bit(loaded: Model, tmp_path: Path) -> None:
+    config = loaded.config.model_copy(update={"eval": loaded.config.eval.model_copy(update={"batch_size": 5})})
+    train = load_dataset(config.data, cache_dir=tmp_path).train
+    after, _ = extract_set(loaded.backbone, train, config, device=torch.device("cpu"))
+    assert np.array_equal(loaded.extract(train.paths, batch_size=5), after.numpy())
+
+
+def test_features_do_not_depend_on_the_batch_size_or_on_who_decodes(loaded: Model, paths: list[Path]) -> None:
+    features = loaded.extract(paths)
+    assert features.shape == (24, 256)
+    assert np.abs(np.linalg.norm(features, axis=1) - 1).max() < 1e-6
+    assert np.abs(loaded.extract(paths, batch_size=1) - features).max() < 1e-5
+    assert np.array_equal(loaded.extract(paths, num_workers=2), features)
+
+
+def test_pixels_give_what_their_file_gives(loaded: Model, paths: list[Path]) -> None:
+    opened = [Image.open(path) for path in paths[:3]]
+    assert np.array_equal(loaded.extract(opened), loaded.extract([str(path) for path in paths[:3]]))
+
+
+def test_no_images_give_no_rows(loaded: Model) -> None:
+    assert loaded.extract([]).shape == (0, 256)
+
+
+def test_a_file_that_cannot_be_read_is_named(loaded: Model, paths: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.jpg: cannot read the image: no such file$"):
+        loaded.extract([paths[0], tmp_path / "absent.jpg"])
+
+
+def test_the_best_checkpoint_is_another_than_the_last(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text((tiny_run / "config.yaml").read_text())
+    state = checkpoint.load(tiny_run / "checkpoints" / "last.pt")
+    checkpoint.save(state, run / "checkpoints" / "last.pt")
+    state["backbone"]["neck.weight"] *= 2
+    checkpoint.save(state, run / "checkpoints" / "best.pt")
+    last, best = load_model(run, device="cpu"), load_model(run, device="cpu", best=True)
+    assert torch.equal(2 * last.backbone.neck.weight, best.backbone.neck.weight)
+    assert last.name == best.name == "run"
+    assert last.fingerprint() != best.fingerprint()
+    assert last.fingerprint() == load_model(tiny_run, device="cpu").fingerprint()
+
+
+def test_a_wrong_folder_or_device_is_told_in_one_line(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run folder"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="device must be auto, cpu, cuda or cuda:N, but got 'gpu'"):
+        load_model(tiny_run, device="gpu")
+
+
+def test_importing_mprd_imports_no_torch() -> None:
+    code = "import sys, mprd; assert 'torch' not in sys.modules; assert callable(mprd.load_model); mprd.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "AttributeError: module 'mprd' has no attribute 'nothing'" in done.stderr
