@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mprd.errors import UserError
 
 Preset = Literal["demo", "market1501", "dukemtmcreid", "msmt17"]
-Labeller = Literal["gcn", "knn", "ss", "mplp", "mlcr", "supervised", "single"]
+Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "supervised", "single"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -215,6 +215,8 @@ class PairsConfig(Section):
     """Threshold of the `ss` labeller (Sec. 5.3)."""
     mplp_t: float = Field(0.6, ge=-1, le=1)
     """Threshold t of the `mplp` and `mlcr` labellers."""
+    jaccard: Share = 0.3
+    """Overlap of the lists of i and j above which the `jaccard` labeller, a control, takes a candidate."""
     relabel_meta: bool = False
     """Give labelled images their true labels: MLCR(+5id) of Table 2. Never with `gcn`."""
 
@@ -293,6 +295,8 @@ class TrainConfig(Section):
     """First epochs with the labeller `single`, before the GCN or another takes over."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, augmentation and meta identities."""
+    tracker: Literal["none", "wandb", "mlflow"] = "none"
+    """Where to send the figures beside TensorBoard (extras `wandb`, `mlflow`)."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: int = Field(0, ge=0)
@@ -333,8 +337,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
-        if self.pairs.relabel_meta and self.pairs.labeller == "gcn":
-            raise ValueError("pairs.relabel_meta: with gcn the labels of Z never reach the CNN (Sec. 4.2)")
+        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "jaccard"):
+            raise ValueError(f"pairs.relabel_meta: never with {self.pairs.labeller}; the labels of Z stay out of the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
         is_live = self.pairs.refresh == "batch" and self.neighbors.source == "memory"

@@ -35,6 +35,7 @@ from mprd.model import load_model
 from mprd.retrieval import can_evaluate, evaluate
 from mprd.run_folder import RunFolder, write_text
 from mprd.state import TrainState
+from mprd.trackers import Trackers, check_tracker
 from mprd.world import World
 
 logger = logging.getLogger("mprd")
@@ -58,6 +59,7 @@ def run_local(
     set_threads(config.train.threads)
     device = choose_device(config.train.device)
     dataset = open_dataset(config, folder)
+    check_tracker(config.train.tracker)
     if not resume:
         folder.create(config)
     with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
@@ -211,8 +213,6 @@ class Recorder:
         world: World | None = None,
         on_row: Callable[[dict[str, Any]], None] = ignore,
     ) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.config = config
         self.folder = folder
         self.signals = signals
@@ -220,7 +220,7 @@ class Recorder:
         self.world = world or World()
         self.on_row = on_row
         self.rows = folder.read_rows()
-        self.events = SummaryWriter(str(folder.path / "events"))
+        self.trackers = Trackers(config, folder.path)
         self.saved_at = time.monotonic()
         self.steps_since = 0
 
@@ -272,10 +272,7 @@ class Recorder:
             self.folder.save_best(trainer.state)
         self.rows.append(row)
         self.folder.write_rows(self.rows)
-        for key, value in row.items():
-            if isinstance(value, int | float):
-                self.events.add_scalar(key, value, row["epoch"])
-        self.events.flush()
+        self.trackers.log(row)
         plot_curves(self.rows, self.folder.path / "curves.png")
         self.lines.epoch(row)
         self.warn(row)
@@ -297,8 +294,8 @@ class Recorder:
             )
 
     def close(self) -> None:
-        """Close the event file."""
-        self.events.close()
+        """Close the event file and the tracker."""
+        self.trackers.close()
 
 
 class Follower:

@@ -71,6 +71,7 @@ ORDER = [
     "train",
     "tune",
     "evaluate",
+    "__main__",
 ]
 
 DOORS = {

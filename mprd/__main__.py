@@ -1,0 +1,40 @@
+"""`mprd COMMAND` or `python -m mprd COMMAND`: every command under one name, with shell completion."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+COMMANDS = ("train", "tune", "evaluate", "extract", "search", "export", "report", "doctor")
+
+
+class Commands(TyperGroup):
+    """The commands, each imported when it is asked for."""
+
+    def list_commands(self, _context: Any) -> list[str]:
+        """Name them in the order in which a newcomer meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, _context: Any, name: str) -> Any:
+        """Import one; None where there is no such command."""
+        if name not in COMMANDS:
+            return None
+        command = get_command(import_module(f"mprd.{name}").app)
+        command.name = name
+        return command
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def mprd() -> None:
+    """Unsupervised person re-identification: train, look at the result, put it to use."""
+
+
+if __name__ == "__main__":
+    app(prog_name="mprd")
