@@ -28,7 +28,9 @@ ORDER = [
     "data.cameras",
     "data.synthetic",
     "data.datasets",
+    "data.pictures",
     "data.augment",
+    "data.augment_batch",
     "data.images",
     "backbone",
     "features",
@@ -55,6 +57,9 @@ ORDER = [
     "run_folder",
     "feature_file",
     "model",
+    "network_file",
+    "extraction",
+    "ray_extract",
     "study_folder",
     "optuna_study",
     "console",
@@ -71,11 +76,13 @@ ORDER = [
     "train",
     "tune",
     "evaluate",
+    "extract",
+    "export",
     "__main__",
 ]
 
 DOORS = {
-    "ray": {"ray_data", "ray_train", "ray_tune"},
+    "ray": {"ray_data", "ray_extract", "ray_train", "ray_tune"},
     "optuna": {"optuna_study"},
     "faiss": {"neighbor_search"},
     "torch_geometric": {"gcn"},
@@ -83,11 +90,12 @@ DOORS = {
     "torchvision": {"backbone", "data.augment"},
     "pydantic": {"config", "studies"},
     "matplotlib": {"curves", "study_plots"},
+    "onnxruntime": {"network_file"},
     "wandb": {"trackers"},
     "mlflow": {"trackers"},
     "jinja2": {"study_report"},
-    "rich": {"console", "launch", "train", "evaluate", "study_report", "study_loop", "ray_tune", "tune"},
-    "typer": {"__main__", "train", "evaluate", "tune"},
+    "rich": {"console", "launch", "train", "evaluate", "extract", "study_report", "study_loop", "ray_tune", "tune"},
+    "typer": {"__main__", "export", "train", "evaluate", "extract", "tune"},
     "PIL": {"data.decode", "data.camera_style", "data.cameras", "data.pedestrians", "data.augment", "data.images"},
 }
 
@@ -142,7 +150,7 @@ def test_a_dependency_is_imported_by_its_doors_alone(dependency: str) -> None:
     assert users == DOORS[dependency]
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "tune"])
+@pytest.mark.parametrize("command", ["export", "train", "evaluate", "extract", "tune"])
 def test_help_needs_neither_torch_nor_ray(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['x', '--help']\nfrom mprd.{command} import app\n"
