@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -94,8 +94,8 @@ def draw_params(
     )
 
 
-def between(draw: float, low: float, high: float) -> float:
-    """Stretch a number in [0, 1) to [low, high)."""
+def between(draw: Any, low: float, high: float) -> Any:
+    """Stretch a number, or an array of them, from [0, 1) to [low, high)."""
     return low + (high - low) * draw
 
 
