@@ -6,7 +6,15 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 FIGURES = (
@@ -76,6 +84,37 @@ class EpochLines:
         first = min(self.started)
         elapsed = time.monotonic() - self.started[first]
         return elapsed / (epoch - first + 1) * (self.num_epochs - epoch - 1)
+
+
+class ImageLine:
+    """One live line for a pass over many images on a terminal, and how fast it went."""
+
+    def __init__(self, console: Console, num_images: int) -> None:
+        columns = (TextColumn("images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+        left = (TimeRemainingColumn(), TextColumn("left, {task.fields[speed]:.0f} images/s"))
+        self.progress = Progress(*columns, *left, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.progress.add_task("", total=num_images, speed=0.0)
+        self.started = time.monotonic()
+        self.num_done = 0
+
+    def __enter__(self) -> ImageLine:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def advance(self, num_images: int, is_earlier: bool) -> None:
+        """Move the line; images that an earlier call has done say nothing of the speed."""
+        if is_earlier:
+            self.started = time.monotonic()
+        else:
+            self.num_done += num_images
+        self.progress.update(self.task, advance=num_images, speed=self.speed())
+
+    def speed(self) -> float:
+        """Return images a second."""
+        return self.num_done / max(1e-9, time.monotonic() - self.started)
 
 
 def epoch_line(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str:

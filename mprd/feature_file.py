@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -66,9 +66,8 @@ def write_features(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
     num_rows = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(
-            temporary, schema, compression=COMPRESSION, use_dictionary=["pid", "camid"], write_statistics=False
-        ) as writer:
+        # a file of Python's own: its errors say what the system said
+        with temporary.open("wb") as file, open_writer(file, schema) as writer:
             for table in tables:
                 writer.write_table(table)
                 num_rows += len(table)
@@ -78,6 +77,13 @@ def write_features(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
     finally:
         temporary.unlink(missing_ok=True)
     return num_rows
+
+
+def open_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """Choose how the columns are packed."""
+    return pq.ParquetWriter(
+        file, schema, compression=COMPRESSION, use_dictionary=["pid", "camid"], write_statistics=False
+    )
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,8 @@ class FeatureFile:
     def batches(self) -> Iterator[Rows]:
         """Yield the row groups with features as arrays of the file's dtype `[n, D]`."""
         for table in self.tables():
-            ids = (table.column(name).to_pylist() for name in ("path", "pid", "camid"))
-            yield Rows(*ids, as_matrix(table.column("feature"), self.num_features))
+            paths, pids, camids = (table.column(name).to_pylist() for name in ("path", "pid", "camid"))
+            yield Rows(paths, pids, camids, as_matrix(table.column("feature"), self.num_features))
 
 
 def as_matrix(column: pa.ChunkedArray, num_features: int) -> np.ndarray:

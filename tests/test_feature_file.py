@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +71,22 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
             open_features(tmp_path / f"{name}.parquet")
 
 
-def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.fixture
+def tiny_disk() -> Iterator[None]:
+    """Let no file of this process grow beyond 100 kB."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_file(tmp_path: Path, tiny_disk: None) -> None:
     path = tmp_path / "features.parquet"
     write(path)
-    code = (
-        "import resource, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from mprd.errors import UserError\n"
-        "from mprd.feature_file import Rows, feature_schema, to_table, write_features\n"
-        "schema = feature_schema(run='x', num_features=1000, dtype='float32')\n"
-        "table = to_table(Rows(['a'] * 99, [1] * 99, [1] * 99, np.random.rand(99, 1000)), schema)\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: write_features(Path(sys.argv[1]), [table], schema)\n"
-        "except UserError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert f"{path}: cannot write the features" in done.stdout
+    schema = feature_schema(run="x", num_features=1000, dtype="float32")
+    table = to_table(Rows(["a"] * 99, [1] * 99, [1] * 99, np.random.default_rng(0).random((99, 1000))), schema)
+    with pytest.raises(UserError, match=r"features\.parquet: cannot write the features: File too large"):
+        write_features(path, [table], schema)
     assert open_features(path).run == "market"
     assert [p.name for p in tmp_path.iterdir()] == ["features.parquet"]

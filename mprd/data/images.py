@@ -27,8 +27,6 @@ logger = logging.getLogger("mprd")
 Item = tuple[Tensor, int]
 Picture = Path | str | Image.Image
 """A file, or pixels that are decoded already."""
-BAD_ID = -1
-"""Stands in for the index of an image that cannot be read."""
 
 
 class TrainImages(Dataset[Item]):
@@ -103,7 +101,7 @@ class Crops(Dataset[Item]):
     """Show files or pictures as they are tested, like `PlainImages`.
 
     Args:
-        skip_bad: give a file that cannot be read as zeros with the index `BAD_ID`; else raise UserError naming it.
+        skip_bad: give a file that cannot be read as zeros with the index `~index`; else raise UserError naming it.
         hint: what the person can do about such a file.
     """
 
@@ -122,7 +120,7 @@ class Crops(Dataset[Item]):
         except UserError:
             if not self.skip_bad:
                 raise
-            return torch.zeros(3, *self.size[::-1]), BAD_ID
+            return torch.zeros(3, *self.size[::-1]), ~index
         return prepare(decoded, self.size), index
 
 
