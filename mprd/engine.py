@@ -26,7 +26,7 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import NonFiniteLoss, UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
-from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller
+from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
@@ -334,11 +334,16 @@ class Trainer:
 
     def build_labeller(self) -> GcnLabeller | RuleLabeller:
         """Build this epoch's labeller; with clean or epoch-wise lists it searches all of them at once."""
-        lists, state, name = self.lists(), self.state, self.labeller
-        if name != "gcn":
-            return RuleLabeller(name, lists.features, self.config.pairs, self.pids, self.meta.ids)
-        is_live = self.config.pairs.refresh == "batch" and self.config.neighbors.source == "memory"
-        return GcnLabeller(state.gcn, state.memory.features, lists, mu=self.config.pairs.mu, is_live=is_live)
+        return choose_labeller(
+            self.labeller,
+            self.config.pairs,
+            self.lists(),
+            gcn=self.state.gcn,
+            memory=self.state.memory.features,
+            is_live=self.config.pairs.refresh == "batch" and self.config.neighbors.source == "memory",
+            pids=self.pids,
+            meta_ids=self.meta.ids,
+        )
 
     @torch.no_grad()
     def label_all(self, labeller: GcnLabeller | RuleLabeller) -> None:
@@ -384,15 +389,10 @@ def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
     """Put the labels of all workers' images one behind the other."""
     if world.size == 1:
         return labels
-    positives = world.gather_table(labels.positives, counts, fill=PADDING)
-    if labels.candidates is None or labels.likelihoods is None:
-        return Labels(positives)
-    return Labels(
-        positives,
-        world.gather_table(labels.candidates, counts, fill=PADDING),
-        world.gather_table(labels.likelihoods, counts, fill=0),
-        int(world.sum_number(labels.num_capped)),
-    )
+    fills = {"positives": PADDING, "candidates": PADDING, "likelihoods": 0, "overlaps": 0}
+    parts = {name: part for name in fills if (part := getattr(labels, name)) is not None}
+    tables = {name: world.gather_table(part, counts, fill=fills[name]) for name, part in parts.items()}
+    return Labels(**tables, num_capped=int(world.sum_number(labels.num_capped)))
 
 
 def as_tensor(ids: Any, device: torch.device) -> Tensor | None:

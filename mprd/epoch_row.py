@@ -60,8 +60,10 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
         # pairs of a labelled image would flatter the GCN that was trained on them
         judged = judged[~torch.isin(judged[:, 0].long(), trainer.meta.ids)]
         is_true = trainer.pids[judged[:, 0].long()] == trainer.pids[judged[:, 1].long()]
-        quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)
+        if trainer.labeller == "gcn":
+            quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)
         quality["cosine_auc"] = diagnostics.auc(judged[:, 3], is_true)
+        quality["jaccard_auc"] = diagnostics.auc(judged[:, 4], is_true)
         quality["candidate_precision"] = diagnostics.share(is_true.sum(), torch.tensor(len(judged)))
     return quality
 

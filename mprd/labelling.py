@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
 from mprd.pairs import PADDING
-from mprd.subgraphs import SubgraphBuilder
+from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 
 
 class NeighborLists:
@@ -89,14 +89,39 @@ class Labels:
     """`[B, K]`, NN_k(i) padded with -1; None for a labeller that judges no candidates."""
     likelihoods: Tensor | None = None
     """`[B, K]`, g_ij; 0 at padding."""
+    overlaps: Tensor | None = None
+    """`[B, K]`, the overlap of the lists of i and j, what `ListOverlap` says; 0 at padding."""
     num_capped: int = 0
     """Lists that `neighbors.k_max` cut."""
 
 
-class GcnLabeller:
-    """Label by the GCN (Sec. 4.1, Eq. 7)."""
+class PairJudge(Protocol):
+    """Whoever says how likely a pair shows one person: the GCN, or a control in its place."""
 
-    def __init__(self, gcn: PairGCN, memory: Tensor, lists: NeighborLists, *, mu: float, is_live: bool) -> None:
+    def __call__(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+        """Return logits `[P]` from built graphs."""
+
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
+        """Return likelihoods `[P]` of pairs `[P, 2]`."""
+
+
+class ListOverlap:
+    """Judge a pair by how far the lists of its ends overlap: what a graph of two stars says without learning.
+
+    The likelihood is the Jaccard index of NN(i) and NN(j), i and j themselves left out.
+    """
+
+    def __call__(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+        return overlap(subgraphs).to(memory.dtype).logit()
+
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
+        return overlap(build_subgraphs(pairs, neighbor_ids)).to(memory.dtype)
+
+
+class GcnLabeller:
+    """Label candidates by the GCN, or by a judge in its place (Sec. 4.1, Eq. 7)."""
+
+    def __init__(self, gcn: PairJudge, memory: Tensor, lists: NeighborLists, *, mu: float, is_live: bool) -> None:
         """Judge with the memory `[N, D]` as node features.
 
         Args:
@@ -117,7 +142,9 @@ class GcnLabeller:
         if self.is_live:
             num_capped = self.lists.refresh_around(ids)
         pair_ids, where = self.candidates(ids)
-        return self.decide(ids, where, self.gcn.predict(self.memory, self.lists.ids, pair_ids), num_capped=num_capped)
+        likelihoods = self.gcn.predict(self.memory, self.lists.ids, pair_ids)
+        overlaps = overlap(build_subgraphs(pair_ids, self.lists.ids))
+        return self.decide(ids, where, likelihoods, overlaps, num_capped=num_capped)
 
     def candidates(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return the candidate pairs `[P, 2]` of the images `ids`, and where they stand, boolean `[B, K]`."""
@@ -125,12 +152,13 @@ class GcnLabeller:
         where = near != PADDING
         return torch.stack([ids[:, None].expand_as(near)[where], near[where]], dim=1), where
 
-    def decide(self, ids: Tensor, where: Tensor, likelihoods: Tensor, *, num_capped: int = 0) -> Labels:
+    def decide(
+        self, ids: Tensor, where: Tensor, likelihoods: Tensor, overlaps: Tensor, *, num_capped: int = 0
+    ) -> Labels:
         """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `where`."""
-        padded = torch.zeros(where.shape, dtype=likelihoods.dtype, device=where.device)
-        padded[where] = likelihoods
-        near = self.lists.ids[ids]
-        return Labels(pairs.accept(ids, near, padded, mu=self.mu), near, padded, num_capped)
+        near, judged = self.lists.ids[ids], spread(likelihoods, where)
+        positives = pairs.accept(ids, near, judged, mu=self.mu)
+        return Labels(positives, near, judged, spread(overlaps, where), num_capped)
 
     @torch.no_grad()
     def label_all(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
@@ -139,7 +167,14 @@ class GcnLabeller:
         sizes = [len(pair_ids) for pair_ids, _ in candidates]
         stream = build(torch.cat([pair_ids for pair_ids, _ in candidates]), self.lists.ids, sizes)
         for ids, (_, where), subgraphs in zip(chunks, candidates, stream, strict=True):
-            yield self.decide(ids, where, self.gcn(self.memory, subgraphs).sigmoid())
+            yield self.decide(ids, where, self.gcn(self.memory, subgraphs).sigmoid(), overlap(subgraphs))
+
+
+def spread(values: Tensor, where: Tensor) -> Tensor:
+    """Put values `[P]` where the boolean `[B, K]` is true, 0 elsewhere."""
+    padded = torch.zeros(where.shape, dtype=values.dtype, device=where.device)
+    padded[where] = values
+    return padded
 
 
 @dataclass(frozen=True)
@@ -174,3 +209,22 @@ class RuleLabeller:
         if self.name == "ss":
             return pairs.ss(self.features, ids, similarity=self.config.ss_similarity)
         return pairs.mplp(self.features, ids, t=self.config.mplp_t)
+
+
+def choose_labeller(
+    name: Labeller,
+    config: PairsConfig,
+    lists: NeighborLists,
+    *,
+    gcn: PairGCN,
+    memory: Tensor,
+    is_live: bool,
+    pids: Tensor | None,
+    meta_ids: Tensor,
+) -> GcnLabeller | RuleLabeller:
+    """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
+    if name == "gcn":
+        return GcnLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live)
+    if name == "jaccard":
+        return GcnLabeller(ListOverlap(), memory, lists, mu=config.jaccard, is_live=is_live)
+    return RuleLabeller(name, lists.features, config, pids, meta_ids)

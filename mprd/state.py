@@ -29,7 +29,7 @@ class Tally:
 
     sums: dict[str, float] = field(default_factory=dict)
     candidates: list[Tensor] = field(default_factory=list)
-    """Judged pairs, each `[P, 4]` float64: i, j, g_ij, cosine."""
+    """Judged pairs, each `[P, 5]` float64: i, j, g_ij, cosine, overlap of their lists."""
 
     def add(self, name: str, value: float) -> None:
         """Add to a running sum."""
@@ -40,20 +40,21 @@ class Tally:
         return self.sums[name] / self.sums[count] if self.sums.get(count) else None
 
     def count_judged(self, ids: Tensor, labels: Labels, memory: Tensor) -> None:
-        """Keep the candidates of a batch with g_ij and cosine, and count lengths and cuts of the lists."""
+        """Keep the candidates of a batch with g_ij, cosine and overlap, and count lengths and cuts of the lists."""
         assert labels.candidates is not None
         assert labels.likelihoods is not None
+        assert labels.overlaps is not None
         where = labels.candidates != PADDING
         first, second = ids[:, None].expand_as(where)[where], labels.candidates[where]
         cosines = (memory[first] * memory[second]).sum(1)
-        columns = (first, second, labels.likelihoods[where], cosines)
+        columns = (first, second, labels.likelihoods[where], cosines, labels.overlaps[where])
         self.candidates.append(torch.stack([column.double() for column in columns], dim=1))
         self.add("k", len(first))
         self.add("k_capped", labels.num_capped)
         self.add("labelled", len(ids))
 
     def state_dict(self) -> dict[str, Any]:
-        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 4, dtype=torch.float64)
+        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 5, dtype=torch.float64)
         return {"sums": dict(self.sums), "candidates": candidates.cpu()}
 
     @classmethod

@@ -72,6 +72,12 @@ class SubgraphBatch:
         return SubgraphBatch(pairs, nodes, in_i, in_j, link)
 
 
+def overlap(batch: SubgraphBatch) -> Tensor:
+    """Return the Jaccard index of NN(i) and NN(j) without i and j themselves, float32 [P]; 0 where both are empty."""
+    num_shared = (batch.in_i & batch.in_j).sum(1)
+    return num_shared / (batch.in_i | batch.in_j).sum(1).clamp(min=1)
+
+
 def pack(batch: SubgraphBatch) -> tuple[SubgraphBatch, Tensor, Tensor]:
     """Close the holes and sort the pairs by their number of leaves, so that a chunk of them needs no wide padding.
 

@@ -23,7 +23,7 @@ from mprd.state import TrainState
 from .conftest import TINY
 
 CPU = torch.device("cpu")
-LABELLERS = ("gcn", "knn", "ss", "mplp", "mlcr", "supervised", "single")
+LABELLERS = ("gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "supervised", "single")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,8 @@ def changed(config: Config, root: Path, *overrides: str) -> Config:
 
 
 def open_data(config: Config) -> ReidDataset:
-    return load_dataset(config.data, cache_dir=Path("unused"))
+    assert config.data.root is not None
+    return load_dataset(config.data, cache_dir=config.data.root.parent / "packs")
 
 
 def train(config: Config, *, hooks: Hooks | None = None, dataset: ReidDataset | None = None) -> Trainer:

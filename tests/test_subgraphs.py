@@ -18,6 +18,7 @@ from mprd.subgraphs import (
     build_subgraphs,
     drnl,
     from_arrow,
+    overlap,
     pack,
     to_arrow,
     to_graph,
@@ -68,6 +69,8 @@ def test_a_small_pair_by_hand() -> None:
     assert batch.in_j.tolist() == [[False, False, True, False, False, True]]
     assert batch.labels.tolist() == [[0, 0, 2, 0, 0, 0]]
     assert batch.link.tolist() == [True]
+    # 3 of 2, 3, 4
+    torch.testing.assert_close(overlap(batch), torch.tensor([1 / 3]))
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -79,6 +82,9 @@ def test_all_pairs_of_ragged_lists_agree_with_sets(seed: int, dtype: torch.dtype
     for p, (i, j) in enumerate(pairs.tolist()):
         assert leaves(batch, p) == slow_leaves(lists, i, j)
         assert bool(batch.link[p]) == (j in lists[i] or i in lists[j])
+        around_i, around_j = set(lists[i]) - {j}, set(lists[j]) - {i}
+        wanted = len(around_i & around_j) / max(1, len(around_i | around_j))
+        assert float(overlap(batch)[p]) == pytest.approx(wanted, abs=1e-6)
     assert batch.nodes.dtype == torch.int64
 
 
@@ -101,6 +107,7 @@ def test_a_pair_that_has_only_each_other_has_no_leaves() -> None:
     batch = build_subgraphs(torch.tensor([[0, 1]]), table([1], [0]))
     assert leaves(batch, 0) == []
     assert batch.link.tolist() == [True]
+    assert overlap(batch).tolist() == [0.0]
     graph = to_graph(batch, 0)
     assert graph.adjacency.tolist() == [[False, True], [True, False]]
     assert not to_graph(batch, 0, link="drop").adjacency.any()
