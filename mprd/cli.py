@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable
@@ -25,3 +26,21 @@ def run_command(command: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("stopped at once; go on from the last checkpoint with --resume", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+LAUNCHERS = ("ray", "local")
+
+
+def choose_launcher(name: str | None) -> str:
+    """Return what was asked for, or else Ray where it is installed.
+
+    Raises UserError for any other name, and where Ray is asked for and missing.
+    """
+    has_ray = importlib.util.find_spec("ray") is not None
+    if name is None:
+        return "ray" if has_ray else "local"
+    if name not in LAUNCHERS:
+        raise UserError(f"--launcher must be {' or '.join(LAUNCHERS)}, but got {name!r}")
+    if name == "ray" and not has_ray:
+        raise UserError("--launcher ray needs Ray, which is not installed: pip install 'ray[data,train,tune]'")
+    return name

@@ -78,6 +78,8 @@ def run_on_ray(
     address = address or os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         choose_device(config.train.device)
+    if not resume:
+        folder.check_is_free()
     # mistakes in the data are told before anything starts, and a synthetic set is drawn once
     open_dataset(config, folder)
     board = Noticeboard(folder.path.resolve())

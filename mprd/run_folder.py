@@ -31,10 +31,14 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
-    def create(self, config: Config) -> None:
-        """Make the folder with its settings, versions and command; raise UserError where one is already there."""
+    def check_is_free(self) -> None:
+        """Raise UserError where a run is already there."""
         if self.config_file.exists():
             raise UserError(f"{self.path}: holds a run already; go on with --resume {self.path}, or change --out")
+
+    def create(self, config: Config) -> None:
+        """Make the folder with its settings, versions and command; raise UserError where one is already there."""
+        self.check_is_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.config_file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

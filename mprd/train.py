@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import choose_launcher, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -23,7 +23,9 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings, laid over the preset.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; by default one below runs/.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
-    launcher: Annotated[str, typer.Option(help="local (this process) or ray.")] = "local",
+    launcher: Annotated[
+        str | None, typer.Option(help="ray (the default where it is installed), or local: in this process.")
+    ] = None,
     num_workers: Annotated[int, typer.Option(help="Workers that train the one model, under ray.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster to train on; by default this machine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
@@ -39,14 +41,13 @@ def launch(
     *,
     out: Path | None,
     resume: Path | None,
-    launcher: str,
+    launcher: str | None,
     on_ray: dict[str, Any] | None = None,
 ) -> None:
     """Read the settings and train; `on_ray` holds num_workers and address."""
     from mprd.errors import UserError
 
-    if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher must be {' or '.join(LAUNCHERS)}, but got {launcher!r}")
+    launcher = choose_launcher(launcher)
     if launcher == "local" and on_ray not in (None, {"num_workers": 1, "address": None}):
         raise UserError("--num-workers and --address are Ray's: give --launcher ray")
     if resume is not None and (out is not None or any(value for value in settings.values())):
@@ -70,9 +71,6 @@ def launch(
     from mprd.launch import run_local
 
     run_local(config, folder, resume=resume is not None, console=Console())
-
-
-LAUNCHERS = ("ray", "local")
 
 
 def read_settings(settings: dict[str, Any]) -> Any:

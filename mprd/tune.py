@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import choose_launcher, run_command
 
 if TYPE_CHECKING:
     from mprd.config import Config
@@ -55,18 +54,10 @@ def tune(
             smoke=smoke,
             trials=trials,
             objective=objective,
-            launcher=launcher or default_launcher(),
+            launcher=launcher,
             resources={"concurrency": concurrency, "gpus_per_trial": gpus_per_trial, "address": address},
         )
     )
-
-
-LAUNCHERS = ("ray", "local")
-
-
-def default_launcher() -> str:
-    """Choose Ray where it is installed."""
-    return "ray" if importlib.util.find_spec("ray") is not None else "local"
 
 
 def list_studies() -> None:
@@ -92,7 +83,7 @@ def launch(
     smoke: bool,
     trials: int | None,
     objective: str | None,
-    launcher: str,
+    launcher: str | None,
     resources: dict[str, Any],
 ) -> None:
     """Open the study, run what is left of it, and write its report, also where it was stopped."""
@@ -102,7 +93,8 @@ def launch(
     from mprd.study_folder import StudyFolder
     from mprd.study_report import write_report
 
-    check_options(name, settings, resume=resume, smoke=smoke, objective=objective, launcher=launcher, out=out)
+    launcher = choose_launcher(launcher)
+    check_options(name, settings, resume=resume, smoke=smoke, objective=objective, out=out)
     if trials is not None and trials < 1:
         raise UserError(f"--trials must be at least 1, but got {trials}")
     if launcher == "local" and any(value is not None for value in resources.values()):
@@ -137,14 +129,11 @@ def check_options(
     resume: bool,
     smoke: bool,
     objective: str | None,
-    launcher: str,
     out: Path | None,
 ) -> None:
     """Refuse options that contradict each other."""
     from mprd.errors import UserError
 
-    if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher must be {' or '.join(LAUNCHERS)}, but got {launcher!r}")
     if objective not in (None, "label_free_score", "mAP"):
         raise UserError(f"--objective must be label_free_score or mAP, but got {objective!r}")
     if name is None and not (resume and out):

@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from mprd import checkpoint
+from mprd.cli import choose_launcher
+from mprd.errors import UserError
 from mprd.evaluate import report
 from mprd.train import app, launch
 
@@ -107,6 +109,15 @@ def test_mistakes_are_told_in_one_line(args: list[str], message: str, capfd: pyt
     assert message in refuse(capfd, *args)
 
 
+def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [choose_launcher(name) for name in (None, "local", "ray")] == ["ray", "local", "ray"]
+    # as on a machine without Ray
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert choose_launcher(None) == "local"
+    with pytest.raises(UserError, match="--launcher ray needs Ray, which is not installed"):
+        choose_launcher("ray")
+
+
 def test_an_image_that_cannot_be_read_is_named_or_skipped(
     tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +193,7 @@ def test_loading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
 
 def start(root: Path, out: Path) -> subprocess.Popen[bytes]:
     """Start a training process that saves after every step, and wait until it is in its second epoch."""
-    command = [sys.executable, "-m", "mprd.train", *arguments(root, out, *SLOW)]
+    command = [sys.executable, "-m", "mprd.train", "--launcher", "local", *arguments(root, out, *SLOW)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread())
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 120
