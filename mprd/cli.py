@@ -29,6 +29,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 LAUNCHERS = ("ray", "local")
+PRESETS = "demo (the default), bench, market1501, dukemtmcreid or msmt17."
 
 
 def choose_launcher(name: str | None) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mprd.errors import UserError
 
-Preset = Literal["demo", "market1501", "dukemtmcreid", "msmt17"]
+Preset = Literal["demo", "bench", "market1501", "dukemtmcreid", "msmt17"]
 Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "supervised", "single"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -338,7 +338,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
         if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "jaccard"):
-            raise ValueError(f"pairs.relabel_meta: never with {self.pairs.labeller}; the labels of Z stay out of the CNN")
+            raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
         is_live = self.pairs.refresh == "batch" and self.neighbors.source == "memory"
@@ -379,11 +379,16 @@ def build_config(settings: dict[str, Any]) -> Config:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """Read one of the presets that come with the package."""
+    """Read one of the presets that come with the package, laid over its `base` where it names one."""
     if name not in get_args(Preset):
         known = ", ".join(get_args(Preset))
         raise UserError(f"unknown preset {name!r}{suggest(name, get_args(Preset))}; known: {known}")
-    return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text()) or {}
+    settings = yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text()) or {}
+    if "base" not in settings:
+        return settings
+    base = read_preset(settings.pop("base"))
+    merge(base, settings)
+    return base
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import choose_launcher, run_command
+from mprd.cli import PRESETS, choose_launcher, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def train(
-    preset: Annotated[str | None, typer.Option(help="demo (the default), market1501, dukemtmcreid or msmt17.")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting; repeatable.")
@@ -81,7 +81,7 @@ def read_settings(settings: dict[str, Any]) -> Any:
     preset = settings["preset"] or "demo"
     values: dict[str, Any] = {}
     if settings["data"] is not None:
-        if preset == "demo" and not any("data.dataset" in text for text in settings["set_"] or []):
+        if preset in ("demo", "bench") and not any("data.dataset" in text for text in settings["set_"] or []):
             raise UserError(
                 "--data needs a layout: --preset market1501, dukemtmcreid or msmt17, or --set data.dataset=folder"
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mprd.cli import choose_launcher, run_command
+from mprd.cli import PRESETS, choose_launcher, run_command
 
 if TYPE_CHECKING:
     from mprd.config import Config
@@ -24,7 +24,7 @@ def tune(
     trials: Annotated[int | None, typer.Option(help="Run so many trials in all, not the whole study.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes and one seed: does it work?")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
-    preset: Annotated[str | None, typer.Option(help="demo (the default), market1501, dukemtmcreid or msmt17.")] = None,
+    preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
     set_: Annotated[
         list[str] | None,

@@ -28,10 +28,18 @@ def test_defaults_are_the_numbers_of_section_5_2() -> None:
     assert (c.backbone.name, c.gcn.variant, c.gcn.link, c.pairs.refresh) == ("resnet50", "paper", "keep", "batch")
 
 
-@pytest.mark.parametrize("preset", ["demo", "market1501", "dukemtmcreid", "msmt17"])
+@pytest.mark.parametrize("preset", ["demo", "bench", "market1501", "dukemtmcreid", "msmt17"])
 def test_every_preset_is_valid(preset: str, tmp_path: Path) -> None:
-    values = {} if preset == "demo" else {"data": {"root": tmp_path}}
+    values = {} if preset in ("demo", "bench") else {"data": {"root": tmp_path}}
     assert load_config(preset, values=values).data.dataset in (preset, "synthetic")
+
+
+def test_the_bench_preset_is_the_demo_on_more_images() -> None:
+    demo, bench = load_config("demo"), load_config("bench")
+    assert bench.data.synthetic.num_train_ids == 200
+    assert bench.data.height == demo.data.height == 64
+    same = ("backbone", "memory", "neighbors", "gcn", "pairs", "meta")
+    assert all(getattr(bench, section) == getattr(demo, section) for section in same)
 
 
 def test_the_paper_presets_change_nothing_of_the_method(tmp_path: Path) -> None:
