@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import statistics
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ from rich.table import Table
 
 from mprd.config import Config
 from mprd.console import FIGURES
+from mprd.html_page import render_page
 from mprd.run_folder import describe_run, write_text
-from mprd.studies import SEED, Settings, Study, show
+from mprd.studies import SEED, Settings, Study
 from mprd.study_folder import Objective, StudyFolder, Trial, trial_config
 from mprd.study_plots import draw_plots
 
@@ -189,6 +189,40 @@ def mean_ranks(values: list[float]) -> list[float]:
     return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
 
 
+def study_tables(folder: StudyFolder, study: Study, *, objective: Objective) -> dict[str, Any]:
+    """Return what the tables of a page about a study show, from its run folders alone."""
+    trials = folder.read_trials()
+    rows = [trial_row(folder, trial, study) for trial in trials]
+    points = average(trials, rows)
+    return table_values(study, points, rows, choose_best(points, objective), objective=objective)
+
+
+def table_values(
+    study: Study,
+    points: list[PointResult],
+    rows: list[dict[str, Any]],
+    best: PointResult | None,
+    *,
+    objective: Objective,
+) -> dict[str, Any]:
+    """Gather what `study_tables.html` asks for."""
+    both = [point.figures for point in points if {"mAP", "label_free_score"} <= point.figures.keys()]
+    return {
+        "study": study,
+        "points": points,
+        "rows": rows,
+        "best": best,
+        "objective": objective,
+        "names": NAMES,
+        "columns": [key for key in COLUMNS if any(key in point.figures for point in points)],
+        "counts": {state: sum(row["state"] == state for row in rows) for state in ("finished", "stopped", "failed")},
+        # an order of two or three says nothing
+        "correlation": score_agreement(both) if len(both) > 3 else None,
+        "num_compared": len(both),
+        "paper_cell": paper_cell,
+    }
+
+
 def render(
     study: Study,
     points: list[PointResult],
@@ -199,25 +233,9 @@ def render(
     objective: Objective,
 ) -> str:
     """Write the page, with its plots inside, so that it can be sent as one file."""
-    import jinja2
-
-    both = [point.figures for point in points if {"mAP", "label_free_score"} <= point.figures.keys()]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["show"] = show
-    page = environment.from_string(resources.files("mprd").joinpath("templates", "study.html").read_text())
-    return page.render(
-        study=study,
-        points=points,
-        rows=rows,
-        best=best,
-        objective=objective,
-        names=NAMES,
-        columns=[key for key in COLUMNS if any(key in point.figures for point in points)],
-        counts={state: sum(row["state"] == state for row in rows) for state in ("finished", "stopped", "failed")},
-        # an order of two or three says nothing
-        correlation=score_agreement(both) if len(both) > 3 else None,
-        num_compared=len(both),
-        paper_cell=paper_cell,
+    return render_page(
+        "study.html",
+        s=table_values(study, points, rows, best, objective=objective),
         plots={title: base64.b64encode(path.read_bytes()).decode() for title, path in plots.items()},
         made=describe_run(),
     )

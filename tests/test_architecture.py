@@ -22,6 +22,7 @@ ORDER = [
     "world",
     "batch_norm",
     "data.decode",
+    "data.cache",
     "data.layouts",
     "data.camera_style",
     "data.pedestrians",
@@ -63,11 +64,19 @@ ORDER = [
     "study_folder",
     "optuna_study",
     "console",
+    "html_page",
+    "paper_tables",
     "study_plots",
     "study_report",
     "curves",
     "trackers",
     "launch",
+    "report_runs",
+    "report_snapshot",
+    "report_pairs",
+    "report_features",
+    "report_plots",
+    "report_page",
     "noticeboard",
     "ray_train",
     "study_loop",
@@ -76,6 +85,7 @@ ORDER = [
     "train",
     "tune",
     "evaluate",
+    "report",
     "extract",
     "export",
     "__main__",
@@ -89,14 +99,18 @@ DOORS = {
     "pyarrow": {"subgraphs", "ray_data", "study_report", "feature_file"},
     "torchvision": {"backbone", "data.augment"},
     "pydantic": {"config", "studies"},
-    "matplotlib": {"curves", "study_plots"},
+    "matplotlib": {"curves", "report_plots", "study_plots"},
     "onnxruntime": {"network_file"},
     "wandb": {"trackers"},
     "mlflow": {"trackers"},
-    "jinja2": {"study_report"},
-    "rich": {"console", "launch", "train", "evaluate", "extract", "study_report", "study_loop", "ray_tune", "tune"},
-    "typer": {"__main__", "export", "train", "evaluate", "extract", "tune"},
-    "PIL": {"data.decode", "data.camera_style", "data.cameras", "data.pedestrians", "data.augment", "data.images"},
+    "jinja2": {"html_page"},
+    "sklearn": {"report_features"},
+    "rich": {"console", "launch", "train", "evaluate", "extract", "study_report", "study_loop", "ray_tune", "tune", "report"},
+    "typer": {"__main__", "report", "export", "train", "evaluate", "extract", "tune"},
+    "PIL": {
+        f"data.{name}"
+        for name in ("decode", "cache", "camera_style", "cameras", "pedestrians", "augment", "images")
+    },
 }
 
 
@@ -150,7 +164,7 @@ def test_a_dependency_is_imported_by_its_doors_alone(dependency: str) -> None:
     assert users == DOORS[dependency]
 
 
-@pytest.mark.parametrize("command", ["export", "train", "evaluate", "extract", "tune"])
+@pytest.mark.parametrize("command", ["report", "export", "train", "evaluate", "extract", "tune"])
 def test_help_needs_neither_torch_nor_ray(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['x', '--help']\nfrom mprd.{command} import app\n"

@@ -1,0 +1,234 @@
+"""What a run's features look like: hard identities by t-SNE (Fig. 5), and the queries that fail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mprd.data.datasets import ReidDataset
+from mprd.errors import UserError
+from mprd.metrics import rank_features
+from mprd.report_snapshot import Snapshot
+from mprd.retrieval import can_evaluate, known
+
+NUM_IDS = 100
+"""Identities of the picture, as in Fig. 5."""
+NUM_COLOURED = 12
+"""Of these, so many of the hardest get a colour: more cannot be told apart."""
+MAX_POINTS = 2000
+NUM_QUERIES = 8
+NUM_SHOWN = 10
+"""Gallery images shown for a query."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Training images of some identities in the plane."""
+
+    points: np.ndarray
+    """float64 `[n, 2]`."""
+    pids: np.ndarray
+    """int64 `[n]`."""
+    hardest: list[int]
+    """Identities that get a colour, the hardest first."""
+    precision: float
+    """Mean average precision of their images among all training images."""
+
+
+def identity_precisions(snapshot: Snapshot) -> dict[int, float]:
+    """Return for each identity the mean AP of its images among all training images, by the memory.
+
+    As in evaluation an image searches under other cameras; where none are known, under all.
+    Raises UserError without identities.
+    """
+    pids = snapshot.need_pids()
+    camids = snapshot.camids()
+    if camids is None:
+        camids = torch.arange(len(pids), device=pids.device)
+    memory = snapshot.memory
+    ranked = rank_features(memory, memory, pids, pids, camids, camids, memory_mb=snapshot.config.eval.memory_mb)
+    numbers, cameras = pids.cpu().numpy(), camids.cpu().numpy()
+    valid = numbers[has_match(numbers, cameras, numbers, cameras)]
+    return {int(pid): float(ranked.average_precisions[valid == pid].mean()) for pid in np.unique(valid)}
+
+
+def has_match(q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray) -> np.ndarray:
+    """Say which queries have an image of their identity under another camera in the gallery, boolean `[Q]`."""
+    by_pid = Counter(g_pids.tolist())
+    by_both = Counter(zip(g_pids.tolist(), g_camids.tolist(), strict=True))
+    queries = zip(q_pids.tolist(), q_camids.tolist(), strict=True)
+    return np.array([by_pid[pid] > by_both[pid, camid] for pid, camid in queries], dtype=bool)
+
+
+def embed(snapshots: Sequence[Snapshot]) -> list[Embedding]:
+    """Place the training images of the hardest identities of runs on the same images, by t-SNE of the memory.
+
+    Hard is what has a low mean AP over all runs, so that all show the same identities.
+    Raises UserError without identities, or with too few images.
+    """
+    precisions = [identity_precisions(snapshot) for snapshot in snapshots]
+    order = sorted(precisions[0], key=lambda pid: sum(each[pid] for each in precisions))
+    pids = known(snapshots[0].need_train().pids)
+    shown = choose_shown(order, pids)
+    rows = np.flatnonzero(np.isin(pids, shown))
+    hardest = order[:NUM_COLOURED]
+    return [
+        Embedding(
+            place(snapshot.memory[torch.as_tensor(rows, device=snapshot.model.device)]),
+            pids[rows],
+            hardest,
+            float(np.mean([each[pid] for pid in hardest])),
+        )
+        for snapshot, each in zip(snapshots, precisions, strict=True)
+    ]
+
+
+def choose_shown(order: list[int], pids: np.ndarray) -> list[int]:
+    """Take identities in order while they and their images are not too many."""
+    counts = Counter(pids.tolist())
+    total, shown = 0, list[int]()
+    for pid in order[:NUM_IDS]:
+        total += counts[pid]
+        if shown and total > MAX_POINTS:
+            break
+        shown.append(pid)
+    return shown
+
+
+def place(features: Tensor) -> np.ndarray:
+    """Place features `[n, D]` in the plane by t-SNE, float64 `[n, 2]`, from a fixed seed."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    num_points = len(features)
+    if num_points < 5:
+        raise UserError(f"t-SNE wants at least 5 images, but there are {num_points}")
+    points = features.double().cpu().numpy()
+    if min(points.shape) > 50:
+        points = PCA(50, random_state=0).fit_transform(points)
+    perplexity = min(30.0, (num_points - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(points).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A gallery image in a ranking."""
+
+    row: int
+    """Its index in the gallery."""
+    rank: int
+    """From 1."""
+    cosine: float
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What a run answers to a query."""
+
+    precision: float
+    """AP."""
+    first_match: int
+    """Rank of the first right image, from 1."""
+    num_matches: int
+    hits: list[Hit]
+    """The first `NUM_SHOWN`, and behind them the first right one where it comes later."""
+
+
+@dataclass(frozen=True)
+class QueryCase:
+    """A query with the answer of each run."""
+
+    row: int
+    """Its index among the queries."""
+    rankings: list[Ranking]
+
+
+@dataclass(frozen=True)
+class QueryCases:
+    """The queries worth a look, by runs on the same images."""
+
+    worst: list[QueryCase]
+    """Lowest mean AP over the runs, at most one an identity."""
+    changed: list[QueryCase]
+    """Those that gained and lost most from the first run to the last; empty for one run."""
+    mAP: list[float]  # noqa: N815
+    """Of each run."""
+    num_valid: int
+
+
+class Retriever:
+    """Query and gallery under one run's network."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Extract both; raise UserError where there is nothing to evaluate."""
+        self.dataset = need_evaluation(snapshot)
+        self.query, self.gallery = map(snapshot.extract, (self.dataset.query, self.dataset.gallery))
+        ids = all_ids(self.dataset)
+        # nan for a query without a match
+        self.precisions = np.full(len(ids[0]), np.nan)
+        ranked = rank_features(self.query, self.gallery, *ids, memory_mb=snapshot.config.eval.memory_mb)
+        self.precisions[has_match(ids[0], ids[2], ids[1], ids[3])] = ranked.average_precisions
+
+    def rank(self, row: int) -> Ranking:
+        """Rank the gallery for one query."""
+        q_pids, g_pids, q_camids, g_camids = all_ids(self.dataset)
+        cosines = (self.gallery @ self.query[row]).cpu().numpy()
+        is_right = g_pids == q_pids[row]
+        kept = np.flatnonzero(~(is_right & (g_camids == q_camids[row])))
+        order = kept[np.argsort(-cosines[kept], kind="stable")]
+        matches = np.flatnonzero(is_right[order])
+        first = int(matches[0])
+        ranks = [*range(min(NUM_SHOWN, len(order))), *([first] if first >= NUM_SHOWN else [])]
+        hits = [Hit(int(order[at]), at + 1, float(cosines[order[at]]), bool(is_right[order[at]])) for at in ranks]
+        return Ranking(float(self.precisions[row]), first + 1, len(matches), hits)
+
+
+def need_evaluation(snapshot: Snapshot) -> ReidDataset:
+    """Return the data set; raise UserError where it cannot be evaluated."""
+    dataset = snapshot.need_dataset()
+    if not can_evaluate(dataset):
+        raise UserError("the data set has no query and gallery with identities and cameras")
+    return dataset
+
+
+def all_ids(dataset: ReidDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return pids of query and gallery, then camids of query and gallery."""
+    query, gallery = dataset.query, dataset.gallery
+    return known(query.pids), known(gallery.pids), known(query.camids), known(gallery.camids)
+
+
+def find_cases(snapshots: Sequence[Snapshot]) -> QueryCases:
+    """Find the queries on which runs with the same query and gallery fail, and on which they differ most."""
+    runs = [Retriever(snapshot) for snapshot in snapshots]
+    precisions = np.stack([run.precisions for run in runs])
+    valid = np.flatnonzero(~np.isnan(precisions[0]))
+    pids = known(runs[0].dataset.query.pids)
+    worst = one_an_identity(valid[np.argsort(precisions[:, valid].mean(0), kind="stable")], pids)[:NUM_QUERIES]
+    changed: list[int] = []
+    if len(runs) > 1:
+        gains = precisions[-1, valid] - precisions[0, valid]
+        order = valid[np.argsort(gains, kind="stable")]
+        lost = [row for row in one_an_identity(order, pids) if precisions[-1, row] < precisions[0, row]]
+        won = [row for row in one_an_identity(order[::-1], pids) if precisions[-1, row] > precisions[0, row]]
+        changed = won[: NUM_QUERIES // 2] + lost[: NUM_QUERIES // 2]
+    cases = {row: QueryCase(row, [run.rank(row) for run in runs]) for row in {*worst, *changed}}
+    return QueryCases(
+        [cases[row] for row in worst],
+        [cases[row] for row in changed],
+        precisions[:, valid].mean(1).tolist(),
+        len(valid),
+    )
+
+
+def one_an_identity(rows: Iterable[int], pids: np.ndarray) -> list[int]:
+    """Keep the first row of each identity: five pictures of one person teach less than five persons."""
+    first: dict[int, int] = {}
+    for row in rows:
+        first.setdefault(int(pids[row]), int(row))
+    return list(first.values())

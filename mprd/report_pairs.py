@@ -1,0 +1,161 @@
+"""How a run labels pairs: its candidates by score, and P by the cameras of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mprd import checkpoint, diagnostics
+from mprd.data.datasets import choose_meta_images
+from mprd.errors import UserError
+from mprd.labelling import NeighborLists
+from mprd.pairs import PADDING
+from mprd.report_snapshot import Snapshot
+from mprd.state import build_gcn
+
+CHUNK = 4096
+"""Pairs judged at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The pairs (i, j), j in NN_k(i), as this state of the networks sees them; those of labelled images left out."""
+
+    likelihoods: np.ndarray | None
+    """g_ij `[P]`; None for a run without a trained GCN."""
+    cosines: np.ndarray
+    """Of the memory, `[P]`."""
+    is_true: np.ndarray | None
+    """Whether both show one person, boolean `[P]`; None without identities."""
+    mu: float
+
+    def auc(self, scores: np.ndarray) -> float | None:
+        """Return the area under the ROC curve of a score."""
+        if self.is_true is None:
+            return None
+        return diagnostics.auc(torch.as_tensor(scores), torch.as_tensor(self.is_true))
+
+    @property
+    def precision(self) -> float | None:
+        """Return the share of the candidates that are true."""
+        return None if self.is_true is None or not len(self.is_true) else float(self.is_true.mean())
+
+    @property
+    def accepted_precision(self) -> float | None:
+        """Return the share of the candidates with g_ij > mu that are true."""
+        if self.is_true is None or self.likelihoods is None:
+            return None
+        accepted = self.is_true[self.likelihoods > self.mu]
+        return float(accepted.mean()) if len(accepted) else None
+
+    @property
+    def share_accepted(self) -> float | None:
+        """Return the share of candidates with g_ij > mu."""
+        return None if self.likelihoods is None else float((self.likelihoods > self.mu).mean())
+
+
+def judge_candidates(snapshot: Snapshot) -> Candidates:
+    """Search the lists as the run's settings say and judge all pairs in them.
+
+    Raises UserError where the training images are gone.
+    """
+    config, memory = snapshot.config, snapshot.memory
+    lists = NeighborLists(list_features(snapshot), snapshot.camids(), config.neighbors)
+    lists.refresh()
+    pairs = candidate_pairs(snapshot, lists.ids)
+    likelihoods = None
+    if has_gcn(snapshot):
+        gcn = build_gcn(config.gcn, num_features=memory.shape[1]).to(memory.device)
+        checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
+        parts = [gcn.eval().predict(memory, lists.ids, chunk) for chunk in pairs.split(CHUNK)]
+        likelihoods = torch.cat([memory.new_zeros(0), *parts]).cpu().numpy()
+    cosines = (memory[pairs[:, 0]] * memory[pairs[:, 1]]).sum(1).cpu().numpy()
+    is_true = None
+    if snapshot.need_train().pids is not None:
+        first, second = snapshot.need_pids()[pairs].T.cpu().numpy()
+        is_true = first == second
+    return Candidates(likelihoods, cosines, is_true, config.pairs.mu)
+
+
+def candidate_pairs(snapshot: Snapshot, neighbor_ids: Tensor) -> Tensor:
+    """Return the pairs `[P, 2]` of each image with its neighbours `[N, K]`, without those of labelled images.
+
+    They would flatter the GCN that was trained on them.
+    """
+    config = snapshot.config
+    num_meta = config.meta.num_ids if has_gcn(snapshot) else 0
+    meta = choose_meta_images(snapshot.need_train().pids, num_ids=num_meta, seed=config.train.seed)
+    is_pair = neighbor_ids != PADDING
+    is_pair[torch.as_tensor(meta, device=neighbor_ids.device)] = False
+    return torch.stack([is_pair.nonzero()[:, 0], neighbor_ids[is_pair]], dim=1)
+
+
+def has_gcn(snapshot: Snapshot) -> bool:
+    """Say whether the GCN of this state has been trained."""
+    return snapshot.config.pairs.labeller == "gcn" and snapshot.num_epochs > snapshot.config.train.warmup_epochs
+
+
+def list_features(snapshot: Snapshot) -> Tensor:
+    """Return the features `[N, D]` that the lists are drawn from: the memory, or clean ones extracted now."""
+    if snapshot.config.neighbors.source == "memory":
+        return snapshot.memory
+    return snapshot.extract(snapshot.need_train())
+
+
+@dataclass(frozen=True, eq=False)
+class CameraPairs:
+    """Pairs of P by the camera of i (row) and of j (column), each int64 `[C, C]`."""
+
+    cameras: list[int]
+    """Numbers from 1."""
+    num_pairs: np.ndarray
+    num_true: np.ndarray
+    num_same: np.ndarray
+    """All pairs of one identity, what P could hold."""
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Return the share of the pairs that are right; NaN where there are none."""
+        return divide(self.num_true, self.num_pairs)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Return the share of the true pairs that were found; NaN where there are none."""
+        return divide(self.num_true, self.num_same)
+
+
+def divide(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Divide counts; NaN where there is nothing to divide by."""
+    return np.where(wholes > 0, parts / np.maximum(wholes, 1), np.nan)
+
+
+def count_camera_pairs(snapshot: Snapshot) -> CameraPairs:
+    """Count P by camera pair; raise UserError without identities, cameras, or any pair."""
+    pids, camids = snapshot.need_pids().cpu().numpy(), snapshot.camids()
+    if camids is None:
+        raise UserError("the file names carry no cameras")
+    ids = snapshot.positives().ids.cpu().numpy()
+    rows, columns = np.nonzero((ids != PADDING) & (ids != np.arange(len(ids))[:, None]))
+    if not len(rows):
+        raise UserError("P holds no pairs: every image has itself alone as a positive")
+    return camera_counts(rows, ids[rows, columns], pids, camids.cpu().numpy())
+
+
+def camera_counts(first: np.ndarray, second: np.ndarray, pids: np.ndarray, camids: np.ndarray) -> CameraPairs:
+    """Count the pairs (first, second), int64 `[P]` each, of images with `pids` and `camids` `[N]`."""
+    num_cameras = int(camids.max()) + 1
+    is_true = pids[first] == pids[second]
+    pairs, true = (np.zeros((num_cameras, num_cameras), dtype=np.int64) for _ in range(2))
+    np.add.at(pairs, (camids[first], camids[second]), 1)
+    np.add.at(true, (camids[first[is_true]], camids[second[is_true]]), 1)
+    _, numbers = np.unique(pids, return_inverse=True)
+    images = np.zeros((int(numbers.max()) + 1, num_cameras), dtype=np.int64)
+    np.add.at(images, (numbers, camids), 1)
+    # an image is no pair with itself
+    same = images.T @ images - np.diag(images.sum(0))
+    seen = np.flatnonzero(images.sum(0))
+    picked = np.ix_(seen, seen)
+    return CameraPairs((seen + 1).tolist(), pairs[picked], true[picked], same[picked])
