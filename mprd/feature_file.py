@@ -117,8 +117,9 @@ def as_matrix(column: pa.ChunkedArray, num_features: int) -> np.ndarray:
     return whole.reshape(-1, num_features)
 
 
-def open_features(path: Path) -> FeatureFile:
+def open_features(path: Path | str) -> FeatureFile:
     """Look at a feature file; raise UserError where it is missing, damaged, or something else."""
+    path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of features; mprd.extract writes one")
     try:

@@ -24,7 +24,7 @@ from mprd.data.pictures import ids_of, list_pictures, name_patterns
 from mprd.errors import UserError
 from mprd.extract import app, report
 from mprd.feature_file import Rows, open_features
-from mprd.retrieval import extract_set
+from mprd.retrieval import extract_sets
 
 SETTINGS = {"best": False, "device": "cpu", "batch_size": None, "decoders": None, "skip_bad": False}
 
@@ -69,17 +69,16 @@ def crops(tiny_root: Path, tmp_path: Path) -> Path:
 def test_the_features_are_those_of_evaluation_to_the_bit(
     tiny_run: Path, tiny_root: Path, tmp_path: Path, small_parts: None
 ) -> None:
-    found = extract(tiny_run, tiny_root / "bounding_box_train", tmp_path / "f.parquet", batch_size=3)
+    found = extract(tiny_run, tiny_root / "query", tmp_path / "f.parquet", batch_size=3)
     model = load_model(tiny_run, device="cpu")
     config = model.config.model_copy(update={"eval": model.config.eval.model_copy(update={"batch_size": 3})})
-    train = load_dataset(config.data, cache_dir=tmp_path).train
-    after, _ = extract_set(model.backbone, train, config, device=torch.device("cpu"))
-    assert found.paths == [str(path) for path in train.paths]
-    assert train.pids is not None
-    assert found.pids == train.pids.tolist()
-    assert found.camids == [1, 1, 2, 2] * 6
-    assert np.array_equal(found.features, after.numpy())
     assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
+    dataset = load_dataset(config.data, cache_dir=tmp_path)
+    (after, _), _ = extract_sets(model.backbone, dataset, config, device=torch.device("cpu"))
+    assert found.paths == [str(path) for path in dataset.query.paths]
+    assert found.pids == [7, 7, 8, 8, 9, 9, 10, 10]
+    assert found.camids == [1, 2] * 4
+    assert np.array_equal(found.features, after.numpy())
 
 
 def test_neither_batch_size_nor_decoders_nor_dtype_move_them_far(

@@ -16,7 +16,7 @@ from mprd import checkpoint, load_model, model
 from mprd.data.datasets import load_dataset
 from mprd.errors import UserError
 from mprd.model import Model
-from mprd.retrieval import extract_set
+from mprd.retrieval import extract_sets
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,21 @@ def test_the_examples_in_the_docstrings_run(tiny_run: Path, loaded: Model, paths
     assert doctest.testmod(model, extraglobs=names) == (0, 7)
 
 
+def test_the_examples_of_the_page_run(
+    tiny_run: Path, tiny_root: Path, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(__file__).parent.parent / "docs" / "api.md"
+    names = {"run": str(tiny_run), "path": paths[0], "folder": str(tiny_root / "query")}
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testfile(str(page), module_relative=False, globs=names)
+    assert (result.failed, result.attempted > 10) == (0, True)
+
+
 def test_features_are_those_of_evaluation_to_the_bit(loaded: Model, tmp_path: Path) -> None:
     config = loaded.config.model_copy(update={"eval": loaded.config.eval.model_copy(update={"batch_size": 5})})
-    train = load_dataset(config.data, cache_dir=tmp_path).train
-    after, _ = extract_set(loaded.backbone, train, config, device=torch.device("cpu"))
-    assert np.array_equal(loaded.extract(train.paths, batch_size=5), after.numpy())
+    dataset = load_dataset(config.data, cache_dir=tmp_path)
+    (after, _), _ = extract_sets(loaded.backbone, dataset, config, device=torch.device("cpu"))
+    assert np.array_equal(loaded.extract(dataset.query.paths, batch_size=5), after.numpy())
 
 
 def test_features_do_not_depend_on_the_batch_size_or_on_who_decodes(loaded: Model, paths: list[Path]) -> None:
