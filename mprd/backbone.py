@@ -6,6 +6,7 @@ appended batch normalisation.
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -186,6 +187,20 @@ def imagenet_state(name: str) -> dict[str, Tensor]:
             f"backbone.weights: cannot download the ImageNet weights of {name} ({error}); "
             "give the path of a torchvision state dict, or none"
         ) from None
+
+
+def has_imagenet_weights(name: str, *, timeout: float = 5) -> bool:
+    """Say whether torchvision's ImageNet weights of a network are in its cache or can be fetched within seconds."""
+    if name == "small":
+        return False
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    if (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file():
+        return True
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

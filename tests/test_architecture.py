@@ -30,6 +30,8 @@ ORDER = [
     "data.synthetic",
     "data.datasets",
     "data.pictures",
+    "data.recognition",
+    "data.inspection",
     "data.augment",
     "data.augment_batch",
     "data.images",
@@ -57,6 +59,9 @@ ORDER = [
     "epoch_row",
     "run_folder",
     "feature_file",
+    "gallery_index",
+    "gallery",
+    "search_results",
     "model",
     "network_file",
     "extraction",
@@ -65,6 +70,7 @@ ORDER = [
     "optuna_study",
     "console",
     "html_page",
+    "search_page",
     "paper_tables",
     "study_plots",
     "study_report",
@@ -87,14 +93,18 @@ ORDER = [
     "evaluate",
     "report",
     "extract",
+    "search",
     "export",
+    "cost",
+    "checkup",
+    "doctor",
     "__main__",
 ]
 
 DOORS = {
     "ray": {"ray_data", "ray_extract", "ray_train", "ray_tune"},
     "optuna": {"optuna_study"},
-    "faiss": {"neighbor_search"},
+    "faiss": {"gallery_index", "neighbor_search"},
     "torch_geometric": {"gcn"},
     "pyarrow": {"subgraphs", "ray_data", "study_report", "feature_file"},
     "torchvision": {"backbone", "data.augment"},
@@ -105,8 +115,8 @@ DOORS = {
     "mlflow": {"trackers"},
     "jinja2": {"html_page"},
     "sklearn": {"report_features"},
-    "rich": {"console", "launch", "train", "evaluate", "extract", "study_report", "study_loop", "ray_tune", "tune", "report"},
-    "typer": {"__main__", "report", "export", "train", "evaluate", "extract", "tune"},
+    "rich": {"checkup", "console", "doctor", "launch", "train", "evaluate", "extract", "study_report", "study_loop", "ray_tune", "tune", "report", "search"},
+    "typer": {"__main__", "report", "export", "train", "evaluate", "extract", "tune", "search"},
     "PIL": {
         f"data.{name}"
         for name in ("decode", "cache", "camera_style", "cameras", "pedestrians", "augment", "images")
@@ -164,7 +174,7 @@ def test_a_dependency_is_imported_by_its_doors_alone(dependency: str) -> None:
     assert users == DOORS[dependency]
 
 
-@pytest.mark.parametrize("command", ["report", "export", "train", "evaluate", "extract", "tune"])
+@pytest.mark.parametrize("command", ["report", "export", "train", "evaluate", "extract", "tune", "search"])
 def test_help_needs_neither_torch_nor_ray(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['x', '--help']\nfrom mprd.{command} import app\n"
