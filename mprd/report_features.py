@@ -101,7 +101,10 @@ def choose_shown(order: list[int], pids: np.ndarray) -> list[int]:
 
 
 def place(features: Tensor) -> np.ndarray:
-    """Place features `[n, D]` in the plane by t-SNE, float64 `[n, 2]`, from a fixed seed."""
+    """Place features `[n, D]` in the plane by t-SNE, float64 `[n, 2]`, from a fixed seed.
+
+    Raises UserError for too few, and for features that are all alike.
+    """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
@@ -109,6 +112,9 @@ def place(features: Tensor) -> np.ndarray:
     if num_points < 5:
         raise UserError(f"t-SNE wants at least 5 images, but there are {num_points}")
     points = features.double().cpu().numpy()
+    # scikit-learn's t-SNE starts from the first component divided by its deviation, and crashes on what then comes
+    if not np.ptp(points, axis=0).max() > 1e-6:
+        raise UserError("the features of all images are alike")
     if min(points.shape) > 50:
         points = PCA(50, random_state=0).fit_transform(points)
     perplexity = min(30.0, (num_points - 1) / 3)
@@ -179,14 +185,19 @@ class Retriever:
         """Rank the gallery for one query."""
         q_pids, g_pids, q_camids, g_camids = all_ids(self.dataset)
         cosines = (self.gallery @ self.query[row]).cpu().numpy()
-        is_right = g_pids == q_pids[row]
-        kept = np.flatnonzero(~(is_right & (g_camids == q_camids[row])))
-        order = kept[np.argsort(-cosines[kept], kind="stable")]
-        matches = np.flatnonzero(is_right[order])
-        first = int(matches[0])
-        ranks = [*range(min(NUM_SHOWN, len(order))), *([first] if first >= NUM_SHOWN else [])]
-        hits = [Hit(int(order[at]), at + 1, float(cosines[order[at]]), bool(is_right[order[at]])) for at in ranks]
-        return Ranking(float(self.precisions[row]), first + 1, len(matches), hits)
+        is_own, is_here = g_pids == q_pids[row], g_camids == q_camids[row]
+        return rank_gallery(cosines, is_own & ~is_here, is_own & is_here, precision=float(self.precisions[row]))
+
+
+def rank_gallery(cosines: np.ndarray, is_match: np.ndarray, is_removed: np.ndarray, *, precision: float) -> Ranking:
+    """Rank gallery images, `[G]` each, by cosine; ties go to the lower index, removed images do not take part."""
+    order = np.argsort(-cosines, kind="stable")
+    order = order[~is_removed[order]]
+    matches = np.flatnonzero(is_match[order])
+    first = int(matches[0])
+    ranks = [*range(min(NUM_SHOWN, len(order))), *([first] if first >= NUM_SHOWN else [])]
+    hits = [Hit(int(order[at]), at + 1, float(cosines[order[at]]), bool(is_match[order[at]])) for at in ranks]
+    return Ranking(precision, first + 1, len(matches), hits)
 
 
 def need_evaluation(snapshot: Snapshot) -> ReidDataset:

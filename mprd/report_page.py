@@ -270,7 +270,7 @@ def group_by(
 
 def fingerprint(images: ImageSet) -> tuple[tuple[str, int], ...]:
     """Return what tells sets of images apart wherever they lie: names and sizes of their files."""
-    return tuple((path.name, path.stat().st_size) for path in images.paths)
+    return tuple((path.name, path.stat().st_size if path.is_file() else 0) for path in images.paths)
 
 
 def thumbnails(cases: QueryCases, dataset: ReidDataset) -> dict[tuple[str, int], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Sequence
@@ -237,7 +238,7 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     view = re.search(r'viewBox="[^"]*"', text)
     assert view is not None
-    head = f'<svg {view[0]} role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    head = f'<svg {view[0]} role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     text = head + text[text.index(">") + 1 :]
     for hexadecimal, variable in VARIABLES.items():
         text = text.replace(hexadecimal, variable)
@@ -249,7 +250,7 @@ def draw_embedding(embedding: Embedding, label: str) -> str:
     low, high = embedding.points.min(0), embedding.points.max(0)
     scaled = 15 + 370 * (embedding.points - low) / np.maximum(high - low, 1e-9)
     others = ~np.isin(embedding.pids, embedding.hardest)
-    parts = [f'<svg viewBox="0 0 400 400" role="img" aria-label="{label}" class="dots">']
+    parts = [f'<svg viewBox="0 0 400 400" role="img" aria-label="{html.escape(label)}" class="dots">']
     if others.any():
         parts.append(f'<path class="others" d="{dots(scaled[others])}"/>')
     for number, pid in enumerate(embedding.hardest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,8 @@ from mprd.model import Model, load_model
 from mprd.pairs import PositiveTable
 from mprd.report_runs import Run
 
-logger = logging.getLogger("mprd")
+# optimisers would fill the memory where many runs are shown
+PARTS = ("memory", "positives", "gcn", "epoch", "phase", "step")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class Snapshot:
     run: Run
     model: Model
     state: dict[str, Any]
-    """The checkpoint, on the CPU."""
+    """The parts of the checkpoint named in `PARTS`, on the CPU."""
     dataset: ReidDataset | None
     """None where it cannot be read any more."""
     trouble: str | None
@@ -100,7 +100,9 @@ def open_snapshot(run: Run, *, best: bool) -> Snapshot:
     """
     set_threads(run.config.train.threads)
     path = run.folder.best if best else run.folder.last
-    state = checkpoint.load(path)
+    saved = checkpoint.load(path)
+    state = {name: saved[name] for name in PARTS}
+    del saved
     model = load_model(run.folder.path, best=best)
     dataset, trouble = None, None
     try:

@@ -1,0 +1,380 @@
+"""The report page: what it computes, what it says when something is missing, and what it weighs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mprd.config import Config, load_config
+from mprd.errors import UserError
+from mprd.paper_tables import paper_dataset, paper_method, paper_rows
+from mprd.report import app
+from mprd.report_features import choose_shown, find_cases, has_match, one_an_identity, rank_gallery
+from mprd.report_page import figure_row, mean_rows, write_report
+from mprd.report_pairs import camera_counts, count_camera_pairs, judge_candidates
+from mprd.report_runs import compare_settings, read_folders, short_names
+from mprd.report_snapshot import Snapshot, open_snapshot
+from mprd.studies import build_study
+from mprd.study_folder import StudyFolder, Trial
+from mprd.train import launch
+
+from .conftest import NUM_IDS, TINY
+
+
+def train(root: Path, out: Path, *overrides: str) -> Path:
+    settings = {"preset": "demo", "data": root, "set_": [*TINY, *overrides], "config": None, "seed": None}
+    launch(settings, out=out, resume=None, launcher="local")
+    return out
+
+
+@pytest.fixture(scope="module")
+def gcn_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiny_root, tmp_path_factory.mktemp("runs") / "a<gcn>")
+
+
+@pytest.fixture(scope="module")
+def single_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiny_root, tmp_path_factory.mktemp("runs") / "single", "pairs.labeller=single", "train.epochs=1")
+
+
+def snapshot(run: Path, *, best: bool = False) -> Snapshot:
+    (read,), _ = read_folders([run])
+    return open_snapshot(read, best=best)
+
+
+def page_of(out: Path, *folders: Path) -> str:
+    write_report(folders, out=out, best=False, say=lambda _stage: None)
+    return " ".join(out.read_text().split())
+
+
+# -- what is computed -----------------------------------------------------------------------------
+
+
+def test_pairs_are_counted_by_the_cameras_of_their_images() -> None:
+    # images 0 1 2 of person 7 under cameras 0 0 2, image 3 of person 8 under camera 2
+    pids, camids = np.array([7, 7, 7, 8]), np.array([0, 0, 2, 2])
+    counted = camera_counts(np.array([0, 0, 2]), np.array([2, 3, 3]), pids, camids)
+    assert counted.cameras == [1, 3]
+    assert counted.num_pairs.tolist() == [[0, 2], [0, 1]]
+    assert counted.num_true.tolist() == [[0, 1], [0, 0]]
+    assert counted.num_same.tolist() == [[2, 2], [2, 0]]
+    assert counted.precision[0, 1] == 0.5
+    assert np.isnan(counted.precision[0, 0])
+    assert counted.recall.tolist()[0] == [0.0, 0.5]
+
+
+def test_a_query_is_valid_where_another_camera_saw_its_person() -> None:
+    g_pids, g_camids = np.array([1, 1, 2]), np.array([0, 1, 0])
+    found = has_match(np.array([1, 2, 2, 3]), np.array([0, 0, 1, 0]), g_pids, g_camids)
+    assert found.tolist() == [True, False, True, False]
+
+
+def test_a_ranking_ends_with_the_first_right_image_when_that_comes_late() -> None:
+    cosines = np.array([0.95, *np.linspace(0.9, 0.2, 12), 0.1])
+    is_removed, is_match = np.arange(14) == 0, np.isin(np.arange(14), [12, 13])
+    ranking = rank_gallery(cosines, is_match, is_removed, precision=0.1)
+    assert [hit.row for hit in ranking.hits] == [*range(1, 11), 12]
+    assert [hit.rank for hit in ranking.hits] == [*range(1, 11), 12]
+    assert (ranking.first_match, ranking.num_matches) == (12, 2)
+    assert [hit.is_right for hit in ranking.hits] == [False] * 10 + [True]
+
+
+def test_a_ranking_of_a_small_gallery_is_the_gallery() -> None:
+    ranking = rank_gallery(np.array([0.5, 0.5, 0.9]), np.array([True, False, False]), np.zeros(3, bool), precision=0.5)
+    assert [(hit.row, hit.is_right) for hit in ranking.hits] == [(2, False), (0, True), (1, False)]
+
+
+def test_one_query_is_kept_of_each_identity() -> None:
+    assert one_an_identity([3, 0, 2, 1], np.array([5, 6, 6, 5])) == [3, 2]
+
+
+def test_identities_are_shown_until_their_images_are_too_many() -> None:
+    pids = np.repeat([1, 2, 3], [1500, 400, 300])
+    assert choose_shown([1, 2, 3], pids) == [1, 2]
+    assert choose_shown([9], np.full(5000, 9)) == [9]
+
+
+def test_the_checkpoint_retrieves_what_the_last_epoch_did(gcn_run: Path) -> None:
+    last = json.loads((gcn_run / "metrics.jsonl").read_text().splitlines()[-1])
+    cases = find_cases([snapshot(gcn_run)])
+    assert cases.mAP[0] == pytest.approx(last["mAP"], abs=1e-6)
+    precisions = [case.rankings[0].precision for case in cases.worst]
+    assert precisions == sorted(precisions)
+    assert cases.changed == []
+
+
+def test_camera_pairs_add_up_to_the_precision_of_the_last_epoch(gcn_run: Path) -> None:
+    last = json.loads((gcn_run / "metrics.jsonl").read_text().splitlines()[-1])
+    counted = count_camera_pairs(snapshot(gcn_run))
+    assert counted.num_true.sum() / counted.num_pairs.sum() == pytest.approx(last["pair_precision"], abs=1e-6)
+    assert counted.num_same.sum() == NUM_IDS * 4 * 3
+
+
+def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
+    state = snapshot(gcn_run)
+    candidates = judge_candidates(state)
+    # two of six identities are labelled; the other 16 images have 3 to 6 neighbours each
+    assert 16 * 3 <= len(candidates.cosines) <= 16 * 6
+    assert candidates.likelihoods is not None
+    assert candidates.is_true is not None
+    assert candidates.likelihoods.shape == candidates.is_true.shape == candidates.cosines.shape
+    assert (candidates.likelihoods >= 0).all()
+    assert (candidates.likelihoods <= 1).all()
+
+
+def test_a_run_whose_gcn_was_not_trained_shows_no_likelihoods(single_run: Path, gcn_run: Path) -> None:
+    assert judge_candidates(snapshot(single_run)).likelihoods is None
+    warming = snapshot(gcn_run)
+    config = warming.config.model_copy(update={"train": warming.config.train.model_copy(update={"warmup_epochs": 3})})
+    warming = dataclasses.replace(warming, run=dataclasses.replace(warming.run, config=config))
+    assert judge_candidates(warming).likelihoods is None
+
+
+def test_the_best_checkpoint_counts_the_epoch_it_was_taken_in(gcn_run: Path) -> None:
+    rows = [json.loads(line) for line in (gcn_run / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["label_free_score"])
+    assert snapshot(gcn_run, best=True).position == f"after epoch {best['epoch'] + 1} of 3"
+    assert snapshot(gcn_run).position == "after epoch 3 of 3"
+
+
+def test_settings_are_marked_where_they_leave_the_default_or_each_other() -> None:
+    configs = [load_config("demo"), load_config("demo", overrides=("pairs.mu=0.3",))]
+    settings = {setting.name: setting for setting in compare_settings(configs)}
+    mu = settings["pairs.mu"]
+    assert (mu.default, mu.values, mu.is_changed, mu.differs) == ("0.5", ["0.5", "0.3"], [False, True], True)
+    assert mu.meaning == "Likelihood above which a pair is positive (Eq. 7)."
+    assert settings["backbone.name"].is_changed == [True, True]
+    assert not settings["backbone.name"].differs
+    assert settings["data.crop_area"].values == ["0.8, 1", "0.8, 1"]
+
+
+def test_runs_are_named_by_what_tells_them_apart() -> None:
+    assert short_names([Path("/x/a/run"), Path("/x/b/run")]) == ["a/run", "b/run"]
+    assert short_names([Path("/x/a"), Path("/x/b")]) == ["a", "b"]
+    assert short_names([]) == []
+
+
+def test_figures_of_several_runs_carry_their_difference_to_the_first() -> None:
+    cells = figure_row("mAP", [0.5, 0.75, None])["cells"]
+    assert [cell["change"] for cell in cells] == [None, 0.25, None]
+    assert [cell["is_best"] for cell in cells] == [False, True, False]
+
+
+def test_seeds_are_averaged_over_the_epochs_and_figures_that_all_have() -> None:
+    first = [{"epoch": 0, "mAP": 0.2, "gcn_auc": None}, {"epoch": 1, "mAP": 0.5}]
+    assert mean_rows([first, [{"epoch": 0, "mAP": 0.4, "gcn_auc": 0.9}]]) == [{"epoch": 0, "mAP": pytest.approx(0.3)}]
+
+
+# -- the paper ------------------------------------------------------------------------------------
+
+
+def test_the_paper_is_quoted_for_its_own_images_alone() -> None:
+    market = Config.model_validate({"data": {"dataset": "market1501", "root": "x"}})
+    assert paper_dataset(market, num_train=12936) == "Market-1501"
+    assert paper_dataset(market, num_train=1783) is None
+    assert paper_dataset(market, num_train=None) is None
+    assert paper_dataset(Config(), num_train=12936) is None
+
+
+def test_the_tables_hold_what_the_paper_prints() -> None:
+    rows = {(row.source, row.method): row for row in paper_rows("Market-1501")}
+    ours = rows["Table 3", "MPRD"]
+    assert (ours.rank1, ours.rank5, ours.rank10, ours.mAP) == pytest.approx((0.83, 0.913, 0.936, 0.511))
+    assert rows["Table 1", "Super."].mAP == 0.685
+    assert rows["Table 2", "MLCR(+5id)"].rank1 == 0.802
+    assert rows["Table 3", "TSSL"].rank5 is None
+    assert [(row.method, round(row.mAP or 0, 3)) for row in paper_rows("MSMT17")] == [
+        ("MLCR", 0.112),
+        ("JVTC", 0.151),
+        ("MPRD", 0.146),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method"),
+    [
+        ((), "MPRD"),
+        (("meta.num_ids=0",), "MPRD(0id)"),
+        (("gcn.sources=meta",), "MPRD w/o"),
+        (("data.camera_style=none",), "MPRD#"),
+        (("pairs.labeller=mlcr", "pairs.relabel_meta=true"), "MLCR(+5id)"),
+        (("pairs.labeller=supervised",), "Super."),
+    ],
+)
+def test_settings_name_their_row_of_the_paper(overrides: tuple[str, ...], method: str) -> None:
+    assert paper_method(load_config("demo", overrides=overrides)) == method
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Collect what a page would fetch, and whether its elements close."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def compared(gcn_run: Path, single_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page_of(tmp_path_factory.mktemp("page") / "two.html", gcn_run, single_run)
+
+
+def test_a_page_needs_nothing_but_itself(compared: str) -> None:
+    tags = Tags()
+    tags.feed(compared)
+    assert tags.open == []
+    assert all(source.startswith(("#", "data:image/jpeg;base64,")) for source in tags.sources)
+    assert len([source for source in tags.sources if source.startswith("data:")]) > 10
+    assert not re.search(r"url\((?!['\"]?#)|@import|<script", compared)
+    assert len(compared) < 1_000_000
+
+
+def test_names_are_text_on_the_page_and_never_markup(compared: str) -> None:
+    assert "a<gcn>" not in compared
+    assert "a&lt;gcn&gt;" in compared
+
+
+def test_plots_take_their_colours_from_the_page(compared: str) -> None:
+    assert "var(--c1)" in compared
+    assert "#c0de" not in compared
+
+
+def test_two_runs_stand_side_by_side(compared: str) -> None:
+    differing = compared.split("Different between the runs")[1].split("<details")[0]
+    assert set(re.findall(r"<code>([\w.]+)</code>", differing)) == {"pairs.labeller", "train.epochs"}
+    assert compared.count('class="dots"') == 2
+    assert "Changed most from" in compared
+    assert "P holds no pairs: every image has itself alone as a positive" in compared
+
+
+def test_a_run_whose_layout_alone_is_the_papers_is_not_held_against_it(compared: str) -> None:
+    assert "in the layout of Market-1501 that are not Market-1501 itself" in compared
+    assert "Table 3" not in compared
+
+
+def test_a_run_without_an_epoch_still_gives_a_page(tiny_run: Path, tmp_path: Path) -> None:
+    page = page_of(tmp_path / "page.html", tiny_run)
+    assert "No epoch has ended yet" in page
+    assert "the features of all images are alike" in page
+    assert "data:image/jpeg" in page
+
+
+@pytest.fixture(scope="module")
+def broken(gcn_run: Path, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Show three runs: one without checkpoints, one whose images are gone, one whose images have changed."""
+    place = tmp_path_factory.mktemp("broken")
+    shutil.copytree(gcn_run, place / "bare", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(tiny_root, place / "data")
+    next((place / "data" / "bounding_box_train").iterdir()).unlink()
+    for name, root in (("moved", "/no/such/place"), ("changed", str(place / "data"))):
+        shutil.copytree(gcn_run, place / name)
+        config = (place / name / "config.yaml").read_text()
+        assert str(tiny_root) in config
+        (place / name / "config.yaml").write_text(config.replace(str(tiny_root), root))
+    return page_of(place / "page.html", place / "bare", place / "moved", place / "changed")
+
+
+def test_a_run_without_a_checkpoint_shows_its_curves(broken: str) -> None:
+    assert "last.pt: there is no checkpoint" in broken
+    assert 'aria-label="mAP"' in broken
+
+
+def test_a_run_whose_images_are_gone_says_so(broken: str) -> None:
+    assert "the data set cannot be read: /no/such/place" in broken
+
+
+def test_a_run_on_images_that_have_changed_since_keeps_to_its_queries(broken: str) -> None:
+    assert "trained on 24 images" in broken
+    assert "now has 23" in broken
+    assert "data:image/jpeg" in broken
+    assert 'class="dots"' not in broken
+
+
+def test_crops_without_ids_show_what_can_be_shown(tiny_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "crops"
+    root.mkdir()
+    for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
+        shutil.copy(path, root / f"crop{number:03d}.jpg")
+    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.metric=cosine")
+    page = page_of(tmp_path / "page.html", train(root, tmp_path / "run", *nameless, "train.epochs=1"))
+    assert "the file names carry no identities" in page
+    assert "the data set has no query and gallery with identities and cameras" in page
+    assert 'aria-label="CNN loss"' in page
+    assert 'aria-label="cosine of run"' in page
+
+
+def test_a_study_shows_its_table_and_its_trials(gcn_run: Path, tmp_path: Path) -> None:
+    study = build_study({"name": "small", "doc": "A question.", "space": {"pairs.mu": {"grid": [0.3, 0.5]}}}, source="")
+    folder = StudyFolder(tmp_path / "study")
+    folder.create(study, load_config("demo"), objective="mAP", num_trials=2)
+    trials = [Trial(n, f"mu={mu}", {"pairs.mu": mu}, 0, state=s) for n, (mu, s) in enumerate(ENDS)]  # type: ignore[arg-type]
+    folder.write_trials(trials)
+    shutil.copytree(gcn_run, folder.run_folder(trials[0]).path)
+    page = page_of(tmp_path / "page.html", folder.path)
+    assert "A question." in page
+    assert "mu=0.3" in page
+    assert "1 trials finished, 0 stopped early, 1 failed" in page
+    assert 'aria-label="Precision of P"' in page
+    assert 'id="settings"' not in page
+
+
+ENDS = ((0.3, "finished"), (0.5, "failed"))
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def refuse(capfd: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        app(list(args))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    return line
+
+
+def test_a_folder_that_is_no_run_is_named_and_nothing_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    line = refuse(capfd, str(tmp_path), "--out", str(out))
+    assert f"{tmp_path}: neither a run nor a study folder" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_computed(
+    tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" in refuse(capfd, str(tiny_run), "--out", str(tmp_path / "no" / "page.html"))
+    assert "is a folder" in refuse(capfd, str(tiny_run), "--out", str(tmp_path))
+
+
+def test_a_run_given_twice_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="given twice"):
+        read_folders([tiny_run, tiny_run / "."])
