@@ -115,7 +115,10 @@ DOORS = {
     "mlflow": {"trackers"},
     "jinja2": {"html_page"},
     "sklearn": {"report_features"},
-    "rich": {"checkup", "console", "doctor", "launch", "train", "evaluate", "extract", "study_report", "study_loop", "ray_tune", "tune", "report", "search"},
+    "rich": {
+        *("checkup", "console", "doctor", "evaluate", "extract", "launch", "ray_tune", "report"),
+        *("search", "study_loop", "study_report", "train", "tune"),
+    },
     "typer": {"__main__", "report", "export", "train", "evaluate", "extract", "tune", "search"},
     "PIL": {
         f"data.{name}"
