@@ -178,6 +178,8 @@ class GcnConfig(Section):
     """Node inputs: `paper` is feature and DRNL; `structure` is DRNL and the cosines to both ends."""
     link: Literal["keep", "drop"] = "keep"
     """The direct edge i-j: Eq. 4 to the letter keeps it, SEAL drops it."""
+    read_out: Literal["pooled", "scalars", "both"] = "pooled"
+    """What the last layers see: the pooled graph (Sec. 3.2), cosine and overlap of the pair alone, or both."""
     hidden: int = Field(64, ge=1)
     """Width of the two graph convolutions."""
     conv_channels: int = Field(4, ge=1)

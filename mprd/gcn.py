@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mprd.errors import UserError
-from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, drnl, pack, to_graph
+from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, drnl, overlap, pack, to_graph
 
 Variant = Literal["paper", "structure"]
+ReadOut = Literal["pooled", "scalars", "both"]
+NUM_SCALARS = 3
 KERNEL_SIZE, STRIDE = 5, 2
 """Of the 1-D convolution over the pooled vector, as in the network of SEAL's authors."""
 CELLS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**24}
@@ -69,6 +71,19 @@ def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
     )
 
 
+def pair_scalars(memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+    """List what can be said of a pair without a network, [P, 3].
+
+    Its cosine; the overlap (Jaccard index) of its lists; and the same softly, the sum over all leaves of the smaller
+    cosine to the two ends over that of the larger, negative cosines counted as 0.
+    """
+    cosines = cosines_to_ends(memory, subgraphs.pairs, subgraphs.nodes).clamp(min=0)
+    cosines = cosines * (subgraphs.nodes >= 0)[:, :, None]
+    soft = cosines.amin(2).sum(1) / cosines.amax(2).sum(1).clamp(min=1e-6)
+    ends = F.embedding(subgraphs.pairs, memory)
+    return torch.stack([(ends[:, 0] * ends[:, 1]).sum(1), overlap(subgraphs).to(memory.dtype), soft], dim=1)
+
+
 def cells_per_chunk(device: torch.device) -> int:
     """Say how many numbers a tensor of one chunk may hold on this device."""
     return CELLS_PER_CHUNK.get(device.type, CELLS_PER_CHUNK["cpu"])
@@ -86,23 +101,25 @@ class PairGCN(nn.Module):
         hidden: int = 64,
         conv_channels: int = 4,
         mlp_hidden: int = 64,
-        num_pair_scalars: int = 0,
+        read_out: ReadOut = "pooled",
         generator: torch.Generator | None = None,
     ) -> None:
         """Build for memories [N, num_features]; weights are drawn from `generator`, the global one by default.
 
-        `num_pair_scalars` numbers a pair may join at the read-out; the paper has none.
+        What the last layers see is `read_out`: the `pooled` graph (the paper), the pair's `scalars` alone (a control
+        without a graph network), or `both`.
         """
         super().__init__()
         if 2 * hidden < KERNEL_SIZE:
             raise UserError(f"gcn.hidden must be at least {(KERNEL_SIZE + 1) // 2}, but got {hidden}")
-        self.variant, self.link = variant, link
+        self.variant, self.link, self.read_out = variant, link, read_out
         self.columns = count_columns(num_features, variant)
         self.theta_1 = nn.Parameter(torch.empty(sum(self.columns), hidden))
         self.theta_2 = nn.Parameter(torch.empty(hidden, hidden))
         self.conv = nn.Conv1d(1, conv_channels, KERNEL_SIZE, STRIDE)
         num_positions = (2 * hidden - KERNEL_SIZE) // STRIDE + 1
-        self.mlp_1 = nn.Linear(conv_channels * num_positions + num_pair_scalars, mlp_hidden)
+        num_pooled = 0 if read_out == "scalars" else conv_channels * num_positions
+        self.mlp_1 = nn.Linear(num_pooled + (0 if read_out == "pooled" else NUM_SCALARS), mlp_hidden)
         self.mlp_2 = nn.Linear(mlp_hidden, 1)
         self.reset_parameters(generator)
 
@@ -130,11 +147,10 @@ class PairGCN(nn.Module):
         subgraphs: SubgraphBatch,
         *,
         projected: Tensor | None = None,
-        pair_scalars: Tensor | None = None,
     ) -> Tensor:
         """Return logits [P] for memory [N, D], differentiable in the parameters and the memory.
 
-        `projected` is `project(memory)` where the caller keeps it for several batches; `pair_scalars` [P, S].
+        `projected` is `project(memory)` where the caller keeps it for several batches.
         """
         if projected is None:
             memory, subgraphs = keep_touched(memory, subgraphs)
@@ -146,8 +162,7 @@ class PairGCN(nn.Module):
         while start < len(packed):
             stop = min(start + max(1, cells_per_node // (2 + int(num_leaves[start]))), len(packed))
             chunk = packed.rows(start, stop, num_leaves=int(num_leaves[stop - 1]))
-            scalars = None if pair_scalars is None else pair_scalars[order[start:stop]]
-            logits.append(self.judge(memory, projected, chunk, scalars))
+            logits.append(self.judge(memory, projected, chunk))
             start = stop
         return torch.cat(logits)[order.argsort()]
 
@@ -162,14 +177,16 @@ class PairGCN(nn.Module):
         labels = label_columns(torch.arange(NUM_LABELS, device=memory.device), dtype=memory.dtype)
         return F.pad((by_feature + (labels @ of_label)[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
-    def judge(self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch, scalars: Tensor | None) -> Tensor:
+    def judge(self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of one chunk."""
+        if self.read_out == "scalars":
+            return self.decide(memory, subgraphs, None)
         stars = weigh(subgraphs, link=self.link, dtype=projected.dtype)
         ends = self.first_product(memory, projected, subgraphs.pairs, subgraphs.pairs, END_LABEL)
         leaves = self.first_product(memory, projected, subgraphs.pairs, subgraphs.nodes, subgraphs.labels)
         y_1 = convolve(Nodes(ends, leaves), stars)
         y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
-        return self.read_out(torch.cat([max_pool(y_1), max_pool(y_2)], dim=1), scalars)
+        return self.decide(memory, subgraphs, torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
 
     def first_product(
         self, memory: Tensor, projected: Tensor, pairs: Tensor, nodes: Tensor, labels: Tensor | int
@@ -183,37 +200,30 @@ class PairGCN(nn.Module):
         theta = self.theta_1[-self.columns[-1] :]
         return torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
 
-    def read_out(self, pooled: Tensor, pair_scalars: Tensor | None) -> Tensor:
-        """Turn pooled vectors [P, 2 H], and scalars of the pair [P, S] where there are some, into logits [P]."""
-        hidden = F.relu(self.conv(pooled[:, None])).flatten(1)
-        if pair_scalars is not None:
-            hidden = torch.cat([hidden, pair_scalars], dim=1)
-        return self.mlp_2(F.relu(self.mlp_1(hidden))).squeeze(1)
+    def decide(self, memory: Tensor, subgraphs: SubgraphBatch, pooled: Tensor | None) -> Tensor:
+        """Turn pooled vectors [P, 2 H], the pairs' scalars, or both into logits [P]."""
+        seen = [] if pooled is None else [F.relu(self.conv(pooled[:, None])).flatten(1)]
+        if self.read_out != "pooled":
+            seen.append(pair_scalars(memory, subgraphs))
+        return self.mlp_2(F.relu(self.mlp_1(torch.cat(seen, dim=1)))).squeeze(1)
 
     @torch.no_grad()
-    def predict(
-        self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor, *, pair_scalars: Tensor | None = None
-    ) -> Tensor:
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
         """Return the likelihoods g_ij [P] of pairs [P, 2], building their graphs from neighbour ids [N, K].
 
-        G cannot tell (i, j) from (j, i): unless `pair_scalars` [P, S] may, a pair asked for both ways is judged once.
-        Pairs with lists of like length are taken together, so that one long list does not widen all graphs.
+        G cannot tell (i, j) from (j, i): a pair asked for both ways is judged once. Pairs with lists of like length
+        are taken together, so that one long list does not widen all graphs.
         """
-        where = torch.arange(len(pairs), device=pairs.device)
-        if pair_scalars is None:
-            pairs, where = unordered(pairs, num_images=len(neighbor_ids))
+        pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None
         likelihoods = memory.new_empty(len(pairs))
         for chosen in groups_of_like_length(neighbor_ids, pairs):
-            scalars = None if pair_scalars is None else pair_scalars[chosen]
             subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
-            likelihoods[chosen] = self(memory, subgraphs, projected=projected, pair_scalars=scalars).sigmoid()
+            likelihoods[chosen] = self(memory, subgraphs, projected=projected).sigmoid()
         return likelihoods[where]
 
-    def forward_reference(
-        self, memory: Tensor, subgraphs: SubgraphBatch, *, pair_scalars: Tensor | None = None
-    ) -> Tensor:
+    def forward_reference(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of `forward` from one PyG graph a pair, labelled by the general DRNL."""
         from torch_geometric.nn import SAGEConv, global_max_pool
         from torch_geometric.utils import add_self_loops
@@ -233,7 +243,8 @@ class PairGCN(nn.Module):
             conv = SAGEConv(*theta.shape, aggr="mean", root_weight=False, bias=False)
             y = F.relu(torch.func.functional_call(conv, {"lin_l.weight": theta.T}, (y, edge_index)))
             layers.append(y)
-        return self.read_out(global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs)), pair_scalars)
+        pooled = global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs))
+        return self.decide(memory, subgraphs, None if self.read_out == "scalars" else pooled)
 
 
 class Nodes(NamedTuple):

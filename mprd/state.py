@@ -153,6 +153,7 @@ def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
         hidden=config.hidden,
         conv_channels=config.conv_channels,
         mlp_hidden=config.mlp_hidden,
+        read_out=config.read_out,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.gcn import PairGCN
+from mprd.gcn import NUM_SCALARS, PairGCN, pair_scalars
 from mprd.subgraphs import build_subgraphs, from_arrow, to_arrow
 
 PADDING = -1
@@ -243,17 +243,49 @@ def test_one_pair_gives_one_logit() -> None:
     assert make_gcn(7)(unit_rows(5, 7), subgraphs).shape == (1,)
 
 
-def test_pair_scalars_join_at_the_read_out() -> None:
-    lists, pairs = random_lists(12, 6), all_pairs(12)
-    gcn, memory = make_gcn(7, num_pair_scalars=2), unit_rows(12, 7)
+def slow_scalars(memory: np.ndarray, lists: list[list[int]], i: int, j: int) -> list[float]:
+    around_i, around_j = set(lists[i]) - {j}, set(lists[j]) - {i}
+    either = around_i | around_j
+    smaller = larger = 0.0
+    for n in either:
+        cosines = [max(0.0, float(memory[n] @ memory[end])) for end in (i, j)]
+        smaller, larger = smaller + min(cosines), larger + max(cosines)
+    return [float(memory[i] @ memory[j]), len(around_i & around_j) / len(either), smaller / larger if larger else 0.0]
+
+
+def test_scalars_of_a_pair_equal_a_loop() -> None:
+    lists, pairs, memory = random_lists(12, 6, shortest=3), all_pairs(12), unit_rows(12, 7)
+    found = pair_scalars(memory, build_subgraphs(pairs, table(lists)))
+    wanted = [slow_scalars(memory.numpy(), lists, i, j) for i, j in pairs.tolist()]
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_a_pair_without_neighbours_has_scalars() -> None:
+    memory = unit_rows(3, 4)
+    found = pair_scalars(memory, build_subgraphs(torch.tensor([[0, 1]]), table([[1], [0], [0]])))
+    assert found[0].tolist() == [pytest.approx(float(memory[0] @ memory[1])), 0.0, 0.0]
+
+
+@pytest.mark.parametrize("read_out", ["scalars", "both"])
+def test_scalars_join_at_the_read_out_or_stand_for_the_graph(read_out: str) -> None:
+    lists, pairs, memory = random_lists(12, 6), all_pairs(12), unit_rows(12, 7)
+    gcn = make_gcn(7, read_out=read_out)
     subgraphs = build_subgraphs(pairs, table(lists))
-    scalars = torch.arange(2 * len(pairs), dtype=torch.float64).reshape(-1, 2) / 50
-    fast = gcn(memory, subgraphs, pair_scalars=scalars)
-    torch.testing.assert_close(fast, gcn.forward_reference(memory, subgraphs, pair_scalars=scalars), atol=1e-11, rtol=0)
-    torch.testing.assert_close(
-        gcn.predict(memory, table(lists), pairs, pair_scalars=scalars), fast.sigmoid(), atol=1e-12, rtol=0
-    )
-    assert not torch.allclose(fast, gcn(memory, subgraphs, pair_scalars=0 * scalars))
+    fast = gcn(memory, subgraphs)
+    torch.testing.assert_close(fast, gcn.forward_reference(memory, subgraphs), atol=1e-11, rtol=0)
+    torch.testing.assert_close(gcn.predict(memory, table(lists), pairs), fast.sigmoid(), atol=1e-12, rtol=0)
+    with torch.no_grad():
+        if read_out == "both":
+            gcn.mlp_1.weight[:, -NUM_SCALARS:] = 0
+        else:
+            gcn.theta_1.zero_()
+    is_same = torch.allclose(gcn(memory, subgraphs), fast)
+    # without its scalars the one changes, without a graph the other does not
+    assert is_same == (read_out == "scalars")
+    if read_out == "scalars":
+        x = torch.tensor(slow_scalars(memory.numpy(), lists, *pairs[5].tolist()), dtype=torch.float64)
+        by_hand = gcn.mlp_2.weight @ (gcn.mlp_1.weight @ x + gcn.mlp_1.bias).clamp(min=0) + gcn.mlp_2.bias
+        torch.testing.assert_close(fast[5:6], by_hand, atol=1e-6, rtol=0)
 
 
 def test_the_same_generator_draws_the_same_weights_and_a_state_dict_carries_them() -> None:
