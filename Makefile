@@ -9,12 +9,14 @@ train: $(VENV)/installed
 	$(RUN) -m mprd.train
 
 test: $(VENV)/installed lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 test-ray: $(VENV)/installed
 	$(RUN) -m pytest -m ray
 
+# as root, with `ip netns`, sshd, rsync and curl
 test-cluster: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[cluster]"
 	$(RUN) -m pytest -m cluster
 
 lint: $(VENV)/installed
