@@ -75,6 +75,12 @@ class DataConfig(Section):
     """What an unreadable image does: stop with its name, or be left out and counted."""
     num_workers: int = Field(1, ge=0)
     """Processes that decode and augment; 0 does it in the training process."""
+    cache: Literal["auto", "ram", "device", "none"] = "auto"
+    """Decoded images, packed on disk once and mapped into memory: `ram` leaves them there, `device` copies them to
+    the accelerator, `auto` copies what takes a quarter of its free memory and packs what half of the RAM holds."""
+    augment: Literal["auto", "image", "batch"] = "auto"
+    """One image at a time in the loader's processes, or a batch at once on the device, which needs the cache; `auto`
+    is `batch` on an accelerator. Same random numbers, same pixels but for one level in few of them."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """The drawn pedestrians."""
 

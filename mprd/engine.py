@@ -104,10 +104,10 @@ class Trainer:
         train = dataset.train
         style = choose_style(config.data.camera_style, train.paths, train.camids, files=dataset.style_paths)
         self.train_images, self.perturbed_images = (
-            TrainImages(train, config.data, style=style, seed=config.train.seed, view=view)
+            TrainImages(train, config.data, style=style, seed=config.train.seed, view=view, packs=dataset.packs)
             for view in ("train", "perturbed")
         )
-        self.plain_images = PlainImages(train, config.data)
+        self.plain_images = PlainImages(train, config.data, packs=dataset.packs)
         self.num_images = len(train)
         self.check_size()
         self.pids = as_tensor(train.pids, device)

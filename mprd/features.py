@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mprd.backbone import Backbone
 from mprd.batch_norm import BatchCut
-from mprd.data.images import make_loader
+from mprd.data.images import PlainImages, TrainImages, make_loader
 from mprd.world import Shares
+
+AT_ONCE = 512
+"""Images that an accelerator augments in one go."""
 
 
 def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
@@ -24,8 +28,23 @@ def image_batches(
     images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images `[B, 3, H, W]` and their ids `[B]` on the device, in the order of `batches`."""
+    if isinstance(images, TrainImages | PlainImages) and images.is_batched(device):
+        yield from made_on_device(images, batches, device=device)
+        return
     for batch, batch_ids in make_loader(images, batches, num_workers=num_workers):
         yield batch.to(device, non_blocking=True), batch_ids.to(device, non_blocking=True)
+
+
+def made_on_device(
+    images: TrainImages | PlainImages, batches: Sequence[Sequence[int]], *, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches made on the device, several in one go so that an accelerator is not kept waiting for launches."""
+    many = 1 if device.type == "cpu" or not batches else max(1, AT_ONCE // max(1, len(batches[0])))
+    for start in range(0, len(batches), many):
+        group = batches[start : start + many]
+        ids, sizes = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in group]), [*map(len, group)]
+        shown = images.batch(ids, device).split(sizes)
+        yield from zip(shown, torch.from_numpy(ids).to(device, non_blocking=True).split(sizes), strict=True)
 
 
 def shared_batches(

@@ -24,6 +24,7 @@ from mprd import checkpoint
 from mprd.config import Config
 from mprd.console import EpochLines, final_table
 from mprd.curves import plot_curves
+from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
 from mprd.device import choose_device, set_threads
@@ -131,7 +132,9 @@ def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> N
 
 def open_dataset(config: Config, folder: RunFolder) -> ReidDataset:
     """Load the data set, leaving unreadable images out where the settings say so."""
-    dataset = load_dataset(config.data, cache_dir=folder.path.parent / "data")
+    cache_dir = folder.path.parent / "data"
+    dataset = load_dataset(config.data, cache_dir=cache_dir)
+    dataset = replace(dataset, packs=Packs(cache_dir, mode=config.data.cache))
     return check_dataset(dataset) if config.data.on_bad_image == "skip" else dataset
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mprd.backbone import Backbone
-from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages
 from mprd.features import extract
 from mprd.metrics import RankMetrics, rank_features, rank_metrics, re_rank
@@ -80,14 +80,17 @@ def extract_sets(
     backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device
 ) -> list[tuple[Tensor, Tensor]]:
     """Extract query and gallery; several workers share the images, and each must call this."""
-    return [extract_set(backbone, images, config, device=device) for images in (dataset.query, dataset.gallery)]
+    splits = (PlainImages(images, config.data, packs=dataset.packs) for images in (dataset.query, dataset.gallery))
+    return [extract_set(backbone, images, config, device=device) for images in splits]
 
 
-def extract_set(backbone: Backbone, images: ImageSet, config: Config, *, device: torch.device) -> tuple[Tensor, Tensor]:
+def extract_set(
+    backbone: Backbone, images: PlainImages, config: Config, *, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Extract the images of one split, after and before the batch norm."""
     return extract(
         backbone,
-        PlainImages(images, config.data),
+        images,
         batch_size=config.eval.batch_size,
         num_workers=config.data.num_workers,
         device=device,

@@ -14,6 +14,7 @@ import torch
 
 from mprd import checkpoint
 from mprd.config import Config, load_config
+from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row
@@ -37,7 +38,8 @@ def changed(config: Config, root: Path, *overrides: str) -> Config:
 
 def open_data(config: Config) -> ReidDataset:
     assert config.data.root is not None
-    return load_dataset(config.data, cache_dir=config.data.root.parent / "packs")
+    folder = config.data.root.parent / "packs"
+    return dataclasses.replace(load_dataset(config.data, cache_dir=folder), packs=Packs(folder, mode=config.data.cache))
 
 
 def train(config: Config, *, hooks: Hooks | None = None, dataset: ReidDataset | None = None) -> Trainer:
@@ -119,6 +121,18 @@ def test_loader_processes_do_not_change_the_result(tiny_config: Config, tiny_roo
     assert_same_state(
         train(tiny_config).state, train(changed(tiny_config, tiny_root, "data.num_workers=2")).state
     )
+
+
+def test_packed_images_give_the_bits_of_files_and_a_batch_at_once_nearly_so(
+    tiny_config: Config, tiny_root: Path
+) -> None:
+    config = changed(tiny_config, tiny_root, "train.epochs=1")
+    packed = train(config)
+    assert packed.plain_images.pack is not None
+    assert_same_state(packed.state, train(changed(tiny_config, tiny_root, "train.epochs=1", "data.cache=none")).state)
+    batched = train(changed(tiny_config, tiny_root, "train.epochs=1", "data.augment=batch")).state
+    loss, other = (state.tally.mean("cnn_loss", "images") for state in (packed.state, batched))
+    assert other == pytest.approx(loss, abs=5e-3)
 
 
 def with_shuffled_pids(trainer: Trainer) -> ReidDataset:

@@ -121,6 +121,12 @@ def augment_batch(pixels: Tensor, params: BatchParams, *, height: int, width: in
     return erase_batch(normalise_batch(maps), params.erase)
 
 
+def carry_colours(pixels: Tensor, tables: np.ndarray) -> Tensor:
+    """Look every level up in its image's table: uint8 `[B, 3, h, w]` through uint8 `[B, 3, 256]`."""
+    levels = torch.from_numpy(tables).to(pixels.device, non_blocking=True)
+    return levels.gather(2, pixels.flatten(2).long()).view(pixels.shape)
+
+
 def column(values: np.ndarray, device: torch.device) -> Tensor:
     """Shape one number an image as `[B, 1, 1, 1]` float32."""
     return torch.as_tensor(values, dtype=torch.float32).to(device, non_blocking=True).view(-1, 1, 1, 1)
@@ -142,7 +148,7 @@ def crop_and_resize_batch(maps: Tensor, crop: np.ndarray, flip: np.ndarray, *, h
     down = resize_weights(top * h, bottom * h, source=h, target=height)
     across_t, down_t = (torch.from_numpy(part).to(maps.device, non_blocking=True) for part in (across, down))
     # halves go up, as in Pillow; round_ would send them to the even neighbour
-    maps = torch.bmm(maps.view(num, channels * h, w), across_t.transpose(1, 2)).add_(0.5).floor_()
+    maps = torch.bmm(maps.reshape(num, channels * h, w), across_t.transpose(1, 2)).add_(0.5).floor_()
     return torch.matmul(down_t[:, None], maps.view(num, channels, h, width)).add_(0.5).floor_()
 
 

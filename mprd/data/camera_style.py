@@ -85,11 +85,15 @@ class CameraColours:
 
     def transfer(self, image: Image.Image, camid: int, target: int) -> Image.Image:
         """Carry the colours of camera c to camera t, each channel apart: `(x - mean_c) / std_c * std_t + mean_t`."""
-        if target == camid:
-            return image
+        return image if target == camid else image.point(self.table(camid, target).ravel().tolist())
+
+    def table(self, camid: int, target: int) -> np.ndarray:
+        """Return what each level of each channel becomes, uint8 `[3, 256]`."""
         levels = np.arange(256)[:, None]
+        if target == camid:
+            return levels.repeat(3, 1).T.astype(np.uint8)
         moved = (levels - self.mean[camid]) / self.std[camid] * self.std[target] + self.mean[target]
-        return image.point(moved.round().clip(0, 255).astype(np.uint8).T.ravel().tolist())
+        return moved.round().clip(0, 255).astype(np.uint8).T
 
 
 def measure_colours(paths: Sequence[Path], camids: np.ndarray) -> CameraColours:

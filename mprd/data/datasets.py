@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mprd.config import DataConfig, SyntheticConfig
+from mprd.data.cache import Packs
 from mprd.data.camera_style import StyleFiles, find_style_files
 from mprd.data.layouts import STYLE_FOLDER, Crop, Splits, read_market, read_msmt17, read_tree
 from mprd.errors import UserError
@@ -58,6 +59,8 @@ class ReidDataset:
     """Cameras over all three splits; 0 where names do not tell."""
     style_paths: StyleFiles | None
     """CamStyle's pictures of the training images, where wanted and present."""
+    packs: Packs | None = None
+    """Where decoded images are kept; without it each use decodes the files."""
 
 
 def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:

@@ -31,6 +31,16 @@ def read_image(path: Path | str, *, hint: str = "data.on_bad_image=skip leaves s
         raise UserError(f"{path}: cannot read the image: {reason}{f' ({hint})' if hint else ''}") from None
 
 
+def image_size(path: Path) -> tuple[int, int]:
+    """Read an image's width and height from the head of its file; raise UserError where that cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except DECODE_ERRORS:
+        # for its message
+        return read_image(path).size
+
+
 def describe(error: Exception) -> str:
     """Say an error in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,7 @@
-"""Images as tensors: augmented ones for training, plain ones for features, and the loader of both."""
+"""Images as tensors: augmented ones for training, plain ones for features, and the loader of both.
+
+Either comes one image at a time, in processes of the loader, or, once packed, a batch at a time on the device.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mprd.config import DataConfig
 from mprd.data.augment import VIEW_KEYS, View, augment, draw_params, normalise
+from mprd.data.augment_batch import BatchParams, augment_batch, carry_colours, draw_batch, normalise_batch
+from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.camera_style import CameraColours, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import find_unreadable, read_image
@@ -36,6 +41,7 @@ class TrainImages(Dataset[Item]):
         images: the training images; their pids are not kept.
         style: what shows an image under another camera, from `choose_style`.
         view: `train`, or `perturbed` for the copy with grayscale and blur in place of erasing (Sec. 4.2, 5.2).
+        packs: where decoded images are kept; without it files are decoded each time.
 
     Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
     """
@@ -48,6 +54,7 @@ class TrainImages(Dataset[Item]):
         style: StyleFiles | CameraColours | None,
         seed: int,
         view: View = "train",
+        packs: Packs | None = None,
     ) -> None:
         if view not in VIEW_KEYS:
             raise ValueError(f"view must be one of {', '.join(VIEW_KEYS)}, but got {view!r}")
@@ -55,6 +62,15 @@ class TrainImages(Dataset[Item]):
         self.camids = None if style is None else images.camids
         self.cameras = np.empty(0, dtype=np.int64) if self.camids is None else np.unique(self.camids)
         self.config, self.style, self.seed, self.view, self.epoch = config, style, seed, view, 0
+        self.drawn: tuple[int, BatchParams] | None = None
+        self.pack = open_pack(packs, self.files(), config, purpose="train")
+
+    def files(self) -> list[Path]:
+        """List every file that may be shown."""
+        if not isinstance(self.style, StyleFiles) or self.camids is None:
+            return list(self.paths)
+        names = self.style.all_names(self.paths, self.camids)
+        return [*self.paths, *(self.style.folder / name for name in names if name not in self.style.missing)]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation is drawn; a loader takes it up when its iteration starts."""
@@ -72,13 +88,42 @@ class TrainImages(Dataset[Item]):
 
     def read(self, index: int, camera: int) -> Image.Image:
         """Read an image in the style of one of the training cameras."""
+        path, camid, target = self.find(index, camera)
+        image = read_image(path) if self.pack is None else self.pack.read(path)
+        return self.style.transfer(image, camid, target) if isinstance(self.style, CameraColours) else image
+
+    def find(self, index: int, camera: int) -> tuple[Path, int, int]:
+        """Say which file shows an image under one of the training cameras, and which two cameras these are."""
         path = self.paths[index]
         if self.style is None or self.camids is None:
-            return read_image(path)
+            return path, 0, 0
         camid, target = int(self.camids[index]), int(self.cameras[camera])
-        if isinstance(self.style, StyleFiles):
-            return read_image(self.style.find(path, camid, target))
-        return self.style.transfer(read_image(path), camid, target)
+        return self.style.find(path, camid, target) if isinstance(self.style, StyleFiles) else path, camid, target
+
+    def is_batched(self, device: torch.device) -> bool:
+        """Say whether `batch` makes the items, and not the loader."""
+        return is_batched(self.pack, self.config, device)
+
+    def batch(self, ids: np.ndarray, device: torch.device) -> Tensor:
+        """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
+        assert self.pack is not None
+        params = self.draw().rows(ids)
+        found = [self.find(index, camera) for index, camera in zip(ids.tolist(), params.camera.tolist(), strict=True)]
+        rows = np.array([self.pack.rows[path] for path, _, _ in found])
+        pixels = self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2)
+        if isinstance(self.style, CameraColours):
+            tables = np.stack([self.style.table(camid, target) for _, camid, target in found])
+            pixels = carry_colours(pixels, tables)
+        return augment_batch(pixels, params, height=self.config.height, width=self.config.width)
+
+    def draw(self) -> BatchParams:
+        """Draw this epoch's changes of all images, once."""
+        if self.drawn is None or self.drawn[0] != self.epoch:
+            images, cameras = np.arange(len(self)), len(self.cameras)
+            view, config = self.view, self.config
+            params = draw_batch(self.seed, self.epoch, images=images, view=view, num_cameras=cameras, config=config)
+            self.drawn = self.epoch, params
+        return self.drawn[1]
 
 
 class PlainImages(Dataset[Item]):
@@ -87,14 +132,40 @@ class PlainImages(Dataset[Item]):
     Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
     """
 
-    def __init__(self, images: ImageSet, config: DataConfig) -> None:
-        self.paths, self.size = images.paths, (config.width, config.height)
+    def __init__(self, images: ImageSet, config: DataConfig, *, packs: Packs | None = None) -> None:
+        self.paths, self.size, self.config = images.paths, (config.width, config.height), config
+        self.pack = open_pack(packs, self.paths, config, purpose="test")
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Item:
-        return prepare(read_image(self.paths[index]), self.size), index
+        path = self.paths[index]
+        if self.pack is not None:
+            return normalise(self.pack.read(path)), index
+        return prepare(read_image(path), self.size), index
+
+    def is_batched(self, device: torch.device) -> bool:
+        """Say whether `batch` makes the items, and not the loader."""
+        return is_batched(self.pack, self.config, device)
+
+    def batch(self, ids: np.ndarray, device: torch.device) -> Tensor:
+        """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
+        assert self.pack is not None
+        rows = np.array([self.pack.rows[self.paths[index]] for index in ids.tolist()])
+        return normalise_batch(self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2))
+
+
+def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *, purpose: Purpose) -> Pack | None:
+    """Open the pack of some files, where one is wanted and fits."""
+    if packs is None:
+        return None
+    return packs.open(paths, height=config.height, width=config.width, purpose=purpose)
+
+
+def is_batched(pack: Pack | None, config: DataConfig, device: torch.device) -> bool:
+    """Say whether images are made a batch at once on the device, as `data.augment` says."""
+    return pack is not None and (config.augment == "batch" or (config.augment == "auto" and device.type != "cpu"))
 
 
 class Crops(Dataset[Item]):
