@@ -42,7 +42,8 @@ POLL_SECONDS = 0.1
 QUIET = {
     # the workers' end, or death, is noticed within this time
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # machines that an autoscaler brings take minutes to start and more to install
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     # relative paths in the settings mean what they mean here
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -86,7 +87,9 @@ def run_on_ray(
     num_actors = count_actors(config)
     # actors that build or search beside a worker are logical CPUs of their own: they mostly wait
     with cluster(address, num_cpus=len(os.sched_getaffinity(0)) + num_workers * num_actors):
-        scaling = choose_scaling(config.train.device, num_workers, ray.cluster_resources(), num_actors=num_actors)
+        scaling = choose_scaling(config.train.device, num_workers, find_resources(), num_actors=num_actors)
+        if scaling.use_gpu and ray.cluster_resources().get("GPU", 0) < num_workers:
+            logger.info("waiting for the cluster to bring up GPUs for %d workers", num_workers)
         if not resume:
             folder.create(config)
         trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
@@ -135,6 +138,16 @@ def check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise UserError(f"--address {address}: nothing listens there ({error.strerror or error})") from None
+
+
+def find_resources() -> dict[str, float]:
+    """Count what the cluster has, or what its autoscaler may bring: from zero, GPUs come when they are asked for."""
+    from ray._private.state import state
+
+    # where Ray Train itself looks; None without an autoscaler that tells
+    most: dict[str, float] = state.get_max_resources_from_cluster_config() or {}
+    here = ray.cluster_resources()
+    return {name: max(here.get(name, 0), most.get(name, 0)) for name in {*here, *most}}
 
 
 def choose_scaling(

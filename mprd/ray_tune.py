@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import ray
 from ray import tune
 from ray.train import ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -23,7 +22,7 @@ from mprd.errors import UserError
 from mprd.executors import count_actors
 from mprd.launch import finish
 from mprd.noticeboard import Noticeboard
-from mprd.ray_train import absolute, choose_threads, cluster, make_trainer
+from mprd.ray_train import absolute, choose_threads, cluster, find_resources, make_trainer
 from mprd.run_folder import RunFolder
 from mprd.study_folder import Ledger, State, Trial, trial_config
 from mprd.study_loop import keep_error, make_ready, read_error, stop_reason, trial_line
@@ -113,12 +112,12 @@ def choose_gpus(device: str, asked: float | None) -> float:
         if asked < 0 or (asked > 1 and asked != int(asked)):
             raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {asked}")
         return asked
-    return 1.0 if device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0.0
+    return 1.0 if device != "cpu" and find_resources().get("GPU", 0) else 0.0
 
 
 def count_slots(config: Config, num_gpus: float, concurrency: int | None) -> int:
     """Count the trials that fit side by side; raise UserError where none does, rather than wait for ever."""
-    resources, need = ray.cluster_resources(), cpus_per_trial(config)
+    resources, need = find_resources(), cpus_per_trial(config)
     num_cpus = int(resources.get("CPU", 0))
     fits = num_cpus // need
     if fits < 1:

@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from mprd.ray_train import QUIET
+from mprd.ray_train import QUIET, find_resources
 from mprd.train import launch
 
 from .test_cli import SLOW, arguments, one_thread, settings
@@ -51,6 +51,13 @@ def ancestors(pid: int) -> list[int]:
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         found.append(pid)
     return found
+
+
+def test_resources_are_what_the_nodes_have_where_no_autoscaler_brings_more(cluster: Cluster) -> None:
+    cluster.add_node(num_cpus=3, num_gpus=2, object_store_memory=STORE_BYTES)
+    ray.init(address=cluster.address, log_to_driver=False)
+    found = find_resources()
+    assert (found["CPU"], found["GPU"]) == (3, 2)
 
 
 def test_a_run_whose_node_went_away_ends_in_the_bits_of_one_process(
