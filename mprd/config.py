@@ -233,9 +233,9 @@ class MetaConfig(Section):
     """Z, the few labelled identities that jump-start the GCN (Sec. 4.2)."""
 
     num_ids: int = Field(5, ge=0)
-    """M; 0 is MPRD(0id)."""
+    """M (Sec. 4.2); 0 is MPRD(0id)."""
     pairs: Literal["random", "candidates"] = "random"
-    """Where labelled pairs come from: the paper's random draws, or each image's own neighbours."""
+    """Where labelled pairs come from (Sec. 4.2): the paper's random draws, or each image's own neighbours."""
     eta: EtaConfig = Field(default_factory=lambda: EtaConfig())
     """Weight of the meta gradient (Eq. 10)."""
 
@@ -246,7 +246,7 @@ class EtaConfig(Section):
     kind: Literal["linear", "cosine", "step", "exponential", "constant"] = "linear"
     """Shape of the fall."""
     start: float = Field(1.0, ge=0)
-    """Value in the first epoch."""
+    """Value in the first epoch (Eq. 10)."""
     end: float = Field(0.1, ge=0)
     """Value in the last epoch; `constant` ignores it."""
     step_epoch: Share = 0.5
@@ -265,13 +265,13 @@ class LossConfig(Section):
     """Binomial deviance (Eq. 2), and the r that it shares with MMCL."""
 
     delta: float = Field(5.0, gt=0)
-    """Weight of the positive pairs."""
+    """Weight of the positive pairs (Eq. 2)."""
     alpha: float = Field(4.0, gt=0)
-    """Amplification."""
+    """Amplification (Eq. 2)."""
     lambda_1: float = Field(0.2, ge=-1, le=1)
-    """Margin of the positive pairs."""
+    """Margin of the positive pairs (Eq. 2)."""
     lambda_2: float = Field(0.2, ge=-1, le=1)
-    """Margin of the negative pairs."""
+    """Margin of the negative pairs (Eq. 2)."""
     r: float = Field(0.01, gt=0)
     """Hard negatives (Eq. 3): below 1 a share of the negatives, from 1 on their number."""
 
@@ -280,21 +280,21 @@ class TrainConfig(Section):
     """The alternating loop (Alg. 1, Sec. 5.2)."""
 
     epochs: int = Field(40, ge=1)
-    """T."""
+    """T (Alg. 1)."""
     batch_size: int = Field(32, ge=2)
-    """n, images a step; batches of an epoch differ in size by at most one."""
+    """n, images a step (Sec. 5.2); batches of an epoch differ in size by at most one."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD is the paper's."""
+    """SGD is the paper's (Sec. 5.2)."""
     lr_backbone: float = Field(0.01, gt=0)
-    """beta_1 of the pre-trained layers."""
+    """beta_1 of the pre-trained layers (Eq. 8)."""
     lr_new: float = Field(0.1, gt=0)
-    """beta_1 of all other layers."""
+    """beta_1 of all other layers (Eq. 8)."""
     lr_step: int = Field(20, ge=1)
-    """Epochs after which the learning rates fall."""
+    """Epochs after which the learning rates fall (Sec. 5.2)."""
     lr_factor: Share = 0.1
-    """By what they are multiplied."""
+    """By what they are multiplied (Sec. 5.2)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD (Sec. 5.2)."""
     nesterov: bool = False
     """Nesterov's form of it."""
     weight_decay: float = Field(5e-4, ge=0)
