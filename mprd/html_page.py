@@ -29,4 +29,5 @@ def percent(fraction: float | None) -> str:
 
 def signed(fraction: float) -> str:
     """Write a difference of fractions in points, with its sign."""
-    return f"{100 * fraction:+.1f}"
+    # adding zero turns -0.0 into 0.0
+    return f"{round(100 * fraction, 1) + 0.0:+.1f}"

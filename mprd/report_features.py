@@ -53,11 +53,11 @@ def identity_precisions(snapshot: Snapshot) -> dict[int, float]:
     memory = snapshot.memory
     ranked = rank_features(memory, memory, pids, pids, camids, camids, memory_mb=snapshot.config.eval.memory_mb)
     numbers, cameras = pids.cpu().numpy(), camids.cpu().numpy()
-    valid = numbers[has_match(numbers, cameras, numbers, cameras)]
+    valid = numbers[has_match(numbers, numbers, q_camids=cameras, g_camids=cameras)]
     return {int(pid): float(ranked.average_precisions[valid == pid].mean()) for pid in np.unique(valid)}
 
 
-def has_match(q_pids: np.ndarray, q_camids: np.ndarray, g_pids: np.ndarray, g_camids: np.ndarray) -> np.ndarray:
+def has_match(q_pids: np.ndarray, g_pids: np.ndarray, *, q_camids: np.ndarray, g_camids: np.ndarray) -> np.ndarray:
     """Say which queries have an image of their identity under another camera in the gallery, boolean `[Q]`."""
     by_pid = Counter(g_pids.tolist())
     by_both = Counter(zip(g_pids.tolist(), g_camids.tolist(), strict=True))
@@ -179,17 +179,18 @@ class Retriever:
         # nan for a query without a match
         self.precisions = np.full(len(ids[0]), np.nan)
         ranked = rank_features(self.query, self.gallery, *ids, memory_mb=snapshot.config.eval.memory_mb)
-        self.precisions[has_match(ids[0], ids[2], ids[1], ids[3])] = ranked.average_precisions
+        self.precisions[has_match(ids[0], ids[1], q_camids=ids[2], g_camids=ids[3])] = ranked.average_precisions
 
     def rank(self, row: int) -> Ranking:
         """Rank the gallery for one query."""
         q_pids, g_pids, q_camids, g_camids = all_ids(self.dataset)
         cosines = (self.gallery @ self.query[row]).cpu().numpy()
         is_own, is_here = g_pids == q_pids[row], g_camids == q_camids[row]
-        return rank_gallery(cosines, is_own & ~is_here, is_own & is_here, precision=float(self.precisions[row]))
+        precision = float(self.precisions[row])
+        return rank_gallery(cosines, is_own & ~is_here, is_removed=is_own & is_here, precision=precision)
 
 
-def rank_gallery(cosines: np.ndarray, is_match: np.ndarray, is_removed: np.ndarray, *, precision: float) -> Ranking:
+def rank_gallery(cosines: np.ndarray, is_match: np.ndarray, *, is_removed: np.ndarray, precision: float) -> Ranking:
     """Rank gallery images, `[G]` each, by cosine; ties go to the lower index, removed images do not take part."""
     order = np.argsort(-cosines, kind="stable")
     order = order[~is_removed[order]]

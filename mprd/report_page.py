@@ -107,7 +107,7 @@ def page_values(
         "cases": list(query_groups(reports, say)),
         "papers": paper_tables(reports),
         "lookalikes": lookalikes(reports),
-        "studies": [study_values(study) for study in studies],
+        "studies": [study_values(study, say) for study in studies],
         "made": describe_run(),
         "is_missing": is_missing,
     }
@@ -299,8 +299,9 @@ def thumbnail(path: Path) -> str:
 # -- studies ----------------------------------------------------------------------------------------
 
 
-def study_values(study: StudyRuns) -> dict[str, Any]:
+def study_values(study: StudyRuns, say: Say) -> dict[str, Any]:
     """Return a study's tables, and curves that are the mean over the seeds of each point."""
+    say(f"{study.name}: {len(study.trials)} trials")
     objective = study.folder.read_options()["objective"]
     lines: dict[str, list[list[dict[str, Any]]]] = {}
     for trial in study.trials:

@@ -141,10 +141,10 @@ def count_camera_pairs(snapshot: Snapshot) -> CameraPairs:
     rows, columns = np.nonzero((ids != PADDING) & (ids != np.arange(len(ids))[:, None]))
     if not len(rows):
         raise UserError("P holds no pairs: every image has itself alone as a positive")
-    return camera_counts(rows, ids[rows, columns], pids, camids.cpu().numpy())
+    return camera_counts(rows, ids[rows, columns], pids=pids, camids=camids.cpu().numpy())
 
 
-def camera_counts(first: np.ndarray, second: np.ndarray, pids: np.ndarray, camids: np.ndarray) -> CameraPairs:
+def camera_counts(first: np.ndarray, second: np.ndarray, *, pids: np.ndarray, camids: np.ndarray) -> CameraPairs:
     """Count the pairs (first, second), int64 `[P]` each, of images with `pids` and `camids` `[N]`."""
     num_cameras = int(camids.max()) + 1
     is_true = pids[first] == pids[second]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import html
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,17 +116,35 @@ PANELS = (
 STUDY_PANELS = ("mAP", "Label-free score", "Precision of P", "Recall of P", "AUC on the candidates")
 
 
-def draw_curves(lines: Lines, panels: Sequence[Panel] = PANELS) -> list[tuple[Panel, str]]:
+@dataclass(frozen=True)
+class Drawn:
+    """A panel as it stands on the page."""
+
+    title: str
+    hint: str
+    svg: str
+
+
+def draw_curves(lines: Lines, panels: Sequence[Panel] = PANELS) -> list[Drawn]:
     """Draw the panels for which there is anything to draw; colours tell runs apart where there are several."""
     drawn = []
     for panel in panels:
-        keys = [key for key, _ in panel.series]
+        shown = dataclasses.replace(panel, series=choose_series(panel, len(lines)))
+        keys = [key for key, _ in shown.series]
         if any(row.get(key) is not None for _, rows in lines for row in rows for key in keys):
-            drawn.append((panel, with_style(panel.title, lambda panel=panel: draw_panel(lines, panel))))
+            svg = with_style(panel.title, functools.partial(draw_panel, lines, shown))
+            label = shown.series[0][1]
+            is_cut = len(shown.series) == 1 < len(panel.series) and label != panel.title
+            drawn.append(Drawn(f"{panel.title}: {label}" if is_cut else panel.title, panel.hint, svg))
     return drawn
 
 
-def with_style(label: str, draw: Any) -> str:
+def choose_series(panel: Panel, num_lines: int) -> tuple[tuple[str, str], ...]:
+    """Take as many kinds of line as the eye can follow where runs share a panel."""
+    return panel.series if num_lines <= 1 else panel.series[:2] if num_lines <= 3 else panel.series[:1]
+
+
+def with_style(label: str, draw: Callable[[], Figure]) -> str:
     """Draw a figure under the page's style, and return it as SVG."""
     from matplotlib import rc_context
 
@@ -153,13 +173,11 @@ def draw_panel(lines: Lines, panel: Panel) -> Figure:
     figure, axes = new_figure()
     factor = 100 if panel.unit == "percent" else 1
     is_one = len(lines) == 1
-    # more kinds of line than two cannot be followed where runs share a panel
-    shown = panel.series if is_one else panel.series[:2]
     for number, (_, rows) in enumerate(lines):
-        for dash, (key, label) in zip(DASHES, shown, strict=False):
+        for dash, (key, label) in zip(DASHES, panel.series, strict=False):
             points = [(row["epoch"] + 1, factor * row[key]) for row in rows if row.get(key) is not None]
             if points:
-                color = series_colour(panel, key) if is_one else colour(number)
+                color = series_colour(panel, key) if is_one else run_colour(number)
                 axes.plot(
                     *zip(*points, strict=True),
                     dash,
@@ -175,9 +193,9 @@ def draw_panel(lines: Lines, panel: Panel) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.unit == "percent":
         axes.set_ylabel("percent")
-    if len(shown) > 1:
+    if len(panel.series) > 1:
         if not is_one:
-            for dash, (_, label) in zip(DASHES, shown, strict=False):
+            for dash, (_, label) in zip(DASHES, panel.series, strict=False):
                 axes.plot([], [], dash, color=INK, label=label)
         axes.legend()
     return figure
@@ -193,16 +211,19 @@ def colour(number: int) -> str:
     return f"#c0de{number % NUM_COLOURS:02x}"
 
 
+def run_colour(number: int) -> str:
+    """Return the colour of a run among several; the first two colours say true and false."""
+    return colour(number + 2)
+
+
 def draw_candidates(candidates: Candidates, run: str) -> list[tuple[str, str]]:
     """Draw the distribution of g_ij and of the cosine, for true and for false pairs; return titles and plots."""
     drawn = []
     for title, scores in (("g_ij", candidates.likelihoods), ("cosine", candidates.cosines)):
         if scores is not None and len(scores):
             mu = candidates.mu if title == "g_ij" else None
-            svg = with_style(
-                f"{title} of {run}", lambda s=scores, m=mu, t=title: draw_histogram(s, candidates.is_true, mu=m, name=t)
-            )
-            drawn.append((title, svg))
+            draw = functools.partial(draw_histogram, scores, candidates.is_true, mu=mu, name=title)
+            drawn.append((title, with_style(f"{title} of {run}", draw)))
     return drawn
 
 

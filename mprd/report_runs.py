@@ -132,12 +132,12 @@ def compare_settings(configs: Sequence[Config]) -> list[Setting]:
 
 
 def meaning(name: str) -> str:
-    """Return what the docstring of a setting says."""
+    """Return what the docstring of a setting says, without its backticks."""
     *sections, field = name.split(".")
     section: Any = Config()
     for part in sections:
         section = getattr(section, part)
-    return " ".join((type(section).model_fields[field].description or "").split())
+    return " ".join((type(section).model_fields[field].description or "").replace("`", "").split())
 
 
 def show_value(value: Any) -> str:

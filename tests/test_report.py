@@ -19,6 +19,7 @@ from mprd.report import app
 from mprd.report_features import choose_shown, find_cases, has_match, one_an_identity, rank_gallery
 from mprd.report_page import figure_row, mean_rows, write_report
 from mprd.report_pairs import camera_counts, count_camera_pairs, judge_candidates
+from mprd.report_plots import Panel, choose_series, draw_curves
 from mprd.report_runs import compare_settings, read_folders, short_names
 from mprd.report_snapshot import Snapshot, open_snapshot
 from mprd.studies import build_study
@@ -60,7 +61,7 @@ def page_of(out: Path, *folders: Path) -> str:
 def test_pairs_are_counted_by_the_cameras_of_their_images() -> None:
     # images 0 1 2 of person 7 under cameras 0 0 2, image 3 of person 8 under camera 2
     pids, camids = np.array([7, 7, 7, 8]), np.array([0, 0, 2, 2])
-    counted = camera_counts(np.array([0, 0, 2]), np.array([2, 3, 3]), pids, camids)
+    counted = camera_counts(np.array([0, 0, 2]), np.array([2, 3, 3]), pids=pids, camids=camids)
     assert counted.cameras == [1, 3]
     assert counted.num_pairs.tolist() == [[0, 2], [0, 1]]
     assert counted.num_true.tolist() == [[0, 1], [0, 0]]
@@ -72,14 +73,14 @@ def test_pairs_are_counted_by_the_cameras_of_their_images() -> None:
 
 def test_a_query_is_valid_where_another_camera_saw_its_person() -> None:
     g_pids, g_camids = np.array([1, 1, 2]), np.array([0, 1, 0])
-    found = has_match(np.array([1, 2, 2, 3]), np.array([0, 0, 1, 0]), g_pids, g_camids)
+    found = has_match(np.array([1, 2, 2, 3]), g_pids, q_camids=np.array([0, 0, 1, 0]), g_camids=g_camids)
     assert found.tolist() == [True, False, True, False]
 
 
 def test_a_ranking_ends_with_the_first_right_image_when_that_comes_late() -> None:
     cosines = np.array([0.95, *np.linspace(0.9, 0.2, 12), 0.1])
     is_removed, is_match = np.arange(14) == 0, np.isin(np.arange(14), [12, 13])
-    ranking = rank_gallery(cosines, is_match, is_removed, precision=0.1)
+    ranking = rank_gallery(cosines, is_match, is_removed=is_removed, precision=0.1)
     assert [hit.row for hit in ranking.hits] == [*range(1, 11), 12]
     assert [hit.rank for hit in ranking.hits] == [*range(1, 11), 12]
     assert (ranking.first_match, ranking.num_matches) == (12, 2)
@@ -87,7 +88,8 @@ def test_a_ranking_ends_with_the_first_right_image_when_that_comes_late() -> Non
 
 
 def test_a_ranking_of_a_small_gallery_is_the_gallery() -> None:
-    ranking = rank_gallery(np.array([0.5, 0.5, 0.9]), np.array([True, False, False]), np.zeros(3, bool), precision=0.5)
+    cosines, is_match = np.array([0.5, 0.5, 0.9]), np.array([True, False, False])
+    ranking = rank_gallery(cosines, is_match, is_removed=np.zeros(3, bool), precision=0.5)
     assert [(hit.row, hit.is_right) for hit in ranking.hits] == [(2, False), (0, True), (1, False)]
 
 
@@ -165,6 +167,14 @@ def test_figures_of_several_runs_carry_their_difference_to_the_first() -> None:
     cells = figure_row("mAP", [0.5, 0.75, None])["cells"]
     assert [cell["change"] for cell in cells] == [None, 0.25, None]
     assert [cell["is_best"] for cell in cells] == [False, True, False]
+
+
+def test_the_more_runs_share_a_panel_the_fewer_kinds_of_line_it_has() -> None:
+    panel = Panel("Rank-k", (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10")), "")
+    rows = [{"epoch": 0, "rank1": 0.1, "rank5": 0.2, "rank10": 0.3}]
+    assert [len(choose_series(panel, count)) for count in (1, 2, 3, 4)] == [3, 2, 2, 1]
+    assert [drawn.title for drawn in draw_curves([("", rows)] * 4, [panel])] == ["Rank-k: Rank-1"]
+    assert draw_curves([("", [{"epoch": 0, "rank1": None}])], [panel]) == []
 
 
 def test_seeds_are_averaged_over_the_epochs_and_figures_that_all_have() -> None:
