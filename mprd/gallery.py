@@ -49,8 +49,8 @@ class Gallery:
     >>> from mprd.search import Gallery
     >>> gallery = Gallery.from_features(np.eye(3), paths=["a.jpg", "b.jpg", "c.jpg"], camids=[1, 1, 2])
     >>> rows, distances = gallery.search(np.array([[0.8, 0.0, 0.6]]), top=2)
-    >>> [gallery.paths[row] for row in rows[0]], distances[0].round(2).tolist()
-    (['a.jpg', 'c.jpg'], [0.2, 0.4])
+    >>> [f"{gallery.paths[row]} {distance:.2f}" for row, distance in zip(rows[0], distances[0])]
+    ['a.jpg 0.20', 'c.jpg 0.40']
     """
 
     def __init__(

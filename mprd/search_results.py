@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -61,7 +61,8 @@ class Answer:
         return any(hit.is_right is not None for hit in self.hits)
 
 
-class Search(NamedTuple):
+@dataclass(frozen=True)
+class Search:
     """All answers, and how they were found."""
 
     run: str
@@ -76,7 +77,7 @@ class Search(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         answers = [{**asdict(answer), "first_right": answer.first_right} for answer in self.answers]
-        return {**self._asdict(), "answers": answers}
+        return asdict(self) | {"answers": answers}
 
 
 def answer(
