@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mprd.errors import UserError
 
 Preset = Literal["demo", "bench", "market1501", "dukemtmcreid", "msmt17"]
-Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "supervised", "single"]
+Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -212,7 +212,8 @@ class PairsConfig(Section):
     """P_i and N_i*: which pairs train the CNN (Eq. 3, Eq. 7, Tables 1 and 2)."""
 
     labeller: Labeller = "gcn"
-    """Who says which pairs are positive; `mlcr` is MPLP's labels under the MMCL loss."""
+    """Who says which pairs are positive; `mlcr` is MPLP's labels under the MMCL loss, `dbscan`
+    Cluster-Contrast."""
     mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Likelihood above which a pair is positive (Eq. 7)."""
     refresh: Literal["batch", "epoch"] = "batch"
@@ -259,6 +260,25 @@ class EtaConfig(Section):
         if self.kind == "exponential" and self.end <= 0:
             raise ValueError("meta.eta.end must be above 0 for the exponential schedule")
         return self
+
+
+class ClustersConfig(Section):
+    """Cluster-Contrast, the yardstick behind `pairs.labeller: dbscan`; its authors' values where not said otherwise."""
+
+    eps: float = Field(0.6, gt=0, lt=1)
+    """Jaccard distance within which images are neighbours for DBSCAN."""
+    min_samples: int = Field(4, ge=1)
+    """Neighbours that make an image the core of a cluster."""
+    k1: int = Field(30, ge=1)
+    """Length of the k-reciprocal lists behind the Jaccard distance."""
+    k2: int = Field(6, ge=1)
+    """Images over which those lists are averaged."""
+    num_instances: int = Field(4, ge=1)
+    """Images of a cluster in a batch; theirs is 16 of 256."""
+    temperature: float = Field(0.05, gt=0)
+    """Of InfoNCE."""
+    old_weight: Share = 0.1
+    """Weight of the old centroid when an image moves it."""
 
 
 class LossConfig(Section):
@@ -309,6 +329,13 @@ class TrainConfig(Section):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: int = Field(0, ge=0)
     """CPU threads of torch; 0 leaves torch's choice."""
+    precision: Literal["float32", "bf16"] = "float32"
+    """Arithmetic of the network up to its last map; pooling, features, memory, labels and losses stay float32.
+    `bf16` pays on a GPU, and on a CPU with amx_bf16 or avx512_bf16 alone."""
+    channels_last: bool = True
+    """Keep weights and maps with the channels innermost, which most convolutions run faster on."""
+    compile: bool = False
+    """Compile the network up to its last map (torch.compile): minutes at the start, and other rounding."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Save when so many seconds have passed since the last save; 0 turns the clock off."""
     checkpoint_steps: int = Field(0, ge=0)
@@ -339,6 +366,7 @@ class Config(Section):
     gcn: GcnConfig = GcnConfig()
     pairs: PairsConfig = PairsConfig()
     meta: MetaConfig = MetaConfig()
+    clusters: ClustersConfig = ClustersConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd import pairs
+from mprd.clusters import ClusterMemory, cluster_members
 from mprd.config import Labeller, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
 from mprd.pairs import PADDING
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
+from mprd.world import World
 
 
 class NeighborLists:
@@ -188,10 +190,14 @@ class RuleLabeller:
     pids: Tensor | None
     """`[N]`; read in full by `supervised` alone, elsewhere for the images of `meta_ids` alone."""
     meta_ids: Tensor
+    clusters: ClusterMemory | None = None
+    """For `dbscan`; None where no clusters were found."""
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
-        if self.name == "single":
+        if self.clusters is not None:
+            return Labels(cluster_members(self.clusters.labels, ids))
+        if self.name in ("single", "dbscan"):
             return Labels(ids[:, None])
         mask = self.mask(ids)
         if self.config.relabel_meta:
@@ -221,10 +227,21 @@ def choose_labeller(
     is_live: bool,
     pids: Tensor | None,
     meta_ids: Tensor,
+    clusters: ClusterMemory | None = None,
 ) -> GcnLabeller | RuleLabeller:
     """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
     if name == "gcn":
         return GcnLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live)
     if name == "jaccard":
         return GcnLabeller(ListOverlap(), memory, lists, mu=config.jaccard, is_live=is_live)
-    return RuleLabeller(name, lists.features, config, pids, meta_ids)
+    return RuleLabeller(name, lists.features, config, pids, meta_ids, clusters)
+
+
+def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
+    """Put the labels of all workers' images one behind the other."""
+    if world.size == 1:
+        return labels
+    fills = {"positives": PADDING, "candidates": PADDING, "likelihoods": 0, "overlaps": 0}
+    parts = {name: part for name in fills if (part := getattr(labels, name)) is not None}
+    tables = {name: world.gather_table(part, counts, fill=fills[name]) for name, part in parts.items()}
+    return Labels(**tables, num_capped=int(world.sum_number(labels.num_capped)))

@@ -145,7 +145,7 @@ def find_resources() -> dict[str, float]:
     from ray._private.state import state
 
     # where Ray Train itself looks; None without an autoscaler that tells
-    most: dict[str, float] = state.get_max_resources_from_cluster_config() or {}
+    most = state.get_max_resources_from_cluster_config() or {}
     here = ray.cluster_resources()
     return {name: max(here.get(name, 0), most.get(name, 0)) for name in {*here, *most}}
 

@@ -88,6 +88,26 @@ def expand_queries(
     return _like(expanded[: len(q_features)], q_features), _like(expanded[len(q_features) :], g_features)
 
 
+def jaccard_distances(
+    features: Tensor, *, k1: int = 30, k2: int = 6, memory_mb: int = 512
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows of images and their k-reciprocal Jaccard distances to all images, [B, N], as SpCL clusters them.
+
+    As in `re_rank`, but a member of an image's set weighs exp(-d) with d the squared distance itself.
+    """
+    num_images = len(features)
+    nearest, farthest = _find_nearest(features, min(max(k1 + 1, k2), num_images), memory_mb=memory_mb)
+    parts = zip(*_expand_reciprocal(nearest, k1, memory_mb=memory_mb), strict=True)
+    images, members = (torch.cat(ids) for ids in parts)
+    weights = _weigh(features, torch.ones_like(farthest), images, members, memory_mb=memory_mb)
+    if k2 > 1:
+        weights = _average_rows(weights, nearest[:, :k2], memory_mb=memory_mb)
+    # the images once as queries and once as gallery
+    indptr = torch.cat([weights.indptr, weights.indptr[1:] + weights.indptr[-1]])
+    twice = SparseRows(indptr, weights.columns.repeat(2), weights.weights.repeat(2))
+    return _jaccard_blocks(twice, num_images, memory_mb=memory_mb)
+
+
 def to_tensor(values: np.ndarray | Tensor, name: str) -> Tensor:
     """Return float32 or float64 `values` [rows, columns], detached, without a copy where none is needed."""
     if not isinstance(values, Tensor):

@@ -48,12 +48,13 @@ ORDER = [
     "pairs",
     "gcn_pairs",
     "gcn_pool",
+    "reranking",
+    "clusters",
     "labelling",
     "diagnostics",
     "checkpoint",
     "state",
     "engine",
-    "reranking",
     "metrics",
     "retrieval",
     "epoch_row",
@@ -114,7 +115,7 @@ DOORS = {
     "wandb": {"trackers"},
     "mlflow": {"trackers"},
     "jinja2": {"html_page"},
-    "sklearn": {"report_features"},
+    "sklearn": {"clusters", "report_features"},
     "rich": {
         *("checkup", "console", "doctor", "evaluate", "extract", "launch", "ray_tune", "report"),
         *("search", "study_loop", "study_report", "train", "tune"),
@@ -192,5 +193,5 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 def test_no_file_is_longer_than_it_may_be() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     # config is a list of documented settings and grows by a line or two for each
-    limits = {"config": 480}
+    limits = {"config": 520}
     assert {name: n for name, n in lengths.items() if n > limits.get(name, 400)} == {}
