@@ -68,6 +68,8 @@ def report(
 
     if dtype not in ("float32", "float16"):
         raise UserError(f"--dtype must be float32 or float16, but got {dtype!r}")
+    if out.exists():
+        raise UserError(f"{out}: there already; remove it or give another --out")
     kind: Dtype = "float16" if dtype == "float16" else "float32"
     config = RunFolder(run).read_config()
     patterns = name_patterns(config.data, name_pattern)

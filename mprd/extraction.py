@@ -72,8 +72,8 @@ def extract_to_file(
         stream: `stream_parts`, or another that extracts the same elsewhere.
         on_images: called with a number of images that are done, and whether an earlier call has done them.
 
-    Raises UserError where the file is there already, an image cannot be read, or settings differ from those of the
-    parts that are there; Interrupted when Ctrl-C asked to stop.
+    Raises UserError where an image cannot be read, or settings differ from those of the parts that are there;
+    Interrupted when Ctrl-C asked to stop. A file of this name is replaced.
     """
     schema = feature_schema(run=model.name, num_features=model.num_features, dtype=dtype)
     parts = Parts(out, cut_parts(len(pictures.paths), job.batch_size), schema)
@@ -134,8 +134,6 @@ class Parts:
 
     def prepare(self, described: dict[str, Any]) -> None:
         """Make the folder, or see that the one that is there was begun with the same settings."""
-        if self.out.exists():
-            raise UserError(f"{self.out}: there already; remove it or give another --out")
         if not self.settings.is_file():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
