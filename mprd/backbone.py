@@ -24,7 +24,7 @@ from mprd.world import World
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mprd.config import BackboneConfig
+    from mprd.config import BackboneConfig, TrainConfig
 
 
 class Backbone(nn.Module):
@@ -38,12 +38,15 @@ class Backbone(nn.Module):
         self.neck = nn.BatchNorm1d(self.num_features)
         self.neck.bias.requires_grad_(bn_bias)
         self.is_frozen_bn = False
+        self.is_bf16 = False
+        """Whether the trunk computes in bfloat16; everything behind it is float32."""
         self.cut = BatchCut(World(), 0)
         """How a batch is cut into groups and workers' shares."""
 
     def pool(self, images: Tensor) -> Tensor:
         """Return the pooled feature before the appended batch norm, `[B, D]`, not normalised."""
-        maps = self.trunk(images)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
+            maps = self.trunk(images)
         # the mean in float32: bf16 and fp16 lose digits over the 128 cells of the map
         return stripe_means(maps.float() if maps.dtype != torch.float64 else maps, self.num_stripes)
 
@@ -63,6 +66,16 @@ class Backbone(nn.Module):
             for module in batch_norms(self.trunk):
                 module.eval()
         return self
+
+
+def speed_up(backbone: Backbone, config: TrainConfig) -> Backbone:
+    """Choose precision, layout and compilation of the trunk, in place; names and values of the weights stay."""
+    backbone.is_bf16 = config.precision == "bf16"
+    if config.channels_last:
+        backbone.to(memory_format=torch.channels_last)
+    if config.compile:
+        backbone.trunk.compile()
+    return backbone
 
 
 def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:

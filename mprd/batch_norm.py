@@ -85,10 +85,10 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 def gather_moments(maps: Tensor, cut: BatchCut) -> Tensor:
     """Return mean and biased variance of each group over all workers, `[G, 2, C]`."""
     axes = tuple(axis for axis in range(maps.ndim) if axis != 1)
-    own = maps.new_zeros(len(cut.groups), 2, maps.shape[1])
+    own = maps.new_zeros(len(cut.groups), 2, maps.shape[1], dtype=wide(maps.dtype))
     for group, part in enumerate(maps.split(cut.own)):
         if len(part):
-            own[group, 1], own[group, 0] = torch.var_mean(part, dim=axes, correction=0)
+            own[group, 1], own[group, 0] = torch.var_mean(part.to(own.dtype), dim=axes, correction=0)
     if cut.world.size == 1:
         return own
     parts = cut.world.gather(own[None], [1] * cut.world.size)
@@ -97,6 +97,11 @@ def gather_moments(maps: Tensor, cut: BatchCut) -> Tensor:
     mean = (weights * means).sum(0)
     variance = (weights * (variances + (means - mean) ** 2)).sum(0)
     return torch.stack([mean, variance], dim=1)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that statistics of maps are taken in: bfloat16 has too few digits."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 class Normalise(torch.autograd.Function):
@@ -129,7 +134,8 @@ class Normalise(torch.autograd.Function):
         for group, (x, part) in enumerate(zip(maps.split(ctx.own), parts, strict=True)):
             count = ctx.groups[group] * maps[0, 0].numel()
             scale, shift = through_statistics(weight, moments[group], sums[group] / count, eps=ctx.eps)
-            grads.append(part[0].add_(torch.addcmul(shift.view(shape), x, scale.view(shape))))
+            through = torch.addcmul(shift.view(shape), x.to(scale.dtype), scale.view(shape))
+            grads.append(part[0].add_(through.to(part[0].dtype)))
         total = own.sum(0)
         return grads[0] if len(grads) == 1 else torch.cat(grads), total[0], total[1], None, None, None
 

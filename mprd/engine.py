@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mprd import losses, schedules
 from mprd.backbone import recalibrate_bn
@@ -23,7 +23,7 @@ from mprd.config import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset, choose_meta_images
 from mprd.data.images import PlainImages, TrainImages
-from mprd.errors import NonFiniteLoss, UserError
+from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
 from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
@@ -32,12 +32,14 @@ from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
 from mprd.pairs import PADDING
 from mprd.seeding import Draw, generator
-from mprd.state import TrainState, build_state
+from mprd.state import TrainState, build_state, non_finite
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
 from mprd.world import World
 
 LABEL_CHUNK = 256
 """Images labelled at a time in a pass over all of them."""
+CHECK_STEPS = 10
+"""Steps after which the host looks at the losses of an accelerator."""
 
 
 def ignore(*_: Any) -> None:
@@ -151,16 +153,14 @@ class Trainer:
         """Set both rates of the CNN for this epoch (Sec. 5.2)."""
         train = self.config.train
         for group in self.state.optimizer.param_groups:
-            group["lr"] = schedules.learning_rate(
-                self.state.epoch, group["base_lr"], step=train.lr_step, factor=train.lr_factor
-            )
+            start = group["base_lr"]
+            group["lr"] = schedules.learning_rate(self.state.epoch, start, step=train.lr_step, factor=train.lr_factor)
 
     def gamma(self) -> float:
         """Return this epoch's weight of the new feature (Eq. 1)."""
         memory = self.config.memory
-        return schedules.gamma(
-            self.state.epoch, self.config.train.epochs, start=memory.gamma_start, end=memory.gamma_end
-        )
+        epoch, epochs = self.state.epoch, self.config.train.epochs
+        return schedules.gamma(epoch, epochs, start=memory.gamma_start, end=memory.gamma_end)
 
     def eta(self) -> float:
         """Return this epoch's weight of the meta gradient (Eq. 10)."""
@@ -280,12 +280,8 @@ class Trainer:
         logits = self.world.join(state.gcn(features, subgraphs), self.world.shares(len(step)).counts)
         unlabelled, meta = step.losses(logits)
         loss = unlabelled + (self.eta() if self.config.gcn.sources == "both" else 1.0) * meta
-        value = self.finite(loss, "GCN")
-        state.gcn_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.world.sum_gradients(state.gcn.parameters())
-        state.gcn_optimizer.step()
-        state.tally.add("gcn_loss", value)
+        self.descend(state.gcn, state.gcn_optimizer, loss, whole=loss.detach(), name="GCN")
+        state.tally.add("gcn_loss", loss.detach())
         state.tally.add("gcn_steps", 1)
 
     # -- the CNN's epoch: Alg. 1 lines 8-12 -------------------------------------------------------
@@ -322,14 +318,11 @@ class Trainer:
             self.set_positives(ids, gather_labels(labeller.label(own), shares.counts, self.world))
         # the workers' parts of the batch's mean
         loss = shares.weight * self.cnn_loss(features @ state.memory.features.T, state.positives.mask(own))
-        value = self.finite(self.world.sum(loss), "CNN")
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.world.sum_gradients(state.backbone.parameters())
-        state.optimizer.step()
+        whole = self.world.sum(loss).detach()
+        self.descend(state.backbone, state.optimizer, loss, whole=whole, name="CNN")
         if update == "after":
             state.memory.update(ids, everyones, gamma=self.gamma())
-        state.tally.add("cnn_loss", value * len(ids))
+        state.tally.add("cnn_loss", whole.double() * len(ids))
         state.tally.add("images", len(ids))
 
     def build_labeller(self) -> GcnLabeller | RuleLabeller:
@@ -372,17 +365,23 @@ class Trainer:
         margins = {"alpha": c.alpha, "lambda_1": c.lambda_1, "lambda_2": c.lambda_2}
         return losses.binomial_deviance(similarities, positives, delta=c.delta, r=c.r, **margins)
 
-    def finite(self, loss: Tensor, name: str) -> float:
-        """Return the loss as a number; raise NonFiniteLoss where it is none."""
-        value = loss.item()
-        if value - value != 0:
-            state = self.state
-            raise NonFiniteLoss(
-                f"the {name} loss is {value} in epoch {state.epoch}, step {state.step}; stopped before the step, the "
-                "last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
-                "gcn.learning_rate) is the usual cure"
-            )
-        return value
+    def descend(self, network: nn.Module, optimizer: Any, loss: Tensor, *, whole: Tensor, name: str) -> None:
+        """Take one step down this worker's part of the `whole` loss, and none where that is no number.
+
+        A CPU raises NonFiniteLoss before the step. An accelerator, rather than wait for the number, leaves the step
+        out by itself, and raises when the host looks: every CHECK_STEPS steps, and before anything is saved.
+        """
+        if whole.device.type == "cpu":
+            if not torch.isfinite(whole):
+                raise non_finite(name, float(whole), self.state)
+        else:
+            optimizer.found_inf = (~torch.isfinite(whole)).float()
+            if self.state.step % CHECK_STEPS == 0:
+                self.state.check_losses()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.world.sum_gradients(network.parameters())
+        optimizer.step()
 
 
 def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:

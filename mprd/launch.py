@@ -28,7 +28,7 @@ from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
 from mprd.device import choose_device, set_threads
-from mprd.engine import Hooks, Trainer, fit, ignore
+from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate, help_evaluate_untrained, untrained_row
 from mprd.errors import Interrupted, UserError
 from mprd.executors import choose_builder, choose_search
@@ -226,6 +226,7 @@ class Recorder:
         self.trackers = Trackers(config, folder.path)
         self.saved_at = time.monotonic()
         self.steps_since = 0
+        self.loss: float | None = None
 
     def hooks(self) -> Hooks:
         """Return the callables for `fit`."""
@@ -243,8 +244,9 @@ class Recorder:
     def after_step(self, state: TrainState, num_steps: int) -> None:
         """Move the live line, save when due, and stop when asked."""
         name, count = ("gcn_loss", "gcn_steps") if state.phase == "gcn" else ("cnn_loss", "images")
-        loss = state.tally.mean(name, count)
-        self.lines.step(epoch=state.epoch, phase=state.phase, step=state.step, num_steps=num_steps, loss=loss)
+        if not state.tally.waiting or state.step % CHECK_STEPS == 0:
+            self.loss = state.tally.mean(name, count)
+        self.lines.step(epoch=state.epoch, phase=state.phase, step=state.step, num_steps=num_steps, loss=self.loss)
         self.steps_since += 1
         train = self.config.train
         is_due = bool(train.checkpoint_steps) and self.steps_since >= train.checkpoint_steps

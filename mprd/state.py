@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mprd import checkpoint
 from mprd.backbone import Backbone, build_backbone, parameter_groups
 from mprd.config import Config, GcnConfig, TrainConfig
-from mprd.errors import UserError
+from mprd.errors import NonFiniteLoss, UserError
 from mprd.gcn import PairGCN
 from mprd.labelling import Labels
 from mprd.memory import FeatureMemory
@@ -31,13 +32,27 @@ class Tally:
     candidates: list[Tensor] = field(default_factory=list)
     """Judged pairs, each `[P, 5]` float64: i, j, g_ij, cosine, overlap of their lists."""
 
-    def add(self, name: str, value: float) -> None:
-        """Add to a running sum."""
-        self.sums[name] = self.sums.get(name, 0.0) + value
+    waiting: dict[str, Tensor] = field(default_factory=dict)
+    """What is still to be added, on an accelerator that the host would have to wait for."""
+
+    def add(self, name: str, value: float | Tensor) -> None:
+        """Add to a running sum; a tensor on an accelerator is fetched when a sum is asked for."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            self.waiting[name] = self.waiting.get(name, 0.0) + value.detach().double()
+        else:
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def settle(self) -> None:
+        """Fetch what is waiting, all in one go."""
+        waiting, self.waiting = self.waiting, {}
+        values = torch.stack([*waiting.values()]).tolist() if waiting else []
+        for name, value in zip(waiting, values, strict=True):
+            self.add(name, value)
 
     def mean(self, name: str, count: str) -> float | None:
         """Divide one sum by another; None where nothing was counted."""
         return self.sums[name] / self.sums[count] if self.sums.get(count) else None
+        self.settle()
 
     def count_judged(self, ids: Tensor, labels: Labels, memory: Tensor) -> None:
         """Keep the candidates of a batch with g_ij, cosine and overlap, and count lengths and cuts of the lists."""
@@ -55,6 +70,7 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 5, dtype=torch.float64)
+        self.settle()
         return {"sums": dict(self.sums), "candidates": candidates.cpu()}
 
     @classmethod
@@ -90,7 +106,8 @@ class TrainState:
         self.list_features = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as tensors and plain values."""
+        """Return everything as tensors and plain values; raise NonFiniteLoss where it is not worth keeping."""
+        self.check_losses()
         return {
             "backbone": self.backbone.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -132,7 +149,7 @@ def build_state(
     """Build the networks from the seed; the memory is zeros until it is filled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.train.seed, Draw.WEIGHTS).initial_seed() % 2**63)
-        backbone = build_backbone(config.backbone, world=world).to(device)
+        backbone = speed_up(build_backbone(config.backbone, world=world).to(device), config.train)
         gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
     return TrainState(
         backbone=backbone,
@@ -142,6 +159,15 @@ def build_state(
         memory=FeatureMemory(torch.zeros(num_images, backbone.num_features, device=device)),
         positives=PositiveTable(num_images, device),
     )
+def non_finite(name: str, value: float | str, state: TrainState) -> NonFiniteLoss:
+    """Say which loss is no number, where, and what helps."""
+    return NonFiniteLoss(
+        f"the {name} loss is {value} in epoch {state.epoch}, step {state.step}; stopped before the step, the "
+        "last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
+        "gcn.learning_rate) is the usual cure"
+    )
+
+
 
 
 def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
@@ -163,16 +189,32 @@ def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: boo
         backbone, is_pretrained=is_pretrained, lr_backbone=config.lr_backbone, lr_new=config.lr_new
     )
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=is_fused(backbone))
     return torch.optim.SGD(
-        groups, lr=config.lr_new, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+        groups,
+        lr=config.lr_new,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        fused=is_fused(backbone),
     )
 
 
 def gcn_optimizer(gcn: PairGCN, config: GcnConfig) -> torch.optim.Optimizer:
     """Build the optimiser of Eq. 9."""
     if config.optimizer == "adam":
-        return torch.optim.Adam(gcn.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        return torch.optim.Adam(
+            gcn.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=is_fused(gcn)
+        )
     return torch.optim.SGD(
-        gcn.parameters(), lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+        gcn.parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=is_fused(gcn),
     )
+
+
+def is_fused(network: nn.Module) -> bool:
+    """Say whether an optimiser should step in one kernel, which alone can leave a step out without asking the host."""
+    return next(network.parameters()).device.type == "cuda"
