@@ -56,7 +56,7 @@ def paste(command: str, out: Path) -> None:
     sizes = [size for size in TINY if not size.startswith(("data.dataset", "meta.num_ids", "train.epochs"))]
     sets = [word for size in (*sizes, "train.epochs=1") for word in ("--set", size)]
     with pytest.raises(SystemExit) as stop:
-        train_app([*words[3:], *sets, "--out", str(out)])
+        train_app([*words[3:], *sets, "--launcher", "local", "--out", str(out)])
     assert not stop.value.code
 
 

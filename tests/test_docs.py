@@ -1,0 +1,97 @@
+"""The docs say what the program does: settings, commands, links, errors, and a tutorial that runs."""
+
+from __future__ import annotations
+
+import glob
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mprd.__main__ import COMMANDS, app
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+# the tutorial's training at smoke size, in this process
+SMALL = {
+    "train.epochs": 2,
+    "train.warmup_epochs": 1,
+    "data.num_workers": 0,
+    "data.height": 32,
+    "data.width": 16,
+    "data.synthetic.num_train_ids": 6,
+    "data.synthetic.num_test_ids": 4,
+    "data.synthetic.num_cameras": 2,
+    "data.synthetic.images_per_camera": 2,
+    "meta.num_ids": 2,
+}
+
+
+def test_the_page_of_settings_is_current() -> None:
+    written = runpy.run_path(str(DOCS / "settings.py"))["page"]()
+    assert (DOCS / "settings.md").read_text() == written, "run `python docs/settings.py`"
+
+
+def test_every_command_has_a_page() -> None:
+    assert {f"{name}.md" for name in COMMANDS} <= {page.name for page in PAGES}
+    index = (DOCS / "index.md").read_text()
+    assert [page.name for page in PAGES if page.name != "index.md" and f"({page.name})" not in index] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_settings_that_pages_name_exist(page: Path) -> None:
+    from mprd.config import setting_names
+
+    known = set(setting_names())
+    named = re.findall(r"--set[ =]'?([a-z_]+(?:\.[a-z_]+)+)=", page.read_text())
+    assert [name for name in named if name not in known] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_options_that_pages_name_exist(page: Path) -> None:
+    helps = {name: (ROOT / "mprd" / f"{name}.py").read_text() for name in COMMANDS}
+    wrong = []
+    for name, rest in re.findall(r"^    (?:python -m mprd\.|mprd )([a-z]+)(.*)$", page.read_text(), re.MULTILINE):
+        for option in re.findall(r"--([a-z][a-z-]+)", rest.split("#")[0]):
+            is_named = f'"--{option}"' in helps[name] or re.search(rf"\b{option.replace('-', '_')}_?:", helps[name])
+            wrong += [] if is_named or option == "install-completion" else [f"{name} --{option}"]
+    assert wrong == []
+
+
+def test_troubleshooting_quotes_messages_that_the_program_has() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "mprd").rglob("*.py"))
+    # names and punctuation of f-strings stand between the pieces
+    quoted = re.findall(r"^\| `(.+?)`(?: \(warning\))? \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    pieces = [piece.strip(" :;,()") for message in quoted for piece in message.split("...")]
+    assert len(quoted) > 25
+    assert [piece for piece in pieces if piece and piece not in sources] == []
+
+
+def test_the_commands_of_the_tutorial_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    commands = re.findall(r"^    mprd (.+)$", (DOCS / "tutorial.md").read_text(), re.MULTILINE)
+    assert len(commands) >= 10
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mprd.checkup.has_imagenet_weights", lambda _name: False)
+    monkeypatch.setattr("mprd.cost.MEASURED_SECONDS", 0.01)
+    for command in commands:
+        words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]
+        is_new = words[0] == "train" and "--resume" not in words
+        extra = [f"--set={name}={value}" for name, value in SMALL.items()] if is_new else []
+        extra += ["--launcher=local"] if words[0] == "train" else []
+        with pytest.raises(SystemExit) as stop:
+            app([*words, *extra])
+        assert not stop.value.code, (command, capfd.readouterr().err)
+    wanted = ("first/report.html", "first/search.html", "first/gallery.parquet", "first/backbone.torchscript")
+    assert [name for name in (*wanted, "comparison.html") if not (tmp_path / "runs" / name).is_file()] == []
