@@ -74,6 +74,7 @@ def run_on_ray(
     from mprd.executors import count_actors
     from mprd.launch import finish, open_dataset, watch_signals
     from mprd.noticeboard import Noticeboard
+    from mprd.trackers import check_tracker
 
     started = time.monotonic()
     address = address or os.environ.get("RAY_ADDRESS", "local")
@@ -81,6 +82,7 @@ def run_on_ray(
         choose_device(config.train.device)
     if not resume:
         folder.check_is_free()
+    check_tracker(config.train.tracker)
     # mistakes in the data are told before anything starts, and a synthetic set is drawn once
     open_dataset(config, folder)
     board = Noticeboard(folder.path.resolve())

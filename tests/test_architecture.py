@@ -120,7 +120,7 @@ DOORS = {
         *("checkup", "console", "doctor", "evaluate", "extract", "launch", "ray_tune", "report"),
         *("search", "study_loop", "study_report", "train", "tune"),
     },
-    "typer": {"__main__", "report", "export", "train", "evaluate", "extract", "tune", "search"},
+    "typer": {"__main__", "doctor", "report", "export", "train", "evaluate", "extract", "tune", "search"},
     "PIL": {
         f"data.{name}"
         for name in ("decode", "cache", "camera_style", "cameras", "pedestrians", "augment", "images")
@@ -178,7 +178,7 @@ def test_a_dependency_is_imported_by_its_doors_alone(dependency: str) -> None:
     assert users == DOORS[dependency]
 
 
-@pytest.mark.parametrize("command", ["report", "export", "train", "evaluate", "extract", "tune", "search"])
+@pytest.mark.parametrize("command", ["__main__", "doctor", "report", "export", "train", "evaluate", "extract", "tune", "search"])
 def test_help_needs_neither_torch_nor_ray(command: str) -> None:
     code = (
         f"import sys; sys.argv = ['x', '--help']\nfrom mprd.{command} import app\n"
