@@ -167,7 +167,7 @@ def figure_row(
             {
                 "value": value,
                 "change": value - first if value is not None and first is not None else None,
-                "is_best": is_compared and value == max(seen),
+                "is_best": is_compared and value == max(seen) > min(seen),
                 "note": notes[number] if notes else "",
             }
         )
@@ -201,11 +201,8 @@ def pair_plots(report: RunReport) -> list[dict[str, Any]]:
     """Return the distributions of a run's candidates, each with its AUC."""
     if is_missing(report.candidates):
         return []
-    scores = {"g_ij": report.candidates.likelihoods, "cosine": report.candidates.cosines}
-    return [
-        {"title": title, "svg": svg, "auc": report.candidates.auc(scores[title])}
-        for title, svg in draw_candidates(report.candidates, report.name)
-    ]
+    plots = draw_candidates(report.candidates, report.name)
+    return [{"title": name, "svg": svg, "auc": report.candidates.auc(name)} for name, svg in plots.items()]
 
 
 def embedding_groups(reports: list[RunReport], say: Say) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from mprd.labelling import NeighborLists
 from mprd.pairs import PADDING
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
+from mprd.subgraphs import build_subgraphs, overlap
 
 CHUNK = 4096
 """Pairs judged at a time."""
@@ -24,37 +25,41 @@ CHUNK = 4096
 class Candidates:
     """The pairs (i, j), j in NN_k(i), as this state of the networks sees them; those of labelled images left out."""
 
-    likelihoods: np.ndarray | None
-    """g_ij `[P]`; None for a run without a trained GCN."""
-    cosines: np.ndarray
-    """Of the memory, `[P]`."""
+    scores: dict[str, np.ndarray]
+    """`[P]` each: `cosine` of the memory, `list overlap` of NN(i) and NN(j), and `g_ij` where the GCN is trained."""
     is_true: np.ndarray | None
     """Whether both show one person, boolean `[P]`; None without identities."""
-    mu: float
+    decides: str | None
+    """The score that labels them; None under a labeller that has none of these."""
+    threshold: float
+    """What it must exceed."""
 
-    def auc(self, scores: np.ndarray) -> float | None:
+    def __len__(self) -> int:
+        return len(self.scores["cosine"])
+
+    def auc(self, name: str) -> float | None:
         """Return the area under the ROC curve of a score."""
         if self.is_true is None:
             return None
-        return diagnostics.auc(torch.as_tensor(scores), torch.as_tensor(self.is_true))
+        return diagnostics.auc(torch.as_tensor(self.scores[name]), torch.as_tensor(self.is_true))
 
     @property
     def precision(self) -> float | None:
         """Return the share of the candidates that are true."""
-        return None if self.is_true is None or not len(self.is_true) else float(self.is_true.mean())
+        return None if self.is_true is None or not len(self) else float(self.is_true.mean())
+
+    @property
+    def is_accepted(self) -> np.ndarray | None:
+        """Say which candidates pass the threshold, boolean `[P]`."""
+        return None if self.decides is None or not len(self) else self.scores[self.decides] > self.threshold
 
     @property
     def accepted_precision(self) -> float | None:
-        """Return the share of the candidates with g_ij > mu that are true."""
-        if self.is_true is None or self.likelihoods is None:
+        """Return the share of those that pass that are true."""
+        accepted = self.is_accepted
+        if self.is_true is None or accepted is None or not accepted.any():
             return None
-        accepted = self.is_true[self.likelihoods > self.mu]
-        return float(accepted.mean()) if len(accepted) else None
-
-    @property
-    def share_accepted(self) -> float | None:
-        """Return the share of candidates with g_ij > mu."""
-        return None if self.likelihoods is None else float((self.likelihoods > self.mu).mean())
+        return float(self.is_true[accepted].mean())
 
 
 def judge_candidates(snapshot: Snapshot) -> Candidates:
@@ -66,18 +71,26 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
     lists = NeighborLists(list_features(snapshot), snapshot.camids(), config.neighbors)
     lists.refresh()
     pairs = candidate_pairs(snapshot, lists.ids)
-    likelihoods = None
+    judges = {
+        "cosine": lambda chunk: (memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1),
+        "list overlap": lambda chunk: overlap(build_subgraphs(chunk, lists.ids)),
+    }
     if has_gcn(snapshot):
-        gcn = build_gcn(config.gcn, num_features=memory.shape[1]).to(memory.device)
+        gcn = build_gcn(config.gcn, num_features=memory.shape[1]).to(memory.device).eval()
         checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
-        parts = [gcn.eval().predict(memory, lists.ids, chunk) for chunk in pairs.split(CHUNK)]
-        likelihoods = torch.cat([memory.new_zeros(0), *parts]).cpu().numpy()
-    cosines = (memory[pairs[:, 0]] * memory[pairs[:, 1]]).sum(1).cpu().numpy()
+        judges = {"g_ij": lambda chunk: gcn.predict(memory, lists.ids, chunk), **judges}
+    scores = {
+        name: torch.cat([memory.new_zeros(0), *map(judge, pairs.split(CHUNK))]).cpu().numpy()
+        for name, judge in judges.items()
+    }
     is_true = None
     if snapshot.need_train().pids is not None:
         first, second = snapshot.need_pids()[pairs].T.cpu().numpy()
         is_true = first == second
-    return Candidates(likelihoods, cosines, is_true, config.pairs.mu)
+    if has_gcn(snapshot):
+        return Candidates(scores, is_true, "g_ij", config.pairs.mu)
+    decides = "list overlap" if config.pairs.labeller == "jaccard" else None
+    return Candidates(scores, is_true, decides, config.pairs.jaccard)
 
 
 def candidate_pairs(snapshot: Snapshot, neighbor_ids: Tensor) -> Tensor:

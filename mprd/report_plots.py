@@ -96,7 +96,7 @@ PANELS = (
     Panel(
         "AUC on the candidates",
         (("gcn_auc", "g_ij"), ("cosine_auc", "cosine"), ("jaccard_auc", "list overlap")),
-        "The GCN earns its place where g_ij lies above the others.",
+        "The GCN earns its place where g_ij lies above cosine and overlap.",
         "plain",
     ),
     Panel("Schedules", (("gamma", "gamma, Eq. 1"), ("eta", "eta, Eq. 10")), "As set; no measurement.", "plain"),
@@ -216,21 +216,19 @@ def run_colour(number: int) -> str:
     return colour(number + 2)
 
 
-def draw_candidates(candidates: Candidates, run: str) -> list[tuple[str, str]]:
-    """Draw the distribution of g_ij and of the cosine, for true and for false pairs; return titles and plots."""
-    drawn = []
-    for title, scores in (("g_ij", candidates.likelihoods), ("cosine", candidates.cosines)):
-        if scores is not None and len(scores):
-            mu = candidates.mu if title == "g_ij" else None
-            draw = functools.partial(draw_histogram, scores, candidates.is_true, mu=mu, name=title)
-            drawn.append((title, with_style(f"{title} of {run}", draw)))
-    return drawn
+def draw_candidates(candidates: Candidates, run: str) -> dict[str, str]:
+    """Draw the distribution of each score, for true and for false pairs."""
+    return {
+        name: with_style(f"{name} of {run}", functools.partial(draw_histogram, candidates, name))
+        for name in (candidates.scores if len(candidates) else ())
+    }
 
 
-def draw_histogram(scores: np.ndarray, is_true: np.ndarray | None, *, mu: float | None, name: str) -> Figure:
-    """Draw scores `[P]`, each kind of pair as shares of its own number."""
+def draw_histogram(candidates: Candidates, name: str) -> Figure:
+    """Draw one score, each kind of pair as shares of its own number."""
     figure, axes = new_figure()
-    low, high = (0.0, 1.0) if mu is not None else (float(scores.min()), float(scores.max()))
+    scores, is_true = candidates.scores[name], candidates.is_true
+    low, high = (float(scores.min()), float(scores.max())) if name == "cosine" else (0.0, 1.0)
     edges = np.linspace(low, max(high, low + 1e-3), 41)
     kinds = [("pairs", np.ones(len(scores), dtype=bool), colour(0))]
     if is_true is not None:
@@ -241,8 +239,10 @@ def draw_histogram(scores: np.ndarray, is_true: np.ndarray | None, *, mu: float 
             shares = 100 * counts / chosen.sum()
             axes.stairs(shares, edges, fill=True, color=color, alpha=0.35)
             axes.stairs(shares, edges, color=color, linewidth=1.6, label=f"{kind}, {chosen.sum():,}")
-    if mu is not None:
-        axes.axvline(mu, color=INK, linestyle="--", linewidth=1, label=f"mu = {mu:g}")
+    if name == candidates.decides:
+        axes.axvline(
+            candidates.threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {candidates.threshold:g}"
+        )
     axes.set_xlabel(name)
     axes.set_ylabel("percent of its kind" if is_true is not None else "percent")
     axes.legend()

@@ -18,7 +18,7 @@ from mprd.paper_tables import paper_dataset, paper_method, paper_rows
 from mprd.report import app
 from mprd.report_features import choose_shown, find_cases, has_match, one_an_identity, rank_gallery
 from mprd.report_page import figure_row, mean_rows, write_report
-from mprd.report_pairs import camera_counts, count_camera_pairs, judge_candidates
+from mprd.report_pairs import Candidates, camera_counts, count_camera_pairs, judge_candidates
 from mprd.report_plots import Panel, choose_series, draw_curves
 from mprd.report_runs import compare_settings, read_folders, short_names
 from mprd.report_snapshot import Snapshot, open_snapshot
@@ -123,20 +123,27 @@ def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
     state = snapshot(gcn_run)
     candidates = judge_candidates(state)
     # two of six identities are labelled; the other 16 images have 3 to 6 neighbours each
-    assert 16 * 3 <= len(candidates.cosines) <= 16 * 6
-    assert candidates.likelihoods is not None
+    assert 16 * 3 <= len(candidates) <= 16 * 6
     assert candidates.is_true is not None
-    assert candidates.likelihoods.shape == candidates.is_true.shape == candidates.cosines.shape
-    assert (candidates.likelihoods >= 0).all()
-    assert (candidates.likelihoods <= 1).all()
+    assert [*candidates.scores] == ["g_ij", "cosine", "list overlap"]
+    assert {len(scores) for scores in candidates.scores.values()} == {len(candidates.is_true)}
+    assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
+
+
+def test_precision_behind_the_threshold_is_that_of_the_pairs_above_it() -> None:
+    scores = {"g_ij": np.array([0.9, 0.6, 0.5, 0.1]), "cosine": np.zeros(4)}
+    candidates = Candidates(scores, np.array([True, False, True, False]), "g_ij", 0.5)
+    assert (candidates.precision, candidates.accepted_precision, candidates.auc("g_ij")) == (0.5, 0.5, 0.75)
+    assert Candidates(scores, None, "g_ij", 0.5).accepted_precision is None
+    assert Candidates(scores, candidates.is_true, "g_ij", 0.95).accepted_precision is None
 
 
 def test_a_run_whose_gcn_was_not_trained_shows_no_likelihoods(single_run: Path, gcn_run: Path) -> None:
-    assert judge_candidates(snapshot(single_run)).likelihoods is None
+    assert "g_ij" not in judge_candidates(snapshot(single_run)).scores
     warming = snapshot(gcn_run)
     config = warming.config.model_copy(update={"train": warming.config.train.model_copy(update={"warmup_epochs": 3})})
     warming = dataclasses.replace(warming, run=dataclasses.replace(warming.run, config=config))
-    assert judge_candidates(warming).likelihoods is None
+    assert "g_ij" not in judge_candidates(warming).scores
 
 
 def test_the_best_checkpoint_counts_the_epoch_it_was_taken_in(gcn_run: Path) -> None:
@@ -167,6 +174,7 @@ def test_figures_of_several_runs_carry_their_difference_to_the_first() -> None:
     cells = figure_row("mAP", [0.5, 0.75, None])["cells"]
     assert [cell["change"] for cell in cells] == [None, 0.25, None]
     assert [cell["is_best"] for cell in cells] == [False, True, False]
+    assert not any(cell["is_best"] for cell in figure_row("mAP", [0.5, 0.5])["cells"])
 
 
 def test_the_more_runs_share_a_panel_the_fewer_kinds_of_line_it_has() -> None:
