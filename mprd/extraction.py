@@ -87,6 +87,7 @@ def extract_to_file(
             parts.write(number, to_rows(pictures, ids.tolist(), features, patterns))
             on_images(count(parts.batches[number]), False)
         if not parts.count_rows():
+            shutil.rmtree(parts.folder)
             num_images = len(pictures.paths)
             raise UserError(f"{pictures.paths[0]}: cannot read this image, nor any other of the {num_images}")
         return parts.join()
@@ -189,7 +190,10 @@ def stream_parts(model: Model, job: Job, paths: Sequence[str], parts: Sequence[B
     images = Crops(paths, model.config.data, skip_bad=job.skip_bad, hint=hint)
     stream = model.stream(images, [batch for part in parts for batch in part], num_workers=job.decoders)
     for part in parts:
-        ids, features = zip(*islice(stream, len(part)), strict=True)
+        try:
+            ids, features = zip(*islice(stream, len(part)), strict=True)
+        except torch.OutOfMemoryError:
+            raise UserError(f"out of memory on {job.device}; give a --batch-size below {job.batch_size}") from None
         shown = np.concatenate(ids)
         yield shown[shown >= 0], np.concatenate(features)[shown >= 0]
 

@@ -22,7 +22,7 @@ from mprd.data.datasets import load_dataset
 from mprd.data.layouts import MARKET_NAME
 from mprd.data.pictures import ids_of, list_pictures, name_patterns
 from mprd.errors import UserError
-from mprd.extract import app, report
+from mprd.extract import app, default_decoders, report
 from mprd.feature_file import Rows, open_features
 from mprd.retrieval import extract_sets
 
@@ -91,6 +91,13 @@ def test_neither_batch_size_nor_decoders_nor_dtype_move_them_far(
     half = extract(tiny_run, tiny_root / "query", tmp_path / "c.parquet", dtype="float16")
     assert np.array_equal(half.features, found.features.astype(np.float16))
     assert open_features(tmp_path / "c.parquet").run == "untrained"
+
+
+def test_an_actor_decodes_by_itself_and_an_accelerator_is_given_more_decoders() -> None:
+    assert default_decoders(1, on_gpu=False, num_workers=0) == 1
+    assert default_decoders(1, on_gpu=False, num_workers=4) == 0
+    assert default_decoders(32, on_gpu=True, num_workers=0) == 32
+    assert default_decoders(1, on_gpu=True, num_workers=10**6) == 1
 
 
 # -- which images, and their ids ------------------------------------------------------------------
@@ -178,7 +185,7 @@ def test_a_set_without_a_readable_image_is_an_error(
     (tmp_path / "crops" / "a.jpg").write_text("no picture")
     with pytest.raises(UserError, match=r"a\.jpg: cannot read this image, nor any other of the 1"):
         extract(tiny_run, tmp_path / "crops", tmp_path / "f.parquet", skip_bad=True)
-    assert not (tmp_path / "f.parquet").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
 
 
 # -- stopping and going on ------------------------------------------------------------------------
