@@ -1,9 +1,7 @@
 """Algorithm 1: `fit` says when, the two epochs in what order, the two steps how.
 
-Several workers hold memory, P and networks alike; each takes its share of every batch, of its labels and of the
-GCN's pairs, and what they find is gathered in the batch's order, so that their number changes nothing.
-
-The memory, P and the networks change in this file and nowhere else.
+Several workers hold memory, P and networks alike; each takes its share of every batch, and what they find is gathered
+in the batch's order, so that their number changes nothing. Memory, P and networks change in this file alone.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from mprd import losses, schedules
 from mprd.backbone import recalibrate_bn
+from mprd.clusters import balanced_batches, find_clusters
 from mprd.config import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset, choose_meta_images
@@ -26,7 +25,7 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
-from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
+from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller, gather_labels
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
@@ -158,21 +157,13 @@ class Trainer:
 
     def gamma(self) -> float:
         """Return this epoch's weight of the new feature (Eq. 1)."""
-        memory = self.config.memory
-        epoch, epochs = self.state.epoch, self.config.train.epochs
-        return schedules.gamma(epoch, epochs, start=memory.gamma_start, end=memory.gamma_end)
+        ends = {"start": self.config.memory.gamma_start, "end": self.config.memory.gamma_end}
+        return schedules.gamma(self.state.epoch, self.config.train.epochs, **ends)
 
     def eta(self) -> float:
         """Return this epoch's weight of the meta gradient (Eq. 10)."""
-        eta = self.config.meta.eta
-        return schedules.eta(
-            self.state.epoch,
-            self.config.train.epochs,
-            kind=eta.kind,
-            start=eta.start,
-            end=eta.end,
-            step_epoch=eta.step_epoch,
-        )
+        eta = self.config.meta.eta.model_dump()
+        return schedules.eta(self.state.epoch, self.config.train.epochs, **eta)
 
     def extract(self, images: Any, *, ids: Tensor | None = None, mode: str = "eval") -> Tensor:
         """Return unit features `[n, D]` of training images."""
@@ -288,16 +279,17 @@ class Trainer:
 
     def train_cnn_epoch(self) -> None:
         """Train F on P and N*, G fixed; on resuming, go on behind `state.step`."""
-        state, train = self.state, self.config.train
+        state = self.state
         started = time.monotonic()
+        if state.step == 0 and self.labeller == "dbscan":
+            state.clusters = find_clusters(self.extract(self.plain_images), self.config.clusters)
         labeller = self.build_labeller()
         if state.step == 0 and isinstance(labeller, GcnLabeller):
             state.tally.add("k_capped", labeller.num_capped)
         if state.step == 0 and self.config.pairs.refresh == "epoch":
             self.label_all(labeller)
         self.train_images.set_epoch(state.epoch)
-        order = torch.randperm(self.num_images, generator=generator(train.seed, Draw.ORDER, state.epoch))
-        batches = ordered_batches(order, train.batch_size)
+        batches = self.plan_batches()
         state.backbone.train()
         for images, ids in self.batches(self.train_images, batches[state.step :]):
             self.cnn_step(images, ids, labeller)
@@ -317,13 +309,24 @@ class Trainer:
         if self.config.pairs.refresh == "batch":
             self.set_positives(ids, gather_labels(labeller.label(own), shares.counts, self.world))
         # the workers' parts of the batch's mean
-        loss = shares.weight * self.cnn_loss(features @ state.memory.features.T, state.positives.mask(own))
+        loss = shares.weight * self.batch_loss(features, own)
         whole = self.world.sum(loss).detach()
         self.descend(state.backbone, state.optimizer, loss, whole=whole, name="CNN")
         if update == "after":
             state.memory.update(ids, everyones, gamma=self.gamma())
+        if state.clusters is not None:
+            state.clusters.update(everyones, ids, old_weight=self.config.clusters.old_weight)
         state.tally.add("cnn_loss", whole.double() * len(ids))
         state.tally.add("images", len(ids))
+
+    def plan_batches(self) -> list[list[int]]:
+        """Return this epoch's batches: every image once, or under `dbscan` as many images of each of some clusters."""
+        train, clusters = self.config.train, self.state.clusters
+        draw = generator(train.seed, Draw.ORDER, self.state.epoch)
+        if clusters is None:
+            return ordered_batches(torch.randperm(self.num_images, generator=draw), train.batch_size)
+        size = self.config.clusters.num_instances
+        return balanced_batches(clusters.labels, batch_size=train.batch_size, num_instances=size, generator=draw)
 
     def build_labeller(self) -> GcnLabeller | RuleLabeller:
         """Build this epoch's labeller; with clean or epoch-wise lists it searches all of them at once."""
@@ -336,6 +339,7 @@ class Trainer:
             is_live=self.config.pairs.refresh == "batch" and self.config.neighbors.source == "memory",
             pids=self.pids,
             meta_ids=self.meta.ids,
+            clusters=self.state.clusters,
         )
 
     @torch.no_grad()
@@ -356,6 +360,12 @@ class Trainer:
         self.state.positives.set_rows(ids, labels.positives)
         if labels.candidates is not None:
             self.state.tally.count_judged(ids, labels, self.state.memory.features)
+
+    def batch_loss(self, features: Tensor, ids: Tensor) -> Tensor:
+        """Return the loss of this worker's images: against the memory, or under `dbscan` against the clusters."""
+        if self.state.clusters is not None:
+            return self.state.clusters.loss(features, ids, temperature=self.config.clusters.temperature)
+        return self.cnn_loss(features @ self.state.memory.features.T, self.state.positives.mask(ids))
 
     def cnn_loss(self, similarities: Tensor, positives: Tensor) -> Tensor:
         """Return Eq. 2, or MMCL under the labeller `mlcr`."""
@@ -382,16 +392,6 @@ class Trainer:
         loss.backward()
         self.world.sum_gradients(network.parameters())
         optimizer.step()
-
-
-def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
-    """Put the labels of all workers' images one behind the other."""
-    if world.size == 1:
-        return labels
-    fills = {"positives": PADDING, "candidates": PADDING, "likelihoods": 0, "overlaps": 0}
-    parts = {name: part for name in fills if (part := getattr(labels, name)) is not None}
-    tables = {name: world.gather_table(part, counts, fill=fills[name]) for name, part in parts.items()}
-    return Labels(**tables, num_capped=int(world.sum_number(labels.num_capped)))
 
 
 def as_tensor(ids: Any, device: torch.device) -> Tensor | None:

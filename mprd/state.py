@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mprd import checkpoint
-from mprd.backbone import Backbone, build_backbone, parameter_groups
+from mprd.backbone import Backbone, build_backbone, parameter_groups, speed_up
+from mprd.clusters import ClusterMemory
 from mprd.config import Config, GcnConfig, TrainConfig
 from mprd.errors import NonFiniteLoss, UserError
 from mprd.gcn import PairGCN
@@ -51,8 +52,8 @@ class Tally:
 
     def mean(self, name: str, count: str) -> float | None:
         """Divide one sum by another; None where nothing was counted."""
-        return self.sums[name] / self.sums[count] if self.sums.get(count) else None
         self.settle()
+        return self.sums[name] / self.sums[count] if self.sums.get(count) else None
 
     def count_judged(self, ids: Tensor, labels: Labels, memory: Tensor) -> None:
         """Keep the candidates of a batch with g_ij, cosine and overlap, and count lengths and cuts of the lists."""
@@ -69,8 +70,8 @@ class Tally:
         self.add("labelled", len(ids))
 
     def state_dict(self) -> dict[str, Any]:
-        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 5, dtype=torch.float64)
         self.settle()
+        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 5, dtype=torch.float64)
         return {"sums": dict(self.sums), "candidates": candidates.cpu()}
 
     @classmethod
@@ -93,6 +94,8 @@ class TrainState:
     positives: PositiveTable
     list_features: Tensor | None = None
     """`[N, D]` clean features of this epoch, from which lists are drawn under `neighbors.source: clean`."""
+    clusters: ClusterMemory | None = None
+    """Of this epoch, under the labeller `dbscan`."""
     epoch: int = 0
     phase: Phase = "gcn"
     step: int = 0
@@ -104,6 +107,14 @@ class TrainState:
         self.epoch, self.phase, self.step = epoch, "gcn", 0
         self.tally = Tally()
         self.list_features = None
+        self.clusters = None
+
+    def check_losses(self) -> None:
+        """Raise NonFiniteLoss where a loss of this epoch was no number; on an accelerator this waits for it."""
+        self.tally.settle()
+        for name in ("GCN", "CNN"):
+            if not math.isfinite(self.tally.sums.get(f"{name.lower()}_loss", 0.0)):
+                raise non_finite(name, "no number", self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors and plain values; raise NonFiniteLoss where it is not worth keeping."""
@@ -116,6 +127,7 @@ class TrainState:
             "memory": self.memory.features,
             "positives": self.positives.ids,
             "list_features": self.list_features,
+            "clusters": None if self.clusters is None else self.clusters.state_dict(),
             "epoch": self.epoch,
             "phase": self.phase,
             "step": self.step,
@@ -138,9 +150,22 @@ class TrainState:
         self.memory.features = state["memory"].to(device)
         self.positives.ids = state["positives"].to(device)
         self.list_features = None if state["list_features"] is None else state["list_features"].to(device)
+        clusters = state["clusters"]
+        if clusters is not None:
+            clusters = ClusterMemory(**{name: part.to(device) for name, part in clusters.items()})
+        self.clusters = clusters
         self.epoch, self.phase, self.step = state["epoch"], state["phase"], state["step"]
         self.best_score = state["best_score"]
         self.tally = Tally.from_state_dict(state["tally"])
+
+
+def non_finite(name: str, value: float | str, state: TrainState) -> NonFiniteLoss:
+    """Say which loss is no number, where, and what helps."""
+    return NonFiniteLoss(
+        f"the {name} loss is {value} in epoch {state.epoch}, step {state.step}; stopped before the step, the "
+        "last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
+        "gcn.learning_rate) is the usual cure"
+    )
 
 
 def build_state(
@@ -159,15 +184,6 @@ def build_state(
         memory=FeatureMemory(torch.zeros(num_images, backbone.num_features, device=device)),
         positives=PositiveTable(num_images, device),
     )
-def non_finite(name: str, value: float | str, state: TrainState) -> NonFiniteLoss:
-    """Say which loss is no number, where, and what helps."""
-    return NonFiniteLoss(
-        f"the {name} loss is {value} in epoch {state.epoch}, step {state.step}; stopped before the step, the "
-        "last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
-        "gcn.learning_rate) is the usual cure"
-    )
-
-
 
 
 def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:

@@ -24,7 +24,7 @@ from mprd.state import TrainState
 from .conftest import TINY
 
 CPU = torch.device("cpu")
-LABELLERS = ("gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "supervised", "single")
+LABELLERS = ("gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +190,21 @@ def test_resuming_at_any_step_ends_in_the_same_bits(
         train(config, hooks=stop_after(num_steps, path))
     resumed = Trainer(config, open_data(config), device=CPU, hooks=Hooks())
     resumed.state.load_state_dict(checkpoint.load(path), path=path)
+    fit(resumed)
+    assert_same_state(whole.state, resumed.state)
+
+
+def test_cluster_contrast_resumes_within_an_epoch(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
+    small = ("pairs.labeller=dbscan", "clusters.k1=6", "clusters.k2=2", "clusters.min_samples=3", "clusters.eps=0.7")
+    config, path = changed(tiny_config, tiny_root, *small), tmp_path / "last.pt"
+    clusters: list[Any] = []
+    whole = train(config, hooks=Hooks(after_epoch=lambda trainer: clusters.append(trainer.state.clusters)))
+    assert all(found is not None for found in clusters)
+    with pytest.raises(Interrupted):
+        train(config, hooks=stop_after(2, path))
+    resumed = Trainer(config, open_data(config), device=CPU, hooks=Hooks())
+    resumed.state.load_state_dict(checkpoint.load(path), path=path)
+    assert resumed.state.step == 2
     fit(resumed)
     assert_same_state(whole.state, resumed.state)
 
