@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -219,10 +220,11 @@ class Gallery:
         for row, rows in enumerate(banned):
             query = queries[row : row + 1]
             ids = candidates[row][(candidates[row] >= 0) & ~np.isin(candidates[row], rows)]
-            # a query may have most of its candidates banned: then nothing but all features will do
-            enough = len(ids) >= width
-            best = look_at(query, features, ids, width) if enough else self.search_all(query, width, [rows])
-            rankings.append(best)
+            if len(ids) >= width:
+                with one_thread():
+                    rankings.append(look_at(query, features, ids, width))
+            else:  # most of the candidates are banned: then nothing but all features will do
+                rankings.append(self.search_all(query, width, [rows]))
         return Best(torch.cat([best.values for best in rankings]), torch.cat([best.ids for best in rankings]))
 
 
@@ -244,10 +246,20 @@ def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndar
     return best
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: a few thousand rows take less than threads lose by waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def look_at(query: Tensor, features: Tensor, candidates: np.ndarray, width: int) -> Best:
     """Rank the candidates of one query [1, D] by their features: all roughly, the first of them in float32."""
     ids = torch.from_numpy(candidates)
-    # numpy copies rows in one thread, which beats torch's team of threads for so few
     rows = torch.from_numpy(features.numpy().take(candidates, axis=0))
     rough = (rows @ query[0].to(rows.dtype)).float().topk(min(2 * width + SPARE, len(ids)))
     is_banned = torch.zeros(1, len(rough.values), dtype=torch.bool)
