@@ -48,9 +48,10 @@ def main() -> None:
     build_seconds = time.perf_counter() - started
     index_seconds = sorted_seconds(Turns(gallery, queries), runs=5 * TIMED_QUERIES)
     recalls = {name: recall(gallery.search(kinds[name], top=TOP).rows, exact[name]) for name in kinds}
+    exact_ms, index_ms = ([1000 * seconds for seconds in times] for times in (exact_seconds, index_seconds))
     print(
-        f"{num_images} images: exact {1000 * median(exact_seconds):.0f} ms, index {1000 * median(index_seconds):.1f} ms "
-        f"a query (fastest {1000 * exact_seconds[0]:.0f} and {1000 * index_seconds[0]:.1f}); "
+        f"{num_images} images: exact {median(exact_ms):.0f} ms, index {median(index_ms):.1f} ms a query (fastest "
+        f"{exact_ms[0]:.0f} and {index_ms[0]:.1f}); "
         + ", ".join(f"recall@{TOP} {value:.3f} ({name}, {num_queries} queries)" for name, value in recalls.items())
     )
     report(
