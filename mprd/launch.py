@@ -59,8 +59,8 @@ def run_local(
     """
     set_threads(config.train.threads)
     device = choose_device(config.train.device)
-    dataset = open_dataset(config, folder)
     check_tracker(config.train.tracker)
+    dataset = open_dataset(config, folder)
     if not resume:
         folder.create(config)
     with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:

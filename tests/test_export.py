@@ -32,6 +32,7 @@ def export(*args: str) -> None:
 @pytest.fixture(scope="module")
 def onnx_file(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export the tiny run once: ONNX takes seconds."""
+    pytest.importorskip("onnxruntime")
     path = tmp_path_factory.mktemp("export") / "new" / "tiny.onnx"
     export(str(tiny_run), "--out", str(path))
     return path
