@@ -100,10 +100,11 @@ def choose_stream(run: Path, config: Config, settings: dict[str, Any], *, num_wo
         from mprd.executors import check_ray
 
         check_ray("--num-workers")
-        from mprd.ray_extract import has_gpus, stream_on_actors
+        from mprd.extract_actors import stream_on_actors
+        from mprd.ray_data import count_gpus
 
         stream = partial(stream_on_actors, num_workers=num_workers)
-        device = settings["device"].replace("auto", "cuda" if has_gpus(num_workers) else "cpu")
+        device = settings["device"].replace("auto", "cuda" if count_gpus(num_workers) else "cpu")
     else:
         device = str(choose_device(settings["device"], setting="--device"))
     decoders = settings["decoders"]

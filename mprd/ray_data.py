@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy, ExecutionResources
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, RayActorError
 from torch import Tensor
 
 from mprd.errors import UserError
@@ -42,6 +42,8 @@ SETTLE_SECONDS = 15
 """Longest wait for CPUs that actors of an earlier call are giving back."""
 BLOCKS_IN_FLIGHT = 4
 """Blocks of rows that are searched at a time."""
+ITEMS_IN_FLIGHT = 2
+"""Items that an actor has before it."""
 
 
 # -- the cluster ----------------------------------------------------------------------------------
@@ -97,6 +99,57 @@ def check_budget(num_actors: int, *, setting: str, num_workers: int = 1) -> None
             f"have taken need {taken + wanted}, but Ray has {total}: start Ray with --num-cpus {taken + wanted}, or "
             "ask for fewer actors"
         )
+
+
+def count_gpus(num_actors: int) -> int:
+    """Join or start Ray for so many actors; count its GPUs."""
+    join_ray(num_actors)
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def map_on_actors(
+    actor: Callable[..., Callable[[Any], Any]],
+    job: Any,
+    items: Iterable[Any],
+    *,
+    num_actors: int,
+    num_gpus: float = 0,
+    setting: str,
+) -> Iterator[Any]:
+    """Yield what `actor(job)` returns for each item, in order; each of so many actors makes its own and keeps it.
+
+    Items go to the actors in turn, a few ahead of the reader, and the actors end with the last. A UserError that
+    comes in place of a value is raised here: raised there, it would come with a traceback around it.
+
+    Raises UserError naming `setting` where the actors do not fit or one of them dies.
+    """
+    join_ray(num_actors)
+    check_budget(num_actors, setting=setting)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, scheduling_strategy="SPREAD")(actor)
+    actors = [remote.remote(job) for _ in range(num_actors)]
+    waiting: deque[Any] = deque()
+    try:
+        for number, item in enumerate(items):
+            waiting.append(actors[number % num_actors].__call__.remote(item))
+            if len(waiting) > ITEMS_IN_FLIGHT * num_actors:
+                yield take(waiting.popleft(), setting)
+        while waiting:
+            yield take(waiting.popleft(), setting)
+    finally:
+        for one in actors:
+            ray.kill(one)
+
+
+def take(result: Any, setting: str) -> Any:
+    """Wait for a value; raise the UserError that came in its place, or one that says that an actor has died."""
+    try:
+        value = ray.get(result)
+    except RayActorError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{setting}: an actor died ({reason}); what is done is kept, give the command again") from None
+    if isinstance(value, UserError):
+        raise value
+    return value
 
 
 # -- pair graphs ----------------------------------------------------------------------------------
