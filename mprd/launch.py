@@ -33,6 +33,7 @@ from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate, help_evaluate_un
 from mprd.errors import Interrupted, UserError
 from mprd.executors import choose_builder, choose_search
 from mprd.model import load_model
+from mprd.profiling import Profile
 from mprd.retrieval import can_evaluate, evaluate
 from mprd.run_folder import RunFolder, write_text
 from mprd.state import TrainState
@@ -49,10 +50,12 @@ def run_local(
     resume: bool,
     console: Console,
     on_row: Callable[[dict[str, Any]], None] = ignore,
+    profiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Train to the last epoch and write the table and the curves; return the rows of all epochs.
 
     Args:
+        profiled: also write and print where the time went, and keep a trace of a few steps.
         on_row: called with each epoch's row once it is written; what it raises ends the run.
 
     Raises UserError for the person's mistakes, Interrupted when a signal asked to stop (the state is saved).
@@ -65,8 +68,13 @@ def run_local(
         folder.create(config)
     with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
         recorder = Recorder(config, folder, signals=signals, lines=lines, on_row=on_row)
-        train(config, dataset, folder, device=device, recorder=recorder, resume=resume)
+        profile = Profile(device, folder.path / "trace.json")
+        attach = profile.attach if profiled else ignore
+        train(config, dataset, folder, device=device, recorder=recorder, resume=resume, attach=attach)
     finish(folder, recorder.rows, console)
+    if profiled:
+        write_text(folder.path / "profile.txt", profile.table())
+        console.print(profile.table(), highlight=False)
     return recorder.rows
 
 
@@ -79,8 +87,12 @@ def train(
     recorder: Recorder | Follower,
     resume: bool,
     world: World | None = None,
+    attach: Callable[[Trainer], None] = ignore,
 ) -> None:
     """Train to the last epoch, from the last checkpoint when resuming.
+
+    Args:
+        attach: called with the trainer before it does anything.
 
     Raises UserError where an accelerator's memory is too small, naming the settings that help.
     """
@@ -92,6 +104,7 @@ def train(
             search_all=choose_search(config.neighbors, num_workers=size),
         )
         trainer = Trainer(config, dataset, device=device, hooks=hooks, world=world)
+        attach(trainer)
         if resume:
             trainer.state.load_state_dict(checkpoint.load(folder.last), path=folder.last)
             recorder.forget_from(trainer.state.epoch)

@@ -29,11 +29,12 @@ def train(
     num_workers: Annotated[int, typer.Option(help="Workers that train the one model, under ray.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster to train on; by default this machine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went (launcher local).")] = False,
 ) -> None:
     """Train MPRD: alternate CNN and GCN, evaluate, and leave a run folder."""
     settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed}
     on_ray = {"num_workers": num_workers, "address": address}
-    run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher, on_ray=on_ray))
+    run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher, on_ray=on_ray, profiled=profile))
 
 
 def launch(
@@ -43,6 +44,7 @@ def launch(
     resume: Path | None,
     launcher: str | None,
     on_ray: dict[str, Any] | None = None,
+    profiled: bool = False,
 ) -> None:
     """Read the settings and train; `on_ray` holds num_workers and address."""
     from mprd.errors import UserError
@@ -50,6 +52,8 @@ def launch(
     launcher = choose_launcher(launcher)
     if launcher == "local" and on_ray not in (None, {"num_workers": 1, "address": None}):
         raise UserError("--num-workers and --address are Ray's: give --launcher ray")
+    if launcher == "ray" and profiled:
+        raise UserError("--profile times a run in this process: give --launcher local")
     if resume is not None and (out is not None or any(value for value in settings.values())):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
     config = None if resume is not None else read_settings(settings)
@@ -70,7 +74,7 @@ def launch(
         return
     from mprd.launch import run_local
 
-    run_local(config, folder, resume=resume is not None, console=Console())
+    run_local(config, folder, resume=resume is not None, console=Console(), profiled=profiled)
 
 
 def read_settings(settings: dict[str, Any]) -> Any:

@@ -57,6 +57,7 @@ ORDER = [
     "checkpoint",
     "state",
     "engine",
+    "profiling",
     "metrics",
     "retrieval",
     "epoch_row",

@@ -1,0 +1,60 @@
+"""Where the time of a run goes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from mprd.config import Config, load_config
+from mprd.launch import run_local
+from mprd.profiling import PARTS, Profile
+from mprd.run_folder import RunFolder
+
+from .conftest import TINY
+
+
+def test_a_part_inside_another_is_taken_off_it(tmp_path: Path) -> None:
+    profile = Profile(torch.device("cpu"), tmp_path / "trace.json")
+    inner = profile.timed("memory", lambda: time.sleep(0.02))
+
+    def outer() -> None:
+        inner()
+        inner()
+        time.sleep(0.05)
+
+    profile.timed("GCN", outer)()
+    assert profile.calls == {"memory": 2, "GCN": 1}
+    assert profile.seconds["memory"] >= 0.04
+    assert profile.seconds["GCN"] >= 0.05
+    assert profile.seconds["GCN"] < profile.seconds["memory"] + 0.05
+    with pytest.raises(ZeroDivisionError):
+        profile.timed("GCN", lambda: 1 / 0)()
+    assert profile.inner == []
+
+
+def test_a_profiled_run_says_where_its_time_went_and_ends_in_the_same_bits(
+    tiny_config: Config, tiny_root: Path, tmp_path: Path
+) -> None:
+    live = ("neighbors.source=memory", "neighbors.metric=cosine", "train.epochs=4")
+    config = load_config("demo", overrides=(*TINY, *live), values={"data": {"root": tiny_root}})
+    folder = RunFolder(tmp_path / "profiled")
+    rows = run_local(config, folder, resume=False, console=Console(quiet=True), profiled=True)
+    plain = run_local(config, RunFolder(tmp_path / "plain"), resume=False, console=Console(quiet=True))
+    for name in ("cnn_loss", "gcn_loss", "mAP"):
+        assert [row[name] for row in rows] == [row[name] for row in plain]
+    table = (folder.path / "profile.txt").read_text().splitlines()
+    calls = {line.split()[0]: int(line.split()[3]) for line in table[1:]}
+    assert set(calls) == {*PARTS, "other"}
+    # 4 epochs of 3 CNN steps: each a forward and a step, a loss, a memory update; batches end with an empty wait
+    assert (calls["network"], calls["loss"], calls["memory"]) == (24, 12, 12)
+    assert calls["evaluation"] == 4
+    assert min(calls.values()) > 0
+    assert sum(float(line.split()[1]) for line in table[1:]) > 0
+    trace = json.loads((folder.path / "trace.json").read_text())
+    assert any("backward" in str(event.get("name")) for event in trace["traceEvents"])
+    assert not (tmp_path / "plain" / "profile.txt").exists()
