@@ -14,7 +14,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY...", help="Run and study folders.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY", help="Run and study folders.")],
     out: Annotated[Path, typer.Option(help="The page; one that is there is replaced.")] = Path("report.html"),
     best: Annotated[
         bool, typer.Option("--best", help="Pictures from the best checkpoint by the label-free score.")

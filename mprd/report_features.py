@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mprd.data.datasets import ReidDataset
 from mprd.errors import UserError
@@ -27,17 +26,22 @@ NUM_SHOWN = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
-    """Training images of some identities in the plane."""
+class HardIdentities:
+    """Identities that runs on the same images find hard, and their images."""
 
-    points: np.ndarray
-    """float64 `[n, 2]`."""
+    rows: np.ndarray
+    """Training images to place, int64 `[n]`."""
     pids: np.ndarray
-    """int64 `[n]`."""
+    """Their identities, int64 `[n]`."""
     hardest: list[int]
     """Identities that get a colour, the hardest first."""
-    precision: float
-    """Mean average precision of their images among all training images."""
+    precisions: list[float]
+    """By run, the mean average precision of the coloured ones' images among all training images."""
+
+    @property
+    def num_ids(self) -> int:
+        """Count the identities, with and without a colour."""
+        return len(np.unique(self.pids))
 
 
 def identity_precisions(snapshot: Snapshot) -> dict[int, float]:
@@ -65,27 +69,19 @@ def has_match(q_pids: np.ndarray, g_pids: np.ndarray, *, q_camids: np.ndarray, g
     return np.array([by_pid[pid] > by_both[pid, camid] for pid, camid in queries], dtype=bool)
 
 
-def embed(snapshots: Sequence[Snapshot]) -> list[Embedding]:
-    """Place the training images of the hardest identities of runs on the same images, by t-SNE of the memory.
+def choose_identities(snapshots: Sequence[Snapshot]) -> HardIdentities:
+    """Choose the hardest identities of runs on the same images: those with the lowest mean AP over all runs.
 
-    Hard is what has a low mean AP over all runs, so that all show the same identities.
-    Raises UserError without identities, or with too few images.
+    Raises UserError without identities.
     """
     precisions = [identity_precisions(snapshot) for snapshot in snapshots]
     order = sorted(precisions[0], key=lambda pid: sum(each[pid] for each in precisions))
     pids = known(snapshots[0].need_train().pids)
-    shown = choose_shown(order, pids)
-    rows = np.flatnonzero(np.isin(pids, shown))
+    rows = np.flatnonzero(np.isin(pids, choose_shown(order, pids)))
     hardest = order[:NUM_COLOURED]
-    return [
-        Embedding(
-            place(snapshot.memory[torch.as_tensor(rows, device=snapshot.model.device)]),
-            pids[rows],
-            hardest,
-            float(np.mean([each[pid] for pid in hardest])),
-        )
-        for snapshot, each in zip(snapshots, precisions, strict=True)
-    ]
+    return HardIdentities(
+        rows, pids[rows], hardest, [float(np.mean([each[pid] for pid in hardest])) for each in precisions]
+    )
 
 
 def choose_shown(order: list[int], pids: np.ndarray) -> list[int]:
@@ -100,18 +96,18 @@ def choose_shown(order: list[int], pids: np.ndarray) -> list[int]:
     return shown
 
 
-def place(features: Tensor) -> np.ndarray:
-    """Place features `[n, D]` in the plane by t-SNE, float64 `[n, 2]`, from a fixed seed.
+def place(snapshot: Snapshot, rows: np.ndarray) -> np.ndarray:
+    """Place training images `[n]` in the plane by t-SNE of the memory, float64 `[n, 2]`, from a fixed seed.
 
     Raises UserError for too few, and for features that are all alike.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    num_points = len(features)
+    num_points = len(rows)
     if num_points < 5:
         raise UserError(f"t-SNE wants at least 5 images, but there are {num_points}")
-    points = features.double().cpu().numpy()
+    points = snapshot.memory[torch.as_tensor(rows, device=snapshot.model.device)].double().cpu().numpy()
     # scikit-learn's t-SNE starts from the first component divided by its deviation, and crashes on what then comes
     if not np.ptp(points, axis=0).max() > 1e-6:
         raise UserError("the features of all images are alike")

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from mprd.console import FIGURES, chosen_rows
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import read_image
 from mprd.errors import UserError
 from mprd.html_page import render_page
 from mprd.paper_tables import DATASETS, paper_dataset, paper_method, paper_rows
-from mprd.report_features import QueryCases, embed, find_cases, need_evaluation
+from mprd.report_features import (
+    HardIdentities,
+    QueryCases,
+    choose_identities,
+    find_cases,
+    need_evaluation,
+    place,
+)
 from mprd.report_pairs import count_camera_pairs, judge_candidates
 from mprd.report_plots import PANELS, STUDY_PANELS, draw_candidates, draw_curves, draw_embedding
 from mprd.report_runs import Run, StudyRuns, compare_settings, read_folders
@@ -212,15 +217,20 @@ def embedding_groups(reports: list[RunReport], say: Say) -> Iterator[dict[str, A
             yield group
             continue
         say(f"t-SNE of {', '.join(report.name for report in group['reports'])}")
-        embeddings = attempt(embed, [report.snapshot for report in group["reports"]])
-        if isinstance(embeddings, Missing):
-            yield {**group, "reason": embeddings}
+        chosen = attempt(choose_identities, [report.snapshot for report in group["reports"]])
+        if isinstance(chosen, Missing):
+            yield {**group, "reason": chosen}
             continue
-        pictures = [
-            (report, embedding, draw_embedding(embedding, f"t-SNE of the training features of {report.name}"))
-            for report, embedding in zip(group["reports"], embeddings, strict=True)
-        ]
-        yield {**group, "pictures": pictures, "num_ids": len(np.unique(embeddings[0].pids))}
+        pictures = [(report, picture(report, chosen)) for report in group["reports"]]
+        yield {**group, "chosen": chosen, "pictures": pictures}
+
+
+def picture(report: RunReport, chosen: HardIdentities) -> str | Missing:
+    """Draw a run's t-SNE."""
+    points = attempt(place, report.snapshot, chosen.rows)
+    if isinstance(points, Missing):
+        return points
+    return draw_embedding(points, chosen, f"t-SNE of the training features of {report.name}")
 
 
 def query_groups(reports: list[RunReport], say: Say) -> Iterator[dict[str, Any]]:

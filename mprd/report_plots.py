@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mprd.report_features import Embedding
+from mprd.report_features import HardIdentities
 from mprd.report_pairs import Candidates
 
 if TYPE_CHECKING:
@@ -229,7 +229,8 @@ def draw_histogram(candidates: Candidates, name: str) -> Figure:
     figure, axes = new_figure()
     scores, is_true = candidates.scores[name], candidates.is_true
     low, high = (float(scores.min()), float(scores.max())) if name == "cosine" else (0.0, 1.0)
-    edges = np.linspace(low, max(high, low + 1e-3), 41)
+    # overlaps are fractions of small numbers: fine bins would show a comb
+    edges = np.linspace(low, max(high, low + 1e-3), 17 if name == "list overlap" else 41)
     kinds = [("pairs", np.ones(len(scores), dtype=bool), colour(0))]
     if is_true is not None:
         kinds = [("false", ~is_true, colour(1)), ("true", is_true, colour(0))]
@@ -266,18 +267,18 @@ def to_svg(figure: Figure, label: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", text)
 
 
-def draw_embedding(embedding: Embedding, label: str) -> str:
-    """Draw the points as SVG: the hardest identities in colour, the others in grey behind them."""
-    low, high = embedding.points.min(0), embedding.points.max(0)
-    scaled = 15 + 370 * (embedding.points - low) / np.maximum(high - low, 1e-9)
-    others = ~np.isin(embedding.pids, embedding.hardest)
+def draw_embedding(points: np.ndarray, chosen: HardIdentities, label: str) -> str:
+    """Draw points `[n, 2]` as SVG: the hardest identities in colour, the others in grey behind them."""
+    low, high = points.min(0), points.max(0)
+    scaled = 15 + 370 * (points - low) / np.maximum(high - low, 1e-9)
+    others = ~np.isin(chosen.pids, chosen.hardest)
     parts = [f'<svg viewBox="0 0 400 400" role="img" aria-label="{html.escape(label)}" class="dots">']
     if others.any():
         parts.append(f'<path class="others" d="{dots(scaled[others])}"/>')
-    for number, pid in enumerate(embedding.hardest):
-        chosen = embedding.pids == pid
-        title = f"identity {pid}, {chosen.sum()} images"
-        parts.append(f'<path stroke="var(--c{number})" d="{dots(scaled[chosen])}"><title>{title}</title></path>')
+    for number, pid in enumerate(chosen.hardest):
+        is_one = chosen.pids == pid
+        title = f"identity {pid}, {is_one.sum()} images"
+        parts.append(f'<path stroke="var(--c{number})" d="{dots(scaled[is_one])}"><title>{title}</title></path>')
     return "".join([*parts, "</svg>"])
 
 
