@@ -24,6 +24,8 @@ IndexKind = Literal["exact", "pq"]
 UNKNOWN = np.iinfo(np.int64).min
 """The identity or camera of an image whose name tells none."""
 BLOCK_ROWS = 2**14
+LARGE_BLOCK_ROWS = 2**17
+"""Where a block costs little memory: threads wait for each other after each, long on a busy machine."""
 FEW_QUERIES = 16
 """So many queries are multiplied in float16 where the features are; more repay turning the features into float32."""
 HALF_ERROR = 2.0**-9
@@ -234,7 +236,8 @@ NONE = np.empty(0, np.int64)
 def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndarray], *, in_float32: bool) -> Best:
     """Take the best of all rows, block by block; banned rows come last, with -inf."""
     best = Best(queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64))
-    for rows in blocks(len(features), BLOCK_ROWS):
+    is_small = len(queries) <= FEW_QUERIES and not (in_float32 and features.dtype == torch.float16)
+    for rows in blocks(len(features), LARGE_BLOCK_ROWS if is_small else BLOCK_ROWS):
         block_BD = features[rows].float() if in_float32 else features[rows]
         sim_QB = (queries.to(block_BD.dtype) @ block_BD.T).float()
         for row, ids in enumerate(banned):

@@ -28,7 +28,7 @@ TRAINING_ROUNDS = 10
 SHARD_ROWS = 2**17
 """Rows of a shard; a query searches the shards side by side."""
 BLOCK_ROWS = 2**14
-LEAST_CANDIDATES = 2000
+LEAST_CANDIDATES = 4000
 CANDIDATE_SHARE = 128
 """One image in so many is a candidate: random features, the hardest there are, then have a recall@10 above 0.95."""
 
