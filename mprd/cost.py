@@ -24,6 +24,8 @@ FLOAT = 4
 """Bytes of a number."""
 OVERHEAD = 2.0
 """Whole time of a run over that of its images' passes: on the demo, neighbours and GCN took as long again."""
+LIBRARIES = 250_000_000
+"""Bytes of what a run imports later on, for events and curves."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def run_bytes(trainer: Trainer, *, activation_bytes: int) -> int:
     rows = 3 * num_images + (config.neighbors.source == "clean") * num_images + 2 * num_tested(trainer)
     similarities = 4 * batch * num_images * FLOAT
     held = weights + batch * activation_bytes + rows * backbone.num_features * FLOAT + similarities
-    return held + (0 if trainer.device.type == "cuda" else process_bytes())
+    return held + (0 if trainer.device.type == "cuda" else process_bytes() + LIBRARIES)
 
 
 def process_bytes() -> int:
