@@ -218,13 +218,7 @@ def find_cases(snapshots: Sequence[Snapshot]) -> QueryCases:
     valid = np.flatnonzero(~np.isnan(precisions[0]))
     pids = known(runs[0].dataset.query.pids)
     worst = one_an_identity(valid[np.argsort(precisions[:, valid].mean(0), kind="stable")], pids)[:NUM_QUERIES]
-    changed: list[int] = []
-    if len(runs) > 1:
-        gains = precisions[-1, valid] - precisions[0, valid]
-        order = valid[np.argsort(gains, kind="stable")]
-        lost = [row for row in one_an_identity(order, pids) if precisions[-1, row] < precisions[0, row]]
-        won = [row for row in one_an_identity(order[::-1], pids) if precisions[-1, row] > precisions[0, row]]
-        changed = won[: NUM_QUERIES // 2] + lost[: NUM_QUERIES // 2]
+    changed = choose_changed(precisions[-1] - precisions[0], pids)
     cases = {row: QueryCase(row, [run.rank(row) for run in runs]) for row in {*worst, *changed}}
     return QueryCases(
         [cases[row] for row in worst],
@@ -232,6 +226,14 @@ def find_cases(snapshots: Sequence[Snapshot]) -> QueryCases:
         precisions[:, valid].mean(1).tolist(),
         len(valid),
     )
+
+
+def choose_changed(gains: np.ndarray, pids: np.ndarray) -> list[int]:
+    """Choose the queries that gained most, then those that lost most, by the gains `[Q]`, NaN where there is none."""
+    order = np.argsort(gains, kind="stable")
+    won = one_an_identity(order[::-1][gains[order[::-1]] > 0], pids)
+    lost = one_an_identity(order[gains[order] < 0], pids)
+    return won[: NUM_QUERIES // 2] + lost[: NUM_QUERIES // 2]
 
 
 def one_an_identity(rows: Iterable[int], pids: np.ndarray) -> list[int]:

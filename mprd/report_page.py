@@ -103,7 +103,7 @@ def page_values(
     return {
         "title": ", ".join([*(run.name for run in runs), *(study.name for study in studies)]),
         "runs": reports,
-        "checkpoint": "best by the label-free score" if best else "last",
+        "checkpoint": "the checkpoint with the best label-free score" if best else "the last checkpoint",
         "figures": figure_table(runs),
         "settings": compare_settings([run.config for run in runs]) if runs else [],
         "curves": draw_curves([(run.name, run.rows) for run in runs]),
@@ -131,10 +131,10 @@ def figure_table(runs: Sequence[Run]) -> dict[str, Any]:
     if len(runs) > 1:
         return {"columns": [], "rows": compare_figures(runs)}
     picks = {} if not runs or not runs[0].rows else dict(chosen_rows(runs[0].rows))
-    columns = [f"{name}, epoch {row['epoch'] + 1}" for name, row in picks.items()]
+    columns = [{"name": name, "note": f"epoch {row['epoch'] + 1}"} for name, row in picks.items()]
     chosen = [*picks.values()]
     if runs and runs[0].untrained:
-        columns, chosen = [*columns, "untrained"], [*chosen, runs[0].untrained]
+        columns, chosen = [*columns, {"name": "untrained", "note": ""}], [*chosen, runs[0].untrained]
     rows = [figure_row(name, [row.get(key) for row in chosen], compare=False) for key, name in FIGURES]
     return {"columns": columns, "rows": keep_known(rows)}
 

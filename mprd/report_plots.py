@@ -244,6 +244,8 @@ def draw_histogram(candidates: Candidates, name: str) -> Figure:
         axes.axvline(
             candidates.threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {candidates.threshold:g}"
         )
+    # room for the legend
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
     axes.set_xlabel(name)
     axes.set_ylabel("percent of its kind" if is_true is not None else "percent")
     axes.legend()

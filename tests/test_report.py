@@ -18,8 +18,8 @@ from mprd.config import Config, load_config
 from mprd.errors import UserError
 from mprd.paper_tables import paper_dataset, paper_method, paper_rows
 from mprd.report import app
-from mprd.report_features import choose_shown, find_cases, has_match, one_an_identity, rank_gallery
-from mprd.report_page import figure_row, mean_rows, write_report
+from mprd.report_features import choose_changed, choose_shown, find_cases, has_match, one_an_identity, rank_gallery
+from mprd.report_page import figure_row, figure_table, mean_rows, write_report
 from mprd.report_pairs import Candidates, camera_counts, count_camera_pairs, judge_candidates
 from mprd.report_plots import Panel, choose_series, draw_curves
 from mprd.report_runs import compare_settings, read_folders, short_names
@@ -103,6 +103,12 @@ def test_a_ranking_of_a_small_gallery_is_the_gallery() -> None:
 
 def test_one_query_is_kept_of_each_identity() -> None:
     assert one_an_identity([3, 0, 2, 1], np.array([5, 6, 6, 5])) == [3, 2]
+
+
+def test_the_queries_that_changed_most_are_gains_first_then_losses() -> None:
+    gains = np.array([0.1, -0.5, np.nan, 0.4, 0.0, -0.2, 0.3])
+    assert choose_changed(gains, np.array([1, 2, 3, 4, 5, 6, 4])) == [3, 0, 1, 5]
+    assert choose_changed(np.zeros(3), np.array([1, 2, 3])) == []
 
 
 def test_identities_are_shown_until_their_images_are_too_many() -> None:
@@ -285,6 +291,19 @@ def test_a_page_needs_nothing_but_itself(compared: str) -> None:
 def test_names_are_text_on_the_page_and_never_markup(compared: str) -> None:
     assert "a<gcn>" not in compared
     assert "a&lt;gcn&gt;" in compared
+    assert "&lt;br" not in compared
+
+
+def test_one_run_shows_the_choices_of_an_epoch_side_by_side(gcn_run: Path) -> None:
+    table = figure_table(read_folders([gcn_run])[0])
+    assert [column["name"] for column in table["columns"]] == [
+        "last epoch",
+        "by label-free score",
+        "best on test",
+        "untrained",
+    ]
+    assert table["columns"][0]["note"] == "epoch 3"
+    assert all(len(row["cells"]) == 4 for row in table["rows"])
 
 
 def test_plots_take_their_colours_from_the_page(compared: str) -> None:
@@ -296,7 +315,6 @@ def test_two_runs_stand_side_by_side(compared: str) -> None:
     differing = compared.split("Different between the runs")[1].split("<details")[0]
     assert re.findall(r"<code>([\w.]+)</code>", differing) == ["pairs.labeller"]
     assert compared.count('class="dots"') == 1
-    assert "Changed most from" in compared
     assert "P holds no pairs: every image has itself alone as a positive" in compared
 
 
