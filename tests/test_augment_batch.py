@@ -12,7 +12,7 @@ from PIL import Image
 from mprd.config import DataConfig
 from mprd.data.augment import IMAGENET_STD, AugmentParams, View, augment, draw_params, normalise
 from mprd.data.augment_batch import BatchParams, augment_batch, draw_batch, normalise_batch
-from mprd.seeding import draw_uniforms, generator
+from mprd.seeding import draw_uniforms
 
 CONFIG = DataConfig(height=64, width=32)
 NUM_IMAGES = 24
@@ -50,13 +50,20 @@ def level_errors(images: list[Image.Image], params: list[AugmentParams]) -> torc
 
 
 @pytest.mark.parametrize("key", [(0, 0, 100), (7, 3, 101), (2**40 + 5, 19, 0), (1, 2**33, 2**35)])
-def test_numbers_for_many_ids_are_those_of_each_ids_own_generator(key: tuple[int, int, int]) -> None:
-    seed, epoch, last = key
-    ids = np.array([0, 1, 12935, 2**31])
-    drawn = draw_uniforms(seed, epoch, ids, last, num_draws=54)
-    for row, number in zip(drawn, ids.tolist(), strict=True):
-        alone = torch.rand(54, generator=generator(seed, epoch, number, last), dtype=torch.float64)
-        assert np.array_equal(row, alone.numpy())
+def test_numbers_of_an_id_are_those_of_a_generator_of_its_own(key: tuple[int, int, int]) -> None:
+    ids = [0, 1, 12935, 2**31]
+    drawn = draw_uniforms(*key[:2], ids, key[2], num_draws=54)
+    words = np.random.SeedSequence(key).generate_state(2, np.uint64)
+    for row, number in zip(drawn, ids, strict=True):
+        alone = np.random.Generator(np.random.Philox(key=words, counter=[0, number, 0, 0])).random(54)
+        assert np.array_equal(row, alone)
+
+
+def test_numbers_differ_by_seed_epoch_id_and_key_and_fill_the_unit_interval() -> None:
+    rows = [draw_uniforms(*key[:2], [key[2]], key[3], num_draws=200)[0] for key in np.eye(5, 4, dtype=int).tolist()]
+    assert len({row.tobytes() for row in rows}) == 5
+    assert all(0 <= row.min() < 0.05 and 0.95 < row.max() < 1 and abs(row.mean() - 0.5) < 0.1 for row in rows)
+    assert draw_uniforms(0, 0, [], 0, num_draws=3).shape == (0, 3)
 
 
 @pytest.mark.parametrize("view", ["train", "perturbed"])

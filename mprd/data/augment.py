@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from mprd.config import DataConfig
-from mprd.seeding import generator
+from mprd.seeding import draw_uniforms
 
 View = Literal["train", "perturbed"]
 Box = tuple[float, float, float, float]
@@ -69,8 +69,7 @@ def draw_params(
 
     Every number has its own place in the stream, so that a setting changes what it is about and nothing else.
     """
-    source = generator(seed, epoch, image, VIEW_KEYS[view])
-    draws = torch.rand(NUM_DRAWS, generator=source, dtype=torch.float64).tolist()
+    draws = draw_uniforms(seed, epoch, [image], VIEW_KEYS[view], num_draws=NUM_DRAWS)[0].tolist()
     jitter = config.colour_jitter
     crops = two_by_two(draws[14 : 14 + 2 * NUM_ATTEMPTS])
     erased = two_by_two(draws[14 + 2 * NUM_ATTEMPTS :])

@@ -68,7 +68,7 @@ def draw_batch(
     seed: int, epoch: int, *, images: np.ndarray, view: View, num_cameras: int, config: DataConfig
 ) -> BatchParams:
     """Draw the changes of many images `[B]`: to the bit what `draw_params` draws for each."""
-    draws = draw_uniforms(seed, epoch, images, VIEW_KEYS[view], num_draws=NUM_DRAWS)
+    draws = draw_uniforms(seed, epoch, images.tolist(), VIEW_KEYS[view], num_draws=NUM_DRAWS)
     jitter = config.colour_jitter
     is_train = view == "train"
     crops, erased = np.split(draws[:, 14:], 2, axis=1)
