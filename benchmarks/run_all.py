@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("labelling", "neighbors", "evaluation", "epoch", "extract", "search")
+BENCHMARKS = ("labelling", "neighbors", "evaluation", "epoch", "extract", "search", "input", "run")
 
 
 def run(name: str, *, quick: bool, timeout: float) -> dict:

@@ -80,7 +80,7 @@ class DataConfig(Section):
     the accelerator, `auto` copies what takes a quarter of its free memory and packs what half of the RAM holds."""
     augment: Literal["auto", "image", "batch"] = "auto"
     """One image at a time in the loader's processes, or a batch at once on the device, which needs the cache; `auto`
-    is `batch` on an accelerator. Same random numbers, same pixels but for one level in few of them."""
+    is `batch` on an accelerator, and for test images. Same numbers drawn; a level's difference in few pixels."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """The drawn pedestrians."""
 

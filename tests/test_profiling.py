@@ -40,7 +40,7 @@ def test_a_part_inside_another_is_taken_off_it(tmp_path: Path) -> None:
 def test_a_profiled_run_says_where_its_time_went_and_ends_in_the_same_bits(
     tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:
-    live = ("neighbors.source=memory", "neighbors.metric=cosine", "train.epochs=4")
+    live = ("neighbors.source=memory", "neighbors.metric=cosine", "train.epochs=2", "train.batch_size=4")
     config = load_config("demo", overrides=(*TINY, *live), values={"data": {"root": tiny_root}})
     folder = RunFolder(tmp_path / "profiled")
     rows = run_local(config, folder, resume=False, console=Console(quiet=True), profiled=True)
@@ -50,9 +50,9 @@ def test_a_profiled_run_says_where_its_time_went_and_ends_in_the_same_bits(
     table = (folder.path / "profile.txt").read_text().splitlines()
     calls = {line.split()[0]: int(line.split()[3]) for line in table[1:]}
     assert set(calls) == {*PARTS, "other"}
-    # 4 epochs of 3 CNN steps: each a forward and a step, a loss, a memory update; batches end with an empty wait
+    # 2 epochs of 6 CNN steps: each a forward and a step, a loss, a memory update; batches end with an empty wait
     assert (calls["network"], calls["loss"], calls["memory"]) == (24, 12, 12)
-    assert calls["evaluation"] == 4
+    assert calls["evaluation"] == 2
     assert min(calls.values()) > 0
     assert sum(float(line.split()[1]) for line in table[1:]) > 0
     trace = json.loads((folder.path / "trace.json").read_text())

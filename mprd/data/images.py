@@ -101,8 +101,9 @@ class TrainImages(Dataset[Item]):
         return self.style.find(path, camid, target) if isinstance(self.style, StyleFiles) else path, camid, target
 
     def is_batched(self, device: torch.device) -> bool:
-        """Say whether `batch` makes the items, and not the loader."""
-        return is_batched(self.pack, self.config, device)
+        """Say whether `batch` makes the items, and not the loader, as `data.augment` says."""
+        wish = self.config.augment
+        return self.pack is not None and (wish == "batch" or (wish == "auto" and device.type != "cpu"))
 
     def batch(self, ids: np.ndarray, device: torch.device) -> Tensor:
         """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
@@ -146,8 +147,8 @@ class PlainImages(Dataset[Item]):
         return prepare(read_image(path), self.size), index
 
     def is_batched(self, device: torch.device) -> bool:
-        """Say whether `batch` makes the items, and not the loader."""
-        return is_batched(self.pack, self.config, device)
+        """Say whether `batch` makes the items, and not the loader, which costs more than it could save."""
+        return self.pack is not None and self.config.augment != "image"
 
     def batch(self, ids: np.ndarray, device: torch.device) -> Tensor:
         """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
@@ -161,11 +162,6 @@ def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *,
     if packs is None:
         return None
     return packs.open(paths, height=config.height, width=config.width, purpose=purpose)
-
-
-def is_batched(pack: Pack | None, config: DataConfig, device: torch.device) -> bool:
-    """Say whether images are made a batch at once on the device, as `data.augment` says."""
-    return pack is not None and (config.augment == "batch" or (config.augment == "auto" and device.type != "cpu"))
 
 
 class Crops(Dataset[Item]):
