@@ -13,7 +13,7 @@ timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster" \
   tests/test_augment_batch.py tests/test_cache.py tests/test_engine.py tests/test_gcn.py tests/test_neighbors.py \
   -k "gpu or cuda or batch or fused or bfloat or broken or pyg or reference"
 tests=$?
-timeout 430 "$python" benchmarks/run_all.py $quick --timeout 60 labelling neighbors evaluation epoch input run
+timeout 430 "$python" benchmarks/run_all.py $quick --timeout 70 labelling neighbors evaluation epoch input run
 benchmarks=$?
 echo "tests: $tests, benchmarks: $benchmarks"
 exit $((tests | benchmarks))

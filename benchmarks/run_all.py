@@ -43,7 +43,7 @@ def main() -> None:
         print(json.dumps(results[-1]), flush=True)
     device = next((r["device"] for r in results if "device" in r), "unknown")
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    file = HERE / "results" / f"{slug}-{datetime.date.today().isoformat()}.json"
+    file = HERE / "results" / f"{slug}{'-quick' if args.quick else ''}-{datetime.date.today().isoformat()}.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(results, indent=2) + "\n")
     print(f"wrote {file.relative_to(HERE.parent)}")
