@@ -29,7 +29,7 @@ def train(
     num_workers: Annotated[int, typer.Option(help="Workers that train the one model, under ray.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster to train on; by default this machine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went (launcher local).")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went; in this process.")] = False,
 ) -> None:
     """Train MPRD: alternate CNN and GCN, evaluate, and leave a run folder."""
     settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed}
@@ -49,7 +49,8 @@ def launch(
     """Read the settings and train; `on_ray` holds num_workers and address."""
     from mprd.errors import UserError
 
-    launcher = choose_launcher(launcher)
+    # what is timed is this process
+    launcher = choose_launcher("local" if profiled and launcher is None else launcher)
     if launcher == "local" and on_ray not in (None, {"num_workers": 1, "address": None}):
         raise UserError("--num-workers and --address are Ray's: give --launcher ray")
     if launcher == "ray" and profiled:

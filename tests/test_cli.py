@@ -100,6 +100,8 @@ def test_a_folder_with_a_run_is_not_written_over(
         (["--data", "x"], "--data needs a layout"),
         (["--set", "pairs.mue=1"], "unknown setting pairs.mue, did you mean pairs.mu"),
         (["--launcher", "slurm"], "--launcher must be"),
+        (["--launcher", "ray", "--profile"], "--profile times a run in this process"),
+        (["--profile", "--num-workers", "2"], "--num-workers and --address are Ray's"),
         (["--resume", "no/such/run"], "no/such/run: not a run folder"),
         (["--resume", "x", "--seed", "3"], "--resume goes on with the settings of its run folder"),
         (["--set", "train.device=cuda:99", "--out", "never"], "train.device: cuda:99 is not on this machine"),
