@@ -212,17 +212,12 @@ def pair_plots(report: RunReport) -> list[dict[str, Any]]:
 
 def embedding_groups(reports: list[RunReport], say: Say) -> Iterator[dict[str, Any]]:
     """Yield runs on the same training images with their t-SNE pictures, or with the reason for none."""
-    for group in group_by(reports, Snapshot.need_train, need=Snapshot.need_pids):
-        if is_missing(group["reason"]):
-            yield group
-            continue
-        say(f"t-SNE of {', '.join(report.name for report in group['reports'])}")
-        chosen = attempt(choose_identities, [report.snapshot for report in group["reports"]])
-        if isinstance(chosen, Missing):
-            yield {**group, "reason": chosen}
-            continue
-        pictures = [(report, picture(report, chosen)) for report in group["reports"]]
-        yield {**group, "chosen": chosen, "pictures": pictures}
+    groups = group_by(reports, Snapshot.need_train, need=Snapshot.need_pids)
+    for group, chosen in look_into(groups, choose_identities, lambda names: say(f"t-SNE of {names}")):
+        if not is_missing(chosen):
+            pictures = [(report, picture(report, chosen)) for report in group["reports"]]
+            group = {**group, "chosen": chosen, "pictures": pictures}
+        yield group
 
 
 def picture(report: RunReport, chosen: HardIdentities) -> str | Missing:
@@ -235,17 +230,24 @@ def picture(report: RunReport, chosen: HardIdentities) -> str | Missing:
 
 def query_groups(reports: list[RunReport], say: Say) -> Iterator[dict[str, Any]]:
     """Yield runs on the same query and gallery with the cases worth a look, or with the reason for none."""
-    for group in group_by(reports, evaluated_images, need=need_evaluation):
-        if is_missing(group["reason"]):
-            yield group
-            continue
-        say(f"worst queries of {', '.join(report.name for report in group['reports'])}")
-        cases = attempt(find_cases, [report.snapshot for report in group["reports"]])
-        if isinstance(cases, Missing):
-            yield {**group, "reason": cases}
-            continue
-        dataset = group["reports"][0].snapshot.need_dataset()
-        yield {**group, "cases": cases, "dataset": dataset, "images": thumbnails(cases, dataset)}
+    groups = group_by(reports, evaluated_images, need=need_evaluation)
+    for group, cases in look_into(groups, find_cases, lambda names: say(f"worst queries of {names}")):
+        if not is_missing(cases):
+            dataset = group["reports"][0].snapshot.need_dataset()
+            group = {**group, "cases": cases, "dataset": dataset, "images": thumbnails(cases, dataset)}
+        yield group
+
+
+def look_into(
+    groups: list[dict[str, Any]], find: Callable[[list[Snapshot]], Any], say: Say
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Yield each group with what is found in its runs together, or with the reason for nothing, kept in the group."""
+    for group in groups:
+        found = group["reason"]
+        if not is_missing(found):
+            say(", ".join(report.name for report in group["reports"]))
+            found = attempt(find, [report.snapshot for report in group["reports"]])
+        yield ({**group, "reason": found} if is_missing(found) else group), found
 
 
 def evaluated_images(snapshot: Snapshot) -> ImageSet:
