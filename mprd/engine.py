@@ -25,7 +25,7 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
-from mprd.labelling import GcnLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller, gather_labels
+from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller, gather_labels
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
@@ -284,7 +284,7 @@ class Trainer:
         if state.step == 0 and self.labeller == "dbscan":
             state.clusters = find_clusters(self.extract(self.plain_images), self.config.clusters)
         labeller = self.build_labeller()
-        if state.step == 0 and isinstance(labeller, GcnLabeller):
+        if state.step == 0 and isinstance(labeller, CandidateLabeller):
             state.tally.add("k_capped", labeller.num_capped)
         if state.step == 0 and self.config.pairs.refresh == "epoch":
             self.label_all(labeller)
@@ -297,7 +297,7 @@ class Trainer:
             self.hooks.after_step(state, len(batches))
         state.tally.add("cnn_seconds", time.monotonic() - started)
 
-    def cnn_step(self, images: Tensor, ids: Tensor, labeller: GcnLabeller | RuleLabeller) -> None:
+    def cnn_step(self, images: Tensor, ids: Tensor, labeller: CandidateLabeller | RuleLabeller) -> None:
         """Take one step of Alg. 1 lines 9-11, with this worker's images: memory (Eq. 1), P_i (Eq. 7), F (Eq. 8)."""
         state, update = self.state, self.config.memory.update
         shares = state.backbone.cut.shares(len(ids))
@@ -328,7 +328,7 @@ class Trainer:
         size = self.config.clusters.num_instances
         return balanced_batches(clusters.labels, batch_size=train.batch_size, num_instances=size, generator=draw)
 
-    def build_labeller(self) -> GcnLabeller | RuleLabeller:
+    def build_labeller(self) -> CandidateLabeller | RuleLabeller:
         """Build this epoch's labeller; with clean or epoch-wise lists it searches all of them at once."""
         return choose_labeller(
             self.labeller,
@@ -343,12 +343,12 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def label_all(self, labeller: GcnLabeller | RuleLabeller) -> None:
+    def label_all(self, labeller: CandidateLabeller | RuleLabeller) -> None:
         """Write P of every image from one state of the memory."""
         chunks = list(torch.arange(self.num_images, device=self.device).split(LABEL_CHUNK))
         shares = [self.world.shares(len(ids)) for ids in chunks]
         own = [ids[share.own] for ids, share in zip(chunks, shares, strict=True)]
-        if isinstance(labeller, GcnLabeller):
+        if isinstance(labeller, CandidateLabeller):
             labels = labeller.label_all(own, self.hooks.build_subgraphs)
         else:
             labels = (labeller.label(ids) for ids in own)

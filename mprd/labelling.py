@@ -120,17 +120,17 @@ class ListOverlap:
         return overlap(build_subgraphs(pairs, neighbor_ids)).to(memory.dtype)
 
 
-class GcnLabeller:
+class CandidateLabeller:
     """Label candidates by the GCN, or by a judge in its place (Sec. 4.1, Eq. 7)."""
 
-    def __init__(self, gcn: PairJudge, memory: Tensor, lists: NeighborLists, *, mu: float, is_live: bool) -> None:
+    def __init__(self, judge: PairJudge, memory: Tensor, lists: NeighborLists, *, mu: float, is_live: bool) -> None:
         """Judge with the memory `[N, D]` as node features.
 
         Args:
             is_live: search the batch's lists, and those of its neighbours, anew for each batch (Alg. 1);
                 otherwise all lists are searched here, once.
         """
-        self.gcn = gcn
+        self.judge = judge
         self.memory = memory
         self.lists = lists
         self.mu = mu
@@ -144,7 +144,7 @@ class GcnLabeller:
         if self.is_live:
             num_capped = self.lists.refresh_around(ids)
         pair_ids, where = self.candidates(ids)
-        likelihoods = self.gcn.predict(self.memory, self.lists.ids, pair_ids)
+        likelihoods = self.judge.predict(self.memory, self.lists.ids, pair_ids)
         overlaps = overlap(build_subgraphs(pair_ids, self.lists.ids))
         return self.decide(ids, where, likelihoods, overlaps, num_capped=num_capped)
 
@@ -169,7 +169,7 @@ class GcnLabeller:
         sizes = [len(pair_ids) for pair_ids, _ in candidates]
         stream = build(torch.cat([pair_ids for pair_ids, _ in candidates]), self.lists.ids, sizes)
         for ids, (_, where), subgraphs in zip(chunks, candidates, stream, strict=True):
-            yield self.decide(ids, where, self.gcn(self.memory, subgraphs).sigmoid(), overlap(subgraphs))
+            yield self.decide(ids, where, self.judge(self.memory, subgraphs).sigmoid(), overlap(subgraphs))
 
 
 def spread(values: Tensor, where: Tensor) -> Tensor:
@@ -228,12 +228,12 @@ def choose_labeller(
     pids: Tensor | None,
     meta_ids: Tensor,
     clusters: ClusterMemory | None = None,
-) -> GcnLabeller | RuleLabeller:
+) -> CandidateLabeller | RuleLabeller:
     """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
     if name == "gcn":
-        return GcnLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live)
+        return CandidateLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live)
     if name == "jaccard":
-        return GcnLabeller(ListOverlap(), memory, lists, mu=config.jaccard, is_live=is_live)
+        return CandidateLabeller(ListOverlap(), memory, lists, mu=config.jaccard, is_live=is_live)
     return RuleLabeller(name, lists.features, config, pids, meta_ids, clusters)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from mprd.config import NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
-from mprd.labelling import GcnLabeller, ListOverlap, NeighborLists, RuleLabeller, choose_labeller
+from mprd.labelling import CandidateLabeller, ListOverlap, NeighborLists, RuleLabeller, choose_labeller
 from mprd.subgraphs import build_serially
 
 NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
@@ -29,9 +29,9 @@ def by_hand(i: int, *, above: float) -> set[int]:
     return taken
 
 
-def overlap_labeller(mu: float) -> GcnLabeller:
+def overlap_labeller(mu: float) -> CandidateLabeller:
     # live, so that the lists written by hand are kept
-    labeller = GcnLabeller(ListOverlap(), torch.eye(6), lists_by_hand(), mu=mu, is_live=True)
+    labeller = CandidateLabeller(ListOverlap(), torch.eye(6), lists_by_hand(), mu=mu, is_live=True)
     labeller.is_live = False
     return labeller
 
@@ -56,7 +56,7 @@ def test_labels_are_the_same_from_graphs_that_somebody_else_built() -> None:
 
 def test_the_gcn_is_told_apart_from_the_overlap_that_is_kept_beside_it() -> None:
     gcn = PairGCN(6, hidden=4, mlp_hidden=4, generator=torch.Generator().manual_seed(0))
-    labeller = GcnLabeller(gcn, torch.eye(6), lists_by_hand(), mu=0.5, is_live=True)
+    labeller = CandidateLabeller(gcn, torch.eye(6), lists_by_hand(), mu=0.5, is_live=True)
     labeller.is_live = False
     labels = labeller.label(torch.arange(2))
     assert labels.likelihoods is not None
@@ -80,8 +80,8 @@ def test_every_name_has_its_labeller() -> None:
         choose_labeller(name, config, lists_by_hand(), **rest)
         for name in ("gcn", "jaccard", "knn")
     )
-    assert isinstance(gcn, GcnLabeller)
-    assert isinstance(jaccard, GcnLabeller)
+    assert isinstance(gcn, CandidateLabeller)
+    assert isinstance(jaccard, CandidateLabeller)
     assert isinstance(knn, RuleLabeller)
     assert (gcn.mu, jaccard.mu) == (0.6, 0.2)
-    assert isinstance(jaccard.gcn, ListOverlap)
+    assert isinstance(jaccard.judge, ListOverlap)
