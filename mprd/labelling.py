@@ -238,10 +238,19 @@ def choose_labeller(
 
 
 def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
-    """Put the labels of all workers' images one behind the other."""
+    """Put the labels of all workers' images one behind the other, in two messages: how wide they are, and they."""
     if world.size == 1:
         return labels
     fills = {"positives": PADDING, "candidates": PADDING, "likelihoods": 0, "overlaps": 0}
-    parts = {name: part for name in fills if (part := getattr(labels, name)) is not None}
-    tables = {name: world.gather_table(part, counts, fill=fills[name]) for name, part in parts.items()}
-    return Labels(**tables, num_capped=int(world.sum_number(labels.num_capped)))
+    own = {name: part for name in fills if (part := getattr(labels, name)) is not None}
+    sizes = torch.tensor([[*(part.shape[1] for part in own.values()), labels.num_capped]], device=world.device)
+    sizes = world.gather(sizes, [1] * world.size)
+    widths, num_capped = sizes[:, :-1].amax(0).tolist(), int(sizes[:, -1].sum())
+    padded = [
+        F.pad(part, (0, width - part.shape[1]), value=fills[name])
+        for (name, part), width in zip(own.items(), widths, strict=True)
+    ]
+    # float64 holds ids up to 2^53 and likelihoods alike, to the bit
+    everyones = world.gather(torch.cat([part.double() for part in padded], dim=1), counts).split(widths, dim=1)
+    tables = {name: part.to(own[name].dtype) for name, part in zip(own, everyones, strict=True)}
+    return Labels(**tables, num_capped=num_capped)

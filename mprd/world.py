@@ -76,14 +76,6 @@ class World:
         parts[self.rank] = rows
         return torch.cat(parts)
 
-    def gather_table(self, rows: Tensor, counts: list[int], *, fill: int) -> Tensor:
-        """Gather rows `[n_r, W_r]` of unequal width, the narrow ones filled up on the right."""
-        if self.size == 1:
-            return rows
-        width = torch.tensor([rows.shape[1]], device=self.device)
-        dist.all_reduce(width, op=dist.ReduceOp.MAX)
-        return self.gather(F.pad(rows, (0, int(width) - rows.shape[1]), value=fill), counts)
-
     def sum(self, value: Tensor) -> Tensor:
         """Add up a tensor over the workers; it must be the same shape everywhere."""
         if self.size == 1:

@@ -24,6 +24,7 @@ from mprd.data.datasets import load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row, help_evaluate
 from mprd.errors import UserError
+from mprd.labelling import Labels, gather_labels
 from mprd.world import World, batch_groups, joined_world, split_evenly
 
 from .conftest import TINY
@@ -111,6 +112,17 @@ def test_one_process_alone_hands_back_what_it_was_given() -> None:
 # -- messages -------------------------------------------------------------------------------------
 
 
+LARGE_ID = 2**40 + 1
+
+
+def uneven_labels(rank: int) -> Labels:
+    """One image's labels, each table wider on another worker."""
+    ids = torch.full((1, 2 - rank), rank)
+    return Labels(
+        torch.full((1, 1 + rank), [LARGE_ID, 1][rank]), ids, torch.full(ids.shape, 0.1), num_capped=1 + rank
+    )
+
+
 def exchange(world: World) -> dict[str, Any]:
     rank = world.rank
     rows = torch.arange(6.0).view(3, 2)[world.shares(3).own].requires_grad_()
@@ -124,7 +136,7 @@ def exchange(world: World) -> dict[str, Any]:
         "gathered": world.gather(rows, [2, 1]),
         "joined": joined.detach(),
         "own gradient": rows.grad,
-        "table": world.gather_table(torch.full((1, 1 + rank), rank), [1, 1], fill=-1),
+        "labels": gather_labels(uneven_labels(rank), [1, 1], world),
         "empty": world.gather(torch.ones(1 - rank, 2), [1, 0]),
         "sum": world.sum_number(rank + 1.5),
         "any": (world.any(rank == 1), world.any(False)),
@@ -137,7 +149,12 @@ def test_two_workers_gather_join_and_sum(tmp_path: Path) -> None:
     for answer in (first, second):
         assert answer["gathered"].tolist() == [[0, 1], [2, 3], [4, 5]]
         assert answer["joined"].tolist() == [[0, 1], [2, 3], [4, 5]]
-        assert answer["table"].tolist() == [[0, -1], [1, 1]]
+        labels = answer["labels"]
+        assert labels.positives.tolist() == [[LARGE_ID, -1], [1, 1]]
+        assert labels.candidates.tolist() == [[0, 0], [1, -1]]
+        assert torch.equal(labels.likelihoods, torch.tensor([[0.1, 0.1], [0.1, 0.0]]))
+        assert labels.overlaps is None
+        assert labels.num_capped == 3
         assert answer["empty"].tolist() == [[1, 1]]
         assert answer["sum"] == 4.0
         assert answer["any"] == (True, False)
