@@ -18,6 +18,7 @@ from mprd.errors import UserError
 
 Preset = Literal["demo", "bench", "market1501", "dukemtmcreid", "msmt17"]
 Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
+Decision = Literal["likelihood", "agreement"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -216,6 +217,9 @@ class PairsConfig(Section):
     Cluster-Contrast."""
     mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Likelihood above which a pair is positive (Eq. 7)."""
+    decide: Decision = "likelihood"
+    """What must exceed `mu`, or `jaccard`: what is said of the pair (Eq. 7), or how far both images agree in what is
+    said of them and all others, which needs `refresh: epoch`."""
     refresh: Literal["batch", "epoch"] = "batch"
     """Neighbours and P_i anew for each batch (Alg. 1) or once an epoch."""
     knn_k: int = Field(8, ge=1)
@@ -377,6 +381,8 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
+        if self.pairs.decide == "agreement" and self.pairs.refresh != "epoch":
+            raise ValueError("pairs.decide: agreement takes all images' likelihoods and needs pairs.refresh=epoch")
         is_live = self.pairs.refresh == "batch" and self.neighbors.source == "memory"
         if self.neighbors.metric != "cosine" and is_live:
             # these need a pass over all images, which no batch can afford

@@ -17,7 +17,15 @@ PANELS = (
             ("pair_recall_cross", "recall, cross-camera"),
         ),
     ),
-    ("AUC on the candidates", (("gcn_auc", "$g_{ij}$"), ("cosine_auc", "cosine"), ("jaccard_auc", "list overlap"))),
+    (
+        "AUC on the candidates",
+        (
+            ("gcn_auc", "$g_{ij}$"),
+            ("cosine_auc", "cosine"),
+            ("jaccard_auc", "list overlap"),
+            ("agreement_auc", "agreement"),
+        ),
+    ),
     ("Sizes", (("positives", "$|P_i|$"), ("neighbors", "$k_i$"))),
     ("Schedules", (("gamma", "gamma, Eq. 1"), ("eta", "eta, Eq. 10"))),
 )

@@ -25,7 +25,15 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
-from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller, gather_labels
+from mprd.labelling import (
+    CandidateLabeller,
+    Labels,
+    NeighborLists,
+    RuleLabeller,
+    choose_labeller,
+    gather_labels,
+    label_all,
+)
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
@@ -35,8 +43,6 @@ from mprd.state import TrainState, build_state, non_finite
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
 from mprd.world import World
 
-LABEL_CHUNK = 256
-"""Images labelled at a time in a pass over all of them."""
 CHECK_STEPS = 10
 """Steps after which the host looks at the losses of an accelerator."""
 
@@ -342,18 +348,11 @@ class Trainer:
             clusters=self.state.clusters,
         )
 
-    @torch.no_grad()
     def label_all(self, labeller: CandidateLabeller | RuleLabeller) -> None:
         """Write P of every image from one state of the memory."""
-        chunks = list(torch.arange(self.num_images, device=self.device).split(LABEL_CHUNK))
-        shares = [self.world.shares(len(ids)) for ids in chunks]
-        own = [ids[share.own] for ids, share in zip(chunks, shares, strict=True)]
-        if isinstance(labeller, CandidateLabeller):
-            labels = labeller.label_all(own, self.hooks.build_subgraphs)
-        else:
-            labels = (labeller.label(ids) for ids in own)
-        for ids, share, found in zip(chunks, shares, labels, strict=True):
-            self.set_positives(ids, gather_labels(found, share.counts, self.world))
+        found = label_all(labeller, self.num_images, build=self.hooks.build_subgraphs, world=self.world)
+        for ids, labels in found:
+            self.set_positives(ids, labels)
 
     def set_positives(self, ids: Tensor, labels: Labels) -> None:
         """Write P_i of a batch, and count what the GCN judged."""

@@ -64,6 +64,8 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
             quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)
         quality["cosine_auc"] = diagnostics.auc(judged[:, 3], is_true)
         quality["jaccard_auc"] = diagnostics.auc(judged[:, 4], is_true)
+        if trainer.config.pairs.decide == "agreement":
+            quality["agreement_auc"] = diagnostics.auc(judged[:, 5], is_true)
         quality["candidate_precision"] = diagnostics.share(is_true.sum(), torch.tensor(len(judged)))
     return quality
 

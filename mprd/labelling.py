@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,14 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd import pairs
+from mprd.agreement import agreements, likelihood_graph
 from mprd.clusters import ClusterMemory, cluster_members
-from mprd.config import Labeller, NeighborsConfig, PairsConfig
+from mprd.config import Decision, Labeller, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
 from mprd.pairs import PADDING
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
+
+LABEL_CHUNK = 256
+"""Images labelled at a time in a pass over all of them."""
 
 
 class NeighborLists:
@@ -93,6 +97,8 @@ class Labels:
     """`[B, K]`, g_ij; 0 at padding."""
     overlaps: Tensor | None = None
     """`[B, K]`, the overlap of the lists of i and j, what `ListOverlap` says; 0 at padding."""
+    agreements: Tensor | None = None
+    """`[B, K]`, how far i and j agree about all images; None where nobody asked."""
     num_capped: int = 0
     """Lists that `neighbors.k_max` cut."""
 
@@ -123,10 +129,20 @@ class ListOverlap:
 class CandidateLabeller:
     """Label candidates by the GCN, or by a judge in its place (Sec. 4.1, Eq. 7)."""
 
-    def __init__(self, judge: PairJudge, memory: Tensor, lists: NeighborLists, *, mu: float, is_live: bool) -> None:
+    def __init__(
+        self,
+        judge: PairJudge,
+        memory: Tensor,
+        lists: NeighborLists,
+        *,
+        mu: float,
+        is_live: bool,
+        decide: Decision = "likelihood",
+    ) -> None:
         """Judge with the memory `[N, D]` as node features.
 
         Args:
+            mu: what the likelihood of a pair must exceed, or the agreement of its ends, as `decide` says.
             is_live: search the batch's lists, and those of its neighbours, anew for each batch (Alg. 1);
                 otherwise all lists are searched here, once.
         """
@@ -134,6 +150,7 @@ class CandidateLabeller:
         self.memory = memory
         self.lists = lists
         self.mu = mu
+        self.decide_by = decide
         self.is_live = is_live
         self.num_capped = 0 if is_live else lists.refresh().num_capped
         """Lists cut by `neighbors.k_max` in the search made here."""
@@ -160,7 +177,7 @@ class CandidateLabeller:
         """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `where`."""
         near, judged = self.lists.ids[ids], spread(likelihoods, where)
         positives = pairs.accept(ids, near, judged, mu=self.mu)
-        return Labels(positives, near, judged, spread(overlaps, where), num_capped)
+        return Labels(positives, near, judged, spread(overlaps, where), num_capped=num_capped)
 
     @torch.no_grad()
     def label_all(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
@@ -231,10 +248,49 @@ def choose_labeller(
 ) -> CandidateLabeller | RuleLabeller:
     """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
     if name == "gcn":
-        return CandidateLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live)
+        return CandidateLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live, decide=config.decide)
     if name == "jaccard":
-        return CandidateLabeller(ListOverlap(), memory, lists, mu=config.jaccard, is_live=is_live)
+        judge = ListOverlap()
+        return CandidateLabeller(judge, memory, lists, mu=config.jaccard, is_live=is_live, decide=config.decide)
     return RuleLabeller(name, lists.features, config, pids, meta_ids, clusters)
+
+
+@torch.no_grad()
+def label_all(
+    labeller: CandidateLabeller | RuleLabeller,
+    num_images: int,
+    *,
+    build: SubgraphBuilder,
+    world: World,
+) -> Iterator[tuple[Tensor, Labels]]:
+    """Label all images from one state of the memory, chunk after chunk; each worker judges its share of each.
+
+    The subgraphs are those of `build`.
+    """
+    chunks = torch.arange(num_images, device=world.device).split(LABEL_CHUNK)
+    shares = [world.shares(len(ids)) for ids in chunks]
+    own = [ids[share.own] for ids, share in zip(chunks, shares, strict=True)]
+    parts = labeller.label_all(own, build) if isinstance(labeller, CandidateLabeller) else map(labeller.label, own)
+    labels = (gather_labels(part, share.counts, world) for part, share in zip(parts, shares, strict=True))
+    if isinstance(labeller, CandidateLabeller) and labeller.decide_by == "agreement":
+        return zip(chunks, agree(labels, mu=labeller.mu), strict=True)
+    return zip(chunks, labels, strict=True)
+
+
+def agree(labels: Iterable[Labels], *, mu: float) -> Iterator[Labels]:
+    """Label all images anew, given the labels of all in order: positive are those who agree by more than mu."""
+    labels = list(labels)
+    candidates = torch.cat([part.candidates for part in labels if part.candidates is not None])
+    likelihoods = torch.cat([part.likelihoods for part in labels if part.likelihoods is not None])
+    graph = likelihood_graph(candidates, likelihoods)
+    everyone = torch.arange(len(candidates), device=candidates.device)
+    for part, ids, near in zip(labels, everyone.split(LABEL_CHUNK), candidates.split(LABEL_CHUNK), strict=True):
+        scores = agreements(graph, ids)
+        yield replace(
+            part,
+            positives=pairs.mask_to_ids((scores > mu) | pairs.own_index(ids, len(everyone))),
+            agreements=scores.gather(1, near.clamp(min=0)).masked_fill(near == PADDING, 0),
+        )
 
 
 def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:

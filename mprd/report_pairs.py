@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from mprd import checkpoint, diagnostics
+from mprd.agreement import agreements, likelihood_graph
 from mprd.data.datasets import choose_meta_images
 from mprd.errors import UserError
-from mprd.labelling import NeighborLists
+from mprd.labelling import NeighborLists, spread
 from mprd.pairs import PADDING
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
@@ -26,7 +28,8 @@ class Candidates:
     """The pairs (i, j), j in NN_k(i), as this state of the networks sees them; those of labelled images left out."""
 
     scores: dict[str, np.ndarray]
-    """`[P]` each: `cosine` of the memory, `list overlap` of NN(i) and NN(j), and `g_ij` where the GCN is trained."""
+    """`[P]` each: `cosine` of the memory, `list overlap` of NN(i) and NN(j), `g_ij` where the GCN is trained, and
+    `agreement` where that decides."""
     is_true: np.ndarray | None
     """Whether both show one person, boolean `[P]`; None without identities."""
     decides: str | None
@@ -83,14 +86,29 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
         name: torch.cat([memory.new_zeros(0), *map(judge, pairs.split(CHUNK))]).cpu().numpy()
         for name, judge in judges.items()
     }
+    decides, threshold = ("g_ij", config.pairs.mu) if has_gcn(snapshot) else (None, config.pairs.jaccard)
+    if config.pairs.labeller == "jaccard":
+        decides = "list overlap"
+    if decides is not None and config.pairs.decide == "agreement":
+        scores["agreement"] = agreement_of(pairs, lists.ids, judges[decides])
+        decides = "agreement"
     is_true = None
     if snapshot.need_train().pids is not None:
         first, second = snapshot.need_pids()[pairs].T.cpu().numpy()
         is_true = first == second
-    if has_gcn(snapshot):
-        return Candidates(scores, is_true, "g_ij", config.pairs.mu)
-    decides = "list overlap" if config.pairs.labeller == "jaccard" else None
-    return Candidates(scores, is_true, decides, config.pairs.jaccard)
+    return Candidates(scores, is_true, decides, threshold)
+
+
+def agreement_of(pairs: Tensor, neighbor_ids: Tensor, judge: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Return how far the ends of pairs `[P, 2]` agree in what `judge` says of all candidates `[N, K]`, `[P]`."""
+    where = neighbor_ids != PADDING
+    everyones = torch.stack([where.nonzero()[:, 0], neighbor_ids[where]], dim=1)
+    graph = likelihood_graph(neighbor_ids, spread(torch.cat([*map(judge, everyones.split(CHUNK))]), where))
+    found = [graph.new_zeros(0).to_dense()]
+    for chunk in pairs.split(CHUNK):
+        rows, where_found = chunk[:, 0].unique(return_inverse=True)
+        found.append(agreements(graph, rows)[where_found, chunk[:, 1]])
+    return torch.cat(found).cpu().numpy()
 
 
 def candidate_pairs(snapshot: Snapshot, neighbor_ids: Tensor) -> Tensor:

@@ -95,7 +95,12 @@ PANELS = (
     ),
     Panel(
         "AUC on the candidates",
-        (("gcn_auc", "g_ij"), ("cosine_auc", "cosine"), ("jaccard_auc", "list overlap")),
+        (
+            ("gcn_auc", "g_ij"),
+            ("cosine_auc", "cosine"),
+            ("jaccard_auc", "list overlap"),
+            ("agreement_auc", "agreement"),
+        ),
         "The GCN earns its place where g_ij lies above cosine and overlap.",
         "plain",
     ),

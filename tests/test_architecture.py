@@ -52,6 +52,7 @@ ORDER = [
     "gcn_pool",
     "reranking",
     "clusters",
+    "agreement",
     "labelling",
     "diagnostics",
     "checkpoint",

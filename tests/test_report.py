@@ -144,6 +144,17 @@ def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
     assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
 
 
+def test_candidates_are_decided_by_agreement_where_the_run_did(gcn_run: Path) -> None:
+    state = snapshot(gcn_run)
+    pairs = state.config.pairs.model_copy(update={"decide": "agreement", "refresh": "epoch"})
+    run = dataclasses.replace(state.run, config=state.config.model_copy(update={"pairs": pairs}))
+    candidates, by_likelihood = judge_candidates(dataclasses.replace(state, run=run)), judge_candidates(state)
+    assert (by_likelihood.decides, candidates.decides, candidates.threshold) == ("g_ij", "agreement", 0.5)
+    assert len(candidates.scores["agreement"]) == len(candidates)
+    assert np.array_equal(candidates.scores["g_ij"], by_likelihood.scores["g_ij"])
+    assert 0 < candidates.scores["agreement"].min() <= candidates.scores["agreement"].max() <= 1 + 1e-6
+
+
 def test_precision_behind_the_threshold_is_that_of_the_pairs_above_it() -> None:
     scores = {"g_ij": np.array([0.9, 0.6, 0.5, 0.1]), "cosine": np.zeros(4)}
     candidates = Candidates(scores, np.array([True, False, True, False]), "g_ij", 0.5)

@@ -1,0 +1,106 @@
+"""Agreement of likelihoods, against loops over dictionaries; and P drawn from it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mprd.agreement import POWER, agreements, likelihood_graph
+from mprd.config import Config, load_config
+from mprd.data.datasets import load_dataset
+from mprd.engine import Hooks, Trainer, fit
+from mprd.epoch_row import epoch_row
+from mprd.errors import UserError
+from mprd.labelling import Labels, agree
+from mprd.pairs import PADDING
+
+Table = tuple[Tensor, Tensor]
+
+
+def random_table(num_images: int = 600, width: int = 7) -> Table:
+    """Draw lists of unequal length, no image in its own; likelihoods differ one way and the other."""
+    draw = torch.Generator().manual_seed(0)
+    steps = torch.rand(num_images, 20, generator=draw).argsort(1)[:, :width] + 1
+    candidates = (torch.arange(num_images)[:, None] + steps) % num_images
+    lengths = torch.randint(0, width + 1, (num_images, 1), generator=draw)
+    likelihoods = torch.rand(num_images, width, generator=draw)
+    return candidates.masked_fill(torch.arange(width) >= lengths, PADDING), likelihoods
+
+
+def rows_by_hand(candidates: Tensor, likelihoods: Tensor) -> list[dict[int, float]]:
+    rows: list[dict[int, float]] = [{i: 1.0} for i in range(len(candidates))]
+    for i, (near, said) in enumerate(zip(candidates.tolist(), likelihoods.tolist(), strict=True)):
+        for j, g in zip(near, said, strict=True):
+            if j != PADDING:
+                rows[i][j] = rows[j][i] = max(g**3, rows[i].get(j, 0.0))
+    return rows
+
+
+def cosine_by_hand(a: dict[int, float], b: dict[int, float]) -> float:
+    lengths = [math.sqrt(sum(value**2 for value in row.values())) for row in (a, b)]
+    return sum(value * b.get(image, 0.0) for image, value in a.items()) / lengths[0] / lengths[1]
+
+
+def test_agreement_is_the_cosine_of_two_images_likelihoods() -> None:
+    candidates, likelihoods = random_table(40)
+    rows = rows_by_hand(candidates, likelihoods)
+    ids = torch.tensor([7, 0, 39, 7])
+    found = agreements(likelihood_graph(candidates, likelihoods), ids)
+    expected = [[cosine_by_hand(rows[i], rows[j]) for j in range(40)] for i in ids.tolist()]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    assert POWER == 3
+
+
+def test_an_image_without_candidates_agrees_with_itself_alone() -> None:
+    candidates = torch.tensor([[1, PADDING], [0, PADDING], [PADDING, PADDING]])
+    graph = likelihood_graph(candidates, torch.full((3, 2), 0.9))
+    assert agreements(graph, torch.tensor([2])).tolist() == [[0.0, 0.0, 1.0]]
+
+
+def test_a_common_mate_makes_positives_of_images_that_are_no_candidates_of_each_other() -> None:
+    # 0 and 2 know 1 alone; 3 is somebody else's look-alike
+    candidates = torch.tensor([[1, PADDING], [0, 2], [1, 3], [2, PADDING]])
+    likelihoods = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.3], [0.3, 0.0]])
+    labels = Labels(torch.arange(4)[:, None], candidates, likelihoods, likelihoods)
+    (found,) = agree([labels], mu=0.45)
+    assert [set(row) - {PADDING} for row in found.positives.tolist()] == [{0, 1, 2}, {0, 1, 2}, {0, 1, 2}, {3}]
+    assert found.agreements is not None
+    assert found.agreements[0].tolist() == pytest.approx([2 / math.sqrt(6), 0], rel=1e-3)
+    assert found.likelihoods is likelihoods
+
+
+def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
+    candidates, likelihoods = random_table()
+    parts = [
+        Labels(ids[:, None], candidates[ids], likelihoods[ids], likelihoods[ids])
+        for ids in torch.arange(600).split(256)
+    ]
+    rows = rows_by_hand(candidates, likelihoods)
+    found = [set(row) - {PADDING} for part in agree(parts, mu=0.4) for row in part.positives.tolist()]
+    for i in (0, 255, 256, 599):
+        assert found[i] == {j for j in range(600) if j == i or cosine_by_hand(rows[i], rows[j]) > 0.4}
+    assert max(map(len, found)) > 1
+
+
+def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config, tmp_path: Path) -> None:
+    settings = tiny_config.model_dump()
+    settings["pairs"] |= {"decide": "agreement", "refresh": "epoch", "mu": 0.3}
+    config = Config.model_validate(settings)
+    rows = []
+    dataset = load_dataset(config.data, cache_dir=tmp_path)
+    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    trainer = Trainer(config, dataset, device=torch.device("cpu"), hooks=hooks)
+    trainer.fill_memory()
+    state = fit(trainer)
+    assert rows[-1]["agreement_auc"] != rows[-1]["gcn_auc"]
+    assert 0 <= rows[-1]["agreement_auc"] <= 1
+    assert int(state.positives.counts().max()) > 1
+
+
+def test_agreement_wants_the_likelihoods_of_all_images_at_once() -> None:
+    with pytest.raises(UserError, match=r"^pairs\.decide: agreement .* pairs\.refresh=epoch$"):
+        load_config("demo", overrides=("pairs.decide=agreement",))
