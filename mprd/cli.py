@@ -29,7 +29,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 LAUNCHERS = ("ray", "local")
-PRESETS = "demo (the default), bench, market1501, dukemtmcreid or msmt17."
+PRESETS = "demo (the default), bench, recommended, market1501, dukemtmcreid or msmt17."
 
 
 def choose_launcher(name: str | None) -> str:

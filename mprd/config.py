@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mprd.errors import UserError
 
-Preset = Literal["demo", "bench", "market1501", "dukemtmcreid", "msmt17"]
+Preset = Literal["demo", "bench", "recommended", "market1501", "dukemtmcreid", "msmt17"]
 Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -219,7 +219,7 @@ class PairsConfig(Section):
     """Likelihood above which a pair is positive (Eq. 7)."""
     decide: Decision = "likelihood"
     """What must exceed `mu`, or `jaccard`: what is said of the pair (Eq. 7), or how far both images agree in what is
-    said of them and all others, which needs `refresh: epoch`."""
+    said of them and all others, which labels all images at once, `refresh` or not."""
     refresh: Literal["batch", "epoch"] = "batch"
     """Neighbours and P_i anew for each batch (Alg. 1) or once an epoch."""
     knn_k: int = Field(8, ge=1)
@@ -232,6 +232,12 @@ class PairsConfig(Section):
     """Overlap of the lists of i and j above which the `jaccard` labeller, a control, takes a candidate."""
     relabel_meta: bool = False
     """Give labelled images their true labels: MLCR(+5id) of Table 2. Never with `gcn`."""
+
+    @property
+    def is_once_an_epoch(self) -> bool:
+        """Whether P of all images is written before an epoch's first step, and stands until its last."""
+        is_judging = self.labeller in ("gcn", "jaccard")
+        return self.refresh == "epoch" or (is_judging and self.decide == "agreement")
 
 
 class MetaConfig(Section):
@@ -381,9 +387,7 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
-        if self.pairs.decide == "agreement" and self.pairs.refresh != "epoch":
-            raise ValueError("pairs.decide: agreement takes all images' likelihoods and needs pairs.refresh=epoch")
-        is_live = self.pairs.refresh == "batch" and self.neighbors.source == "memory"
+        is_live = not self.pairs.is_once_an_epoch and self.neighbors.source == "memory"
         if self.neighbors.metric != "cosine" and is_live:
             # these need a pass over all images, which no batch can afford
             raise ValueError(

@@ -292,7 +292,7 @@ class Trainer:
         labeller = self.build_labeller()
         if state.step == 0 and isinstance(labeller, CandidateLabeller):
             state.tally.add("k_capped", labeller.num_capped)
-        if state.step == 0 and self.config.pairs.refresh == "epoch":
+        if state.step == 0 and self.config.pairs.is_once_an_epoch:
             self.label_all(labeller)
         self.train_images.set_epoch(state.epoch)
         batches = self.plan_batches()
@@ -312,7 +312,7 @@ class Trainer:
         everyones = self.world.gather(features, shares.counts)
         if update == "before":
             state.memory.update(ids, everyones, gamma=self.gamma())
-        if self.config.pairs.refresh == "batch":
+        if not self.config.pairs.is_once_an_epoch:
             self.set_positives(ids, gather_labels(labeller.label(own), shares.counts, self.world))
         # the workers' parts of the batch's mean
         loss = shares.weight * self.batch_loss(features, own)
@@ -342,7 +342,7 @@ class Trainer:
             self.lists(),
             gcn=self.state.gcn,
             memory=self.state.memory.features,
-            is_live=self.config.pairs.refresh == "batch" and self.config.neighbors.source == "memory",
+            is_live=not self.config.pairs.is_once_an_epoch and self.config.neighbors.source == "memory",
             pids=self.pids,
             meta_ids=self.meta.ids,
             clusters=self.state.clusters,

@@ -14,7 +14,6 @@ from mprd.config import Config, load_config
 from mprd.data.datasets import load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row
-from mprd.errors import UserError
 from mprd.labelling import Labels, agree
 from mprd.pairs import PADDING
 
@@ -88,7 +87,7 @@ def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
 
 def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config, tmp_path: Path) -> None:
     settings = tiny_config.model_dump()
-    settings["pairs"] |= {"decide": "agreement", "refresh": "epoch", "mu": 0.3}
+    settings["pairs"] |= {"decide": "agreement", "mu": 0.3}
     config = Config.model_validate(settings)
     rows = []
     dataset = load_dataset(config.data, cache_dir=tmp_path)
@@ -101,6 +100,8 @@ def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config
     assert int(state.positives.counts().max()) > 1
 
 
-def test_agreement_wants_the_likelihoods_of_all_images_at_once() -> None:
-    with pytest.raises(UserError, match=r"^pairs\.decide: agreement .* pairs\.refresh=epoch$"):
-        load_config("demo", overrides=("pairs.decide=agreement",))
+def test_agreement_labels_all_images_at_once_and_a_rule_still_batch_by_batch() -> None:
+    by_agreement = ("pairs.decide=agreement", "pairs.refresh=batch", "neighbors.source=memory")
+    assert load_config("demo", overrides=by_agreement).pairs.is_once_an_epoch
+    rule = load_config("demo", overrides=("pairs.decide=agreement", "pairs.labeller=mplp"))
+    assert not rule.pairs.is_once_an_epoch

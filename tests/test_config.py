@@ -75,12 +75,12 @@ def test_an_override_is_read_as_yaml() -> None:
         ("neighbors.k_max=4", "neighbors.k_max must be at least neighbors.k = 8, but got 4"),
         ("meta.eta.end=2", "meta.eta.end must not exceed meta.eta.start = 1.0, but got 2.0"),
         ("data.dataset=folder", "data.root: the data set folder needs a folder"),
-        ("neighbors.source=memory", "neighbors.metric: camera needs"),
+        ("pairs={decide: likelihood, refresh: batch}", "neighbors.metric: camera needs"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        load_config("demo", overrides=(override,))
+        load_config("demo", overrides=("neighbors.source=memory", override))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

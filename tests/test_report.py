@@ -146,7 +146,7 @@ def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
 
 def test_candidates_are_decided_by_agreement_where_the_run_did(gcn_run: Path) -> None:
     state = snapshot(gcn_run)
-    pairs = state.config.pairs.model_copy(update={"decide": "agreement", "refresh": "epoch"})
+    pairs = state.config.pairs.model_copy(update={"decide": "agreement"})
     run = dataclasses.replace(state.run, config=state.config.model_copy(update={"pairs": pairs}))
     candidates, by_likelihood = judge_candidates(dataclasses.replace(state, run=run)), judge_candidates(state)
     assert (by_likelihood.decides, candidates.decides, candidates.threshold) == ("g_ij", "agreement", 0.5)

@@ -58,14 +58,15 @@ def test_the_numbers_of_labelled_identities_are_those_asked_for() -> None:
 def test_the_tables_name_the_papers_methods_and_its_figures() -> None:
     first, second = load_study("table1"), load_study("table2")
     methods = ["Super.", "KNN", "SS", "MPLP", "MPRD w/o", "MPRD#", "MPRD", "Single"]
-    controls = ["List overlap", "MLP on scalars", "Cluster-Contrast"]
-    assert [point.name for point in first.points] == methods + controls
+    ways = ["MPRD by likelihood", "MPRD by agreement"]
+    controls = ["List overlap", "List overlap by agreement", "MLP on scalars", "Cluster-Contrast"]
+    assert [point.name for point in first.points] == methods + ways + controls
     assert [point.name for point in second.points] == ["MLCR", "MLCR(+5id)", "MPRD(0id)", "MPRD"]
     for table in (first, second):
         assert len(table.seeds) > 1
         assert table.paper is not None
         for stated in table.paper.values.values():
-            assert list(stated) == [point.name for point in table.points if point.name not in controls]
+            assert list(stated) == [point.name for point in table.points if point.name not in ways + controls]
     assert first.paper is not None
     assert first.paper.values["Market-1501"]["MPRD w/o"].mAP == 0.431
     assert first.paper.values["DukeMTMC-reID"]["Single"].rank1 == 0.383

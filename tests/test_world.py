@@ -335,7 +335,7 @@ CALM = ("train.lr_new=0.002",)
 RUNS = [
     (),
     ("train.batch_size=7", "pairs.refresh=epoch", "memory.start_mode=train", "backbone.recalibrate_bn=true"),
-    ("backbone.bn_group=4", "neighbors.source=clean"),
+    ("backbone.bn_group=4", "neighbors.source=clean", "pairs.decide=agreement", "pairs.mu=0.1"),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
 ]
 
@@ -369,7 +369,7 @@ def assert_same_run(alone: dict[str, Any], shared: dict[str, Any], *, atol: floa
             assert other.get(name) == wanted, name
     for part in ("backbone", "gcn"):
         for name, tensor in alone[part].items():
-            torch.testing.assert_close(shared[part][name], tensor, rtol=0, atol=atol, msg=name)
+            torch.testing.assert_close(shared[part][name], tensor, rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")
 
 
 def test_two_workers_end_within_1e_4_of_one_in_float32(tiny_root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Run the points of a study one after the other, without Ray or Optuna, and write their table as Markdown.
+
+Called again it goes on where it stopped, so that a machine lent for minutes gets through a table of hours:
+
+    python benchmarks/tables.py table1 --preset bench --out runs/table1 --minutes 8
+    python benchmarks/tables.py table1 --preset bench --out runs/table1 --rows MPRD MPLP --seeds 0 --set train.epochs=5
+
+A run lies in OUT/<point>_seed<seed>. Figures are those of the last epoch; nothing is picked on query and gallery.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from mprd.studies import Point, load_study
+
+ROOT = Path(__file__).parents[1]
+GRACE_SECONDS = 60
+"""What a run that was asked to stop may take to save its state."""
+COLUMNS = {
+    "rank1": "Rank-1",
+    "mAP": "mAP",
+    "pair_precision": "precision of P",
+    "pair_recall": "recall",
+    "pair_precision_cross": "cross-camera precision",
+    "pair_recall_cross": "recall",
+    "label_free_score": "label-free score",
+}
+SCORES = {"gcn_auc": "g", "agreement_auc": "agreement", "cosine_auc": "cosine", "jaccard_auc": "list overlap"}
+LAST_THIRD = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a table."""
+
+    point: Point
+    seed: int
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was trained to its end, after which its table is written."""
+        return (self.folder / "table.txt").exists()
+
+    def command(self, args: argparse.Namespace) -> list[str]:
+        """Return the command that starts it, or goes on with it."""
+        command = [sys.executable, "-m", "mprd.train", "--launcher", "local"]
+        if (self.folder / "checkpoints" / "last.pt").exists():
+            return [*command, "--resume", str(self.folder)]
+        settings = [*args.set, *(f"{name}={json.dumps(value)}" for name, value in self.point.set.items())]
+        command += ["--preset", args.preset, *(["--data", str(args.data)] if args.data else [])]
+        command += [word for setting in settings for word in ("--set", setting)]
+        return [*command, "--seed", str(self.seed), "--out", str(self.folder)]
+
+    def run(self, args: argparse.Namespace, *, until: float) -> None:
+        """Train until the end, or until there is no time left."""
+        left = until - time.monotonic()
+        if self.is_done or left <= 0:
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        started = time.monotonic()
+        with (self.folder.parent / f"{self.folder.name}.log").open("a") as log:
+            process = subprocess.Popen(self.command(args), stdout=log, stderr=log, env=environment)
+            try:
+                process.wait(timeout=left)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+                process.wait(timeout=GRACE_SECONDS)
+        state = "done" if self.is_done else f"exit {process.returncode}"
+        print(f"{self.folder.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def read_rows(job: Job) -> list[dict]:
+    """Return the figures of each epoch of a finished run."""
+    return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def mean_auc(rows: list[dict], name: str) -> float | None:
+    """Average a score's AUC over the last third of the epochs; None where the run has none."""
+    values = [row[name] for row in rows[-(len(rows) // LAST_THIRD) :] if row.get(name) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def cell(values: list[float | None], *, factor: float = 100, places: int = 1) -> str:
+    """Write mean and sample deviation of the seeds' values, in percent by default; nothing where one has none."""
+    known = [factor * value for value in values if value is not None]
+    if len(known) < len(values):
+        return ""
+    spread = f" ± {statistics.stdev(known):.{places}f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{places}f}{spread}"
+
+
+def write_table(jobs: list[Job]) -> str:
+    """Write a row for each point with finished runs: the last epoch, and AUC over the last third of the epochs."""
+    names = [*COLUMNS.values(), *(f"AUC of {name}" for name in SCORES.values()), "minutes of training"]
+    lines = ["| | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for point in dict.fromkeys(job.point.name for job in jobs):
+        done = [read_rows(job) for job in jobs if job.point.name == point and job.is_done]
+        if not done:
+            continue
+        cells = [cell([rows[-1].get(name) for rows in done]) for name in COLUMNS]
+        cells += [cell([mean_auc(rows, name) for rows in done], factor=1, places=3) for name in SCORES]
+        seconds = [sum(row["gcn_seconds"] + row["cnn_seconds"] for row in rows) for rows in done]
+        cells.append(cell(seconds, factor=1 / 60))
+        lines.append(f"| {point} | {len(done)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="a file of tune_configs with named points, such as table1")
+    parser.add_argument("--preset", default="bench")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--rows", nargs="*", help="names of some points; all by default")
+    parser.add_argument("--seeds", nargs="*", type=int, help="those of the study by default")
+    parser.add_argument("--set", nargs="*", default=[], help="settings that all runs share")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; call again to go on")
+    args = parser.parse_args()
+    study = load_study(args.study)
+    points = [point for point in study.grid() if not args.rows or point.name in args.rows]
+    if unknown := set(args.rows or ()) - {point.name for point in points}:
+        parser.error(f"--rows: {args.study} has no {', '.join(sorted(unknown))}")
+    jobs = [
+        Job(point, seed, (args.out / f"{point.name.replace(' ', '_').replace('/', '')}_seed{seed}").absolute())
+        for seed in args.seeds or study.seeds
+        for point in points
+    ]
+    until = time.monotonic() + 60 * args.minutes - GRACE_SECONDS
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for future in [pool.submit(job.run, args, until=until) for job in jobs]:
+            future.result()
+    table = write_table(jobs)
+    (args.out / f"{args.study}.md").write_text(table)
+    print(table)
+    left = [job.folder.name for job in jobs if not job.is_done]
+    if left:
+        print(f"{len(left)} runs are not done: {', '.join(left)}")
+    raise SystemExit(bool(left))
+
+
+if __name__ == "__main__":
+    main()
