@@ -369,7 +369,7 @@ def assert_same_run(alone: dict[str, Any], shared: dict[str, Any], *, atol: floa
             assert other.get(name) == wanted, name
     for part in ("backbone", "gcn"):
         for name, tensor in alone[part].items():
-            torch.testing.assert_close(shared[part][name], tensor, rtol=0, atol=atol, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(shared[part][name], tensor, rtol=0, atol=atol, msg=name)
 
 
 def test_two_workers_end_within_1e_4_of_one_in_float32(tiny_root: Path, tmp_path: Path) -> None:
