@@ -71,14 +71,15 @@ class Job:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
         started = time.monotonic()
-        with (self.folder.parent / f"{self.folder.name}.log").open("a") as log:
+        path = self.folder.parent / f"{self.folder.name}.log"
+        with path.open("a") as log:
             process = subprocess.Popen(self.command(args), stdout=log, stderr=log, env=environment)
             try:
                 process.wait(timeout=left)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
                 process.wait(timeout=GRACE_SECONDS)
-        state = "done" if self.is_done else f"exit {process.returncode}"
+        state = "done" if self.is_done else f"exit {process.returncode}: {path.read_text().strip().splitlines()[-1]}"
         print(f"{self.folder.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
 
 
