@@ -297,10 +297,10 @@ class Recorder:
         self.on_row(row)
 
     def warn(self, row: dict[str, Any]) -> None:
-        """Say what went wrong in an epoch without stopping it."""
-        if row["neighbors_capped"]:
+        """Say what went wrong in an epoch without stopping it; lists that are cut, the first time alone."""
+        if row["neighbors_capped"] and not any(earlier["neighbors_capped"] for earlier in self.rows[:-1]):
             logger.warning(
-                "neighbors.k_max = %d cut %d neighbour lists in epoch %d",
+                "neighbors.k_max = %d cut %d neighbour lists in epoch %d; metrics.jsonl goes on counting",
                 self.config.neighbors.k_max,
                 row["neighbors_capped"],
                 row["epoch"] + 1,
