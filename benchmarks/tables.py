@@ -1,4 +1,4 @@
-"""Run the points of a study one after the other, without Ray or Optuna, and write their table as Markdown.
+"""Run the points of a study one after the other, without Ray or Optuna, and write their table as Markdown, and a plot.
 
 Called again it goes on where it stopped, so that a machine lent for minutes gets through a table of hours:
 
@@ -119,6 +119,37 @@ def write_table(jobs: list[Job]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def draw(jobs: list[Job], file: Path) -> None:
+    """Draw mAP against the epoch, and where P moves between precision and recall, a line a point: means over seeds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    curve, path = figure.subplots(1, 2)
+    for point in dict.fromkeys(job.point.name for job in jobs if job.is_done):
+        runs = [read_rows(job) for job in jobs if job.point.name == point and job.is_done]
+        rows = [mean_row(epoch) for epoch in zip(*runs, strict=True)]
+        evaluated = [(row["epoch"] + 1, 100 * row["mAP"]) for row in rows if "mAP" in row]
+        (line,) = curve.plot(*zip(*evaluated, strict=True), marker=".", label=f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}")
+        labelled = [(100 * row["pair_recall"], 100 * row["pair_precision"]) for row in rows if "pair_precision" in row]
+        if len({recall for recall, _ in labelled}) > 1:
+            path.plot(*zip(*labelled, strict=True), color=line.get_color(), alpha=0.8)
+            path.plot(*labelled[-1], "o", color=line.get_color())
+    curve.set(xlabel="epoch", ylabel="mAP, percent", title="Retrieval")
+    path.set(xlabel="recall of P, percent", ylabel="precision, percent", title="Labels, epoch by epoch to the dot")
+    curve.legend(fontsize="small")
+    for axes in (curve, path):
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
+def mean_row(rows: tuple[dict, ...]) -> dict[str, float]:
+    """Average the figures of one epoch that every seed has."""
+    known = [name for name in rows[0] if all(isinstance(row.get(name), int | float) for row in rows)]
+    return {name: statistics.fmean(row[name] for row in rows) for name in known}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a file of tune_configs with named points, such as table1")
@@ -146,6 +177,7 @@ def main() -> None:
             future.result()
     table = write_table(jobs)
     (args.out / f"{args.study}.md").write_text(table)
+    draw(jobs, args.out / f"{args.study}.png")
     print(table)
     left = [job.folder.name for job in jobs if not job.is_done]
     if left:
