@@ -131,7 +131,8 @@ def draw(jobs: list[Job], file: Path) -> None:
         runs = [read_rows(job) for job in jobs if job.point.name == point and job.is_done]
         rows = [mean_row(epoch) for epoch in zip(*runs, strict=True)]
         evaluated = [(row["epoch"] + 1, 100 * row["mAP"]) for row in rows if "mAP" in row]
-        (line,) = curve.plot(*zip(*evaluated, strict=True), marker=".", label=f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}")
+        label = f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}"
+        (line,) = curve.plot(*zip(*evaluated, strict=True), marker=".", label=label)
         labelled = [(100 * row["pair_recall"], 100 * row["pair_precision"]) for row in rows if "pair_precision" in row]
         if len({recall for recall, _ in labelled}) > 1:
             path.plot(*zip(*labelled, strict=True), color=line.get_color(), alpha=0.8)
