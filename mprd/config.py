@@ -234,10 +234,14 @@ class PairsConfig(Section):
     """Give labelled images their true labels: MLCR(+5id) of Table 2. Never with `gcn`."""
 
     @property
+    def judges_candidates(self) -> bool:
+        """Whether the labeller looks at NN_k, rather than at similarities alone."""
+        return self.labeller in ("gcn", "jaccard")
+
+    @property
     def is_once_an_epoch(self) -> bool:
         """Whether P of all images is written before an epoch's first step, and stands until its last."""
-        is_judging = self.labeller in ("gcn", "jaccard")
-        return self.refresh == "epoch" or (is_judging and self.decide == "agreement")
+        return self.refresh == "epoch" or (self.judges_candidates and self.decide == "agreement")
 
 
 class MetaConfig(Section):

@@ -116,14 +116,17 @@ class Trainer:
         )
         self.plain_images = PlainImages(train, config.data, packs=dataset.packs)
         self.num_images = len(train)
-        self.check_size()
+        self.check_data()
         self.pids = as_tensor(train.pids, device)
         self.camids = as_tensor(train.camids, device)
         self.meta = self.choose_meta()
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
 
-    def check_size(self) -> None:
-        """Refuse data too small for its settings before anything is computed."""
+    def check_data(self) -> None:
+        """Refuse data too small for its settings, or without the cameras they need, before anything is computed."""
+        needs_cameras = self.config.neighbors.metric == "camera" and self.config.pairs.judges_candidates
+        if needs_cameras and self.dataset.train.camids is None:
+            raise UserError(f"neighbors.metric: camera needs cameras, {self.dataset.root} has none; use cosine or csls")
         if self.num_images <= self.config.neighbors.k:
             raise UserError(
                 f"{self.dataset.root}: neighbors.k = {self.config.neighbors.k} needs more training images than "
@@ -350,8 +353,7 @@ class Trainer:
 
     def label_all(self, labeller: CandidateLabeller | RuleLabeller) -> None:
         """Write P of every image from one state of the memory."""
-        found = label_all(labeller, self.num_images, build=self.hooks.build_subgraphs, world=self.world)
-        for ids, labels in found:
+        for ids, labels in label_all(labeller, self.num_images, build=self.hooks.build_subgraphs, world=self.world):
             self.set_positives(ids, labels)
 
     def set_positives(self, ids: Tensor, labels: Labels) -> None:

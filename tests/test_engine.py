@@ -339,3 +339,15 @@ def test_a_fused_optimiser_leaves_a_step_out_by_itself(make: Any) -> None:
     weight.grad = torch.ones(3)
     optimizer.step()
     assert (weight < 1).all()
+
+
+def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
+    tiny_config: Config, tiny_root: Path
+) -> None:
+    data = open_data(tiny_config)
+    blind = dataclasses.replace(data, train=dataclasses.replace(data.train, camids=None))
+    config = changed(tiny_config, tiny_root, "data.camera_style=none", "train.warmup_epochs=2", "train.epochs=2")
+    with pytest.raises(UserError, match=r"^neighbors\.metric: camera needs cameras, .* has none; use cosine or csls$"):
+        Trainer(config, blind, device=CPU, hooks=Hooks())
+    rule = changed(tiny_config, tiny_root, "data.camera_style=none", "pairs.labeller=knn", "train.epochs=1")
+    train(rule, dataset=blind)
