@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mprd import losses, schedules
+from mprd import labelling, losses, schedules
 from mprd.backbone import recalibrate_bn
 from mprd.clusters import balanced_batches, find_clusters
 from mprd.config import Config, Labeller
@@ -25,15 +25,7 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
-from mprd.labelling import (
-    CandidateLabeller,
-    Labels,
-    NeighborLists,
-    RuleLabeller,
-    choose_labeller,
-    gather_labels,
-    label_all,
-)
+from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
@@ -316,7 +308,7 @@ class Trainer:
         if update == "before":
             state.memory.update(ids, everyones, gamma=self.gamma())
         if not self.config.pairs.is_once_an_epoch:
-            self.set_positives(ids, gather_labels(labeller.label(own), shares.counts, self.world))
+            self.set_positives(ids, labelling.gather_labels(labeller.label(own), shares.counts, self.world))
         # the workers' parts of the batch's mean
         loss = shares.weight * self.batch_loss(features, own)
         whole = self.world.sum(loss).detach()
@@ -353,7 +345,8 @@ class Trainer:
 
     def label_all(self, labeller: CandidateLabeller | RuleLabeller) -> None:
         """Write P of every image from one state of the memory."""
-        for ids, labels in label_all(labeller, self.num_images, build=self.hooks.build_subgraphs, world=self.world):
+        everyone = torch.arange(self.num_images, device=self.device)
+        for ids, labels in labelling.label_all(labeller, everyone, build=self.hooks.build_subgraphs, world=self.world):
             self.set_positives(ids, labels)
 
     def set_positives(self, ids: Tensor, labels: Labels) -> None:

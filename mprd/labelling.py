@@ -255,19 +255,14 @@ def choose_labeller(
     return RuleLabeller(name, lists.features, config, pids, meta_ids, clusters)
 
 
-@torch.no_grad()
 def label_all(
-    labeller: CandidateLabeller | RuleLabeller,
-    num_images: int,
-    *,
-    build: SubgraphBuilder,
-    world: World,
+    labeller: CandidateLabeller | RuleLabeller, everyone: Tensor, *, build: SubgraphBuilder, world: World
 ) -> Iterator[tuple[Tensor, Labels]]:
-    """Label all images from one state of the memory, chunk after chunk; each worker judges its share of each.
+    """Label all images, ids `[N]` in order, from one state of the memory; each worker judges its share of each chunk.
 
     The subgraphs are those of `build`.
     """
-    chunks = torch.arange(num_images, device=world.device).split(LABEL_CHUNK)
+    chunks = everyone.split(LABEL_CHUNK)
     shares = [world.shares(len(ids)) for ids in chunks]
     own = [ids[share.own] for ids, share in zip(chunks, shares, strict=True)]
     parts = labeller.label_all(own, build) if isinstance(labeller, CandidateLabeller) else map(labeller.label, own)

@@ -105,3 +105,12 @@ def test_agreement_labels_all_images_at_once_and_a_rule_still_batch_by_batch() -
     assert load_config("demo", overrides=by_agreement).pairs.is_once_an_epoch
     rule = load_config("demo", overrides=("pairs.decide=agreement", "pairs.labeller=mplp"))
     assert not rule.pairs.is_once_an_epoch
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_agreements_of_a_cpu() -> None:
+    candidates, likelihoods = random_table()
+    ids = torch.arange(0, 600, 7)
+    here = agreements(likelihood_graph(candidates, likelihoods), ids)
+    there = agreements(likelihood_graph(candidates.cuda(), likelihoods.cuda()), ids.cuda())
+    torch.testing.assert_close(there.cpu(), here)
