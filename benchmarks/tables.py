@@ -124,7 +124,7 @@ def draw(jobs: list[Job], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     curve, path = figure.subplots(1, 2)
     for point in dict.fromkeys(job.point.name for job in jobs if job.is_done):
@@ -139,7 +139,7 @@ def draw(jobs: list[Job], file: Path) -> None:
             path.plot(*labelled[-1], "o", color=line.get_color())
     curve.set(xlabel="epoch", ylabel="mAP, percent", title="Retrieval")
     path.set(xlabel="recall of P, percent", ylabel="precision, percent", title="Labels, epoch by epoch to the dot")
-    curve.legend(fontsize="small")
+    figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     for axes in (curve, path):
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
