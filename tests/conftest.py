@@ -32,6 +32,7 @@ TINY = (
     "gcn.passes=1",
     # so few images would agree about nobody after so few steps
     "pairs.decide=likelihood",
+    "pairs.mu=0.5",
     "meta.num_ids=2",
     "loss.r=3",
 )

@@ -179,7 +179,7 @@ def test_the_best_checkpoint_counts_the_epoch_it_was_taken_in(gcn_run: Path) -> 
 
 
 def test_settings_are_marked_where_they_leave_the_default_or_each_other() -> None:
-    configs = [load_config("demo"), load_config("demo", overrides=("pairs.mu=0.3",))]
+    configs = [load_config("demo", overrides=(f"pairs.mu={mu}",)) for mu in (0.5, 0.3)]
     settings = {setting.name: setting for setting in compare_settings(configs)}
     mu = settings["pairs.mu"]
     assert (mu.default, mu.values, mu.is_changed, mu.differs) == ("0.5", ["0.5", "0.3"], [False, True], True)
