@@ -13,9 +13,8 @@ ends=$(awk "BEGIN { print int($SECONDS + 60 * ${MINUTES:-8}) }")
 network=(backbone.name=resnet50 backbone.last_stride=1 data.height=256 data.width=128 train.precision=bf16
   train.epochs=40 train.lr_step=20 eval.every=5 train.threads=0)
 status=0
-: > docs/results-gpu.md
 
-# table STUDY NAME SETTINGS... -- ARGUMENTS OF tables.py...
+# table STUDY NAME, and what tables.py takes beside
 table() {
   local study=$1 name=$2 minutes
   shift 2
@@ -28,7 +27,7 @@ table() {
   printf '# Results on a GPU\n\n'
   "$python" -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU", "torch", torch.__version__)'
   printf '\n`benchmarks/gpu_tables.sh`; what the columns are: [results](results.md).\n'
-} >> docs/results-gpu.md
+} > docs/results-gpu.md
 for study in table1 table2; do
   table "$study" bench --preset bench --set "${network[@]}" train.lr_new=0.05 ${EXTRA:-}
   if [ -n "${ROOT:-}" ]; then

@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mprd.report_page import mean_rows
+from mprd.run_folder import RunFolder
 from mprd.studies import Point, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +58,7 @@ class Job:
     def command(self, args: argparse.Namespace) -> list[str]:
         """Return the command that starts it, or goes on with it."""
         command = [sys.executable, "-m", "mprd.train", "--launcher", "local"]
-        if (self.folder / "checkpoints" / "last.pt").exists():
+        if RunFolder(self.folder).last.exists():
             return [*command, "--resume", str(self.folder)]
         settings = [*args.set, *(f"{name}={json.dumps(value)}" for name, value in self.point.set.items())]
         command += ["--preset", args.preset, *(["--data", str(args.data)] if args.data else [])]
@@ -83,9 +85,13 @@ class Job:
         print(f"{self.folder.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def read_rows(job: Job) -> list[dict]:
-    """Return the figures of each epoch of a finished run."""
-    return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+def finished_runs(jobs: list[Job]) -> dict[str, list[list[dict]]]:
+    """Return the rows of every finished run, a row an epoch, by the name of its point."""
+    runs: dict[str, list[list[dict]]] = {}
+    for job in jobs:
+        if job.is_done:
+            runs.setdefault(job.point.name, []).append(RunFolder(job.folder).read_rows())
+    return {name: runs[name] for name in dict.fromkeys(job.point.name for job in jobs) if name in runs}
 
 
 def mean_auc(rows: list[dict], name: str) -> float | None:
@@ -107,10 +113,7 @@ def write_table(jobs: list[Job]) -> str:
     """Write a row for each point with finished runs: the last epoch, and AUC over the last third of the epochs."""
     names = [*COLUMNS.values(), *(f"AUC of {name}" for name in SCORES.values()), "minutes of training"]
     lines = ["| | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for point in dict.fromkeys(job.point.name for job in jobs):
-        done = [read_rows(job) for job in jobs if job.point.name == point and job.is_done]
-        if not done:
-            continue
+    for point, done in finished_runs(jobs).items():
         cells = [cell([rows[-1].get(name) for rows in done]) for name in COLUMNS]
         cells += [cell([mean_auc(rows, name) for rows in done], factor=1, places=3) for name in SCORES]
         seconds = [sum(row["gcn_seconds"] + row["cnn_seconds"] for row in rows) for rows in done]
@@ -127,9 +130,8 @@ def draw(jobs: list[Job], file: Path) -> None:
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     curve, path = figure.subplots(1, 2)
-    for point in dict.fromkeys(job.point.name for job in jobs if job.is_done):
-        runs = [read_rows(job) for job in jobs if job.point.name == point and job.is_done]
-        rows = [mean_row(epoch) for epoch in zip(*runs, strict=True)]
+    for point, runs in finished_runs(jobs).items():
+        rows = mean_rows(runs)
         evaluated = [(row["epoch"] + 1, 100 * row["mAP"]) for row in rows if "mAP" in row]
         label = f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}"
         (line,) = curve.plot(*zip(*evaluated, strict=True), marker=".", label=label)
@@ -143,12 +145,6 @@ def draw(jobs: list[Job], file: Path) -> None:
     for axes in (curve, path):
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
-
-
-def mean_row(rows: tuple[dict, ...]) -> dict[str, float]:
-    """Average the figures of one epoch that every seed has."""
-    known = [name for name in rows[0] if all(isinstance(row.get(name), int | float) for row in rows)]
-    return {name: statistics.fmean(row[name] for row in rows) for name in known}
 
 
 def main() -> None:

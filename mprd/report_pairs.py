@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +9,18 @@ import torch
 from torch import Tensor
 
 from mprd import checkpoint, diagnostics
-from mprd.agreement import agreements, likelihood_graph
 from mprd.data.datasets import choose_meta_images
 from mprd.errors import UserError
-from mprd.labelling import NeighborLists, spread
+from mprd.gcn import PairGCN
+from mprd.labelling import CandidateLabeller, Labels, ListOverlap, NeighborLists, label_all
 from mprd.pairs import PADDING
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
-from mprd.subgraphs import build_subgraphs, overlap
+from mprd.subgraphs import build_serially
+from mprd.world import World
 
 CHUNK = 4096
-"""Pairs judged at a time."""
+"""Pairs whose cosines are taken at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,62 +66,59 @@ class Candidates:
 
 
 def judge_candidates(snapshot: Snapshot) -> Candidates:
-    """Search the lists as the run's settings say and judge all pairs in them.
+    """Search the lists as the run's settings say and judge all pairs in them, as a labelling pass of the training does.
 
     Raises UserError where the training images are gone.
     """
-    config, memory = snapshot.config, snapshot.memory
-    lists = NeighborLists(list_features(snapshot), snapshot.camids(), config.neighbors)
-    lists.refresh()
-    pairs = candidate_pairs(snapshot, lists.ids)
-    judges = {
-        "cosine": lambda chunk: (memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1),
-        "list overlap": lambda chunk: overlap(build_subgraphs(chunk, lists.ids)),
-    }
-    if has_gcn(snapshot):
-        gcn = build_gcn(config.gcn, num_features=memory.shape[1]).to(memory.device).eval()
-        checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
-        judges = {"g_ij": lambda chunk: gcn.predict(memory, lists.ids, chunk), **judges}
-    scores = {
-        name: torch.cat([memory.new_zeros(0), *map(judge, pairs.split(CHUNK))]).cpu().numpy()
-        for name, judge in judges.items()
-    }
-    decides, threshold = ("g_ij", config.pairs.mu) if has_gcn(snapshot) else (None, config.pairs.jaccard)
-    if config.pairs.labeller == "jaccard":
-        decides = "list overlap"
-    if decides is not None and config.pairs.decide == "agreement":
-        scores["agreement"] = agreement_of(pairs, lists.ids, judges[decides])
+    config, memory = snapshot.config.pairs, snapshot.memory
+    decides = "g_ij" if has_gcn(snapshot) else "list overlap" if config.labeller == "jaccard" else None
+    lists = NeighborLists(list_features(snapshot), snapshot.camids(), snapshot.config.neighbors)
+    labeller = CandidateLabeller(
+        trained_gcn(snapshot) if decides == "g_ij" else ListOverlap(),
+        memory,
+        lists,
+        mu=config.jaccard if decides == "list overlap" else config.mu,
+        is_live=False,
+        decide="likelihood" if decides is None else config.decide,
+    )
+    everyone = torch.arange(len(memory), device=memory.device)
+    found = [part for _, part in label_all(labeller, everyone, build=build_serially, world=World(device=memory.device))]
+    where = lists.ids != PADDING
+    # pairs of a labelled image would flatter the GCN that was trained on them
+    where[labelled_images(snapshot)] = False
+    first, second = where.nonzero()[:, 0], lists.ids[where]
+    pairs = torch.stack([first, second], dim=1)
+    cosines = [(memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1) for chunk in pairs.split(CHUNK)]
+    scores = {"cosine": torch.cat([memory.new_zeros(0), *cosines]), "list overlap": join(found, "overlaps")[where]}
+    if decides == "g_ij":
+        scores = {"g_ij": join(found, "likelihoods")[where], **scores}
+    if labeller.decide_by == "agreement":
+        scores["agreement"] = join(found, "agreements")[where]
         decides = "agreement"
     is_true = None
     if snapshot.need_train().pids is not None:
-        first, second = snapshot.need_pids()[pairs].T.cpu().numpy()
-        is_true = first == second
-    return Candidates(scores, is_true, decides, threshold)
+        pids = snapshot.need_pids()
+        is_true = (pids[first] == pids[second]).cpu().numpy()
+    return Candidates({name: part.cpu().numpy() for name, part in scores.items()}, is_true, decides, labeller.mu)
 
 
-def agreement_of(pairs: Tensor, neighbor_ids: Tensor, judge: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Return how far the ends of pairs `[P, 2]` agree in what `judge` says of all candidates `[N, K]`, `[P]`."""
-    where = neighbor_ids != PADDING
-    everyones = torch.stack([where.nonzero()[:, 0], neighbor_ids[where]], dim=1)
-    graph = likelihood_graph(neighbor_ids, spread(torch.cat([*map(judge, everyones.split(CHUNK))]), where))
-    found = [graph.new_zeros(0).to_dense()]
-    for chunk in pairs.split(CHUNK):
-        rows, where_found = chunk[:, 0].unique(return_inverse=True)
-        found.append(agreements(graph, rows)[where_found, chunk[:, 1]])
-    return torch.cat(found).cpu().numpy()
+def join(parts: list[Labels], name: str) -> Tensor:
+    """Return one table of all parts, `[N, K]`."""
+    return torch.cat([getattr(part, name) for part in parts])
 
 
-def candidate_pairs(snapshot: Snapshot, neighbor_ids: Tensor) -> Tensor:
-    """Return the pairs `[P, 2]` of each image with its neighbours `[N, K]`, without those of labelled images.
+def trained_gcn(snapshot: Snapshot) -> PairGCN:
+    """Return G as this state has it."""
+    gcn = build_gcn(snapshot.config.gcn, num_features=snapshot.memory.shape[1]).to(snapshot.memory.device).eval()
+    checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
+    return gcn
 
-    They would flatter the GCN that was trained on them.
-    """
-    config = snapshot.config
-    num_meta = config.meta.num_ids if has_gcn(snapshot) else 0
-    meta = choose_meta_images(snapshot.need_train().pids, num_ids=num_meta, seed=config.train.seed)
-    is_pair = neighbor_ids != PADDING
-    is_pair[torch.as_tensor(meta, device=neighbor_ids.device)] = False
-    return torch.stack([is_pair.nonzero()[:, 0], neighbor_ids[is_pair]], dim=1)
+
+def labelled_images(snapshot: Snapshot) -> Tensor:
+    """Return the ids of the images whose identities the GCN was told; none where it is not trained."""
+    num_meta = snapshot.config.meta.num_ids if has_gcn(snapshot) else 0
+    pids, seed = snapshot.need_train().pids, snapshot.config.train.seed
+    return torch.as_tensor(choose_meta_images(pids, num_ids=num_meta, seed=seed), device=snapshot.memory.device)
 
 
 def has_gcn(snapshot: Snapshot) -> bool:

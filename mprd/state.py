@@ -31,7 +31,7 @@ class Tally:
 
     sums: dict[str, float] = field(default_factory=dict)
     candidates: list[Tensor] = field(default_factory=list)
-    """Judged pairs, each `[P, 6]` float64: i, j, g_ij, cosine, overlap of their lists, agreement (0 unless asked)."""
+    """Judged pairs, each `[P, 5]` float64: i, j, g_ij, cosine, overlap of their lists; a 6th is agreement, if asked."""
 
     waiting: dict[str, Tensor] = field(default_factory=dict)
     """What is still to be added, on an accelerator that the host would have to wait for."""
@@ -63,8 +63,9 @@ class Tally:
         where = labels.candidates != PADDING
         first, second = ids[:, None].expand_as(where)[where], labels.candidates[where]
         cosines = (memory[first] * memory[second]).sum(1)
-        agreements = torch.zeros_like(labels.overlaps) if labels.agreements is None else labels.agreements
-        columns = (first, second, labels.likelihoods[where], cosines, labels.overlaps[where], agreements[where])
+        columns = [first, second, labels.likelihoods[where], cosines, labels.overlaps[where]]
+        if labels.agreements is not None:
+            columns.append(labels.agreements[where])
         self.candidates.append(torch.stack([column.double() for column in columns], dim=1))
         self.add("k", len(first))
         self.add("k_capped", labels.num_capped)
@@ -72,7 +73,7 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
-        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 6, dtype=torch.float64)
+        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 5, dtype=torch.float64)
         return {"sums": dict(self.sums), "candidates": candidates.cpu()}
 
     @classmethod

@@ -365,7 +365,7 @@ def test_a_study_killed_on_ray_goes_on_and_finds_what_this_process_finds(
     command = [sys.executable, "-m", "mprd.tune", "--launcher", "ray", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("RAY_ADDRESS", None)
-    first = ["--study", "small", "--data", str(tiny_root), "--concurrency", "1", "--trials", "2", *sets]
+    first = ["--study", "small", "--data", str(tiny_root), "--concurrency", "1", "--trials", "3", *sets]
     process = subprocess.Popen([*command, *first], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 600
     while not (out / "trials.json").exists() or len(read_trials(out)) < 2:
@@ -377,9 +377,9 @@ def test_a_study_killed_on_ray_goes_on_and_finds_what_this_process_finds(
     assert [trial["state"] for trial in read_trials(out)] == ["finished", "running"]
     before = checkpoint_times(out)
     subprocess.run([*command, "--resume"], env=environment, check=True, timeout=600)
-    assert [trial["state"] for trial in read_trials(out)] == ["finished"] * 2
+    assert [trial["state"] for trial in read_trials(out)] == ["finished"] * 3
     assert checkpoint_times(out)["000_mu=0.3_seed0"] == before["000_mu=0.3_seed0"]
-    here, there = (pq.read_table(path / "results.parquet").to_pylist()[:2] for path in (finished, out))
+    here, there = (pq.read_table(path / "results.parquet").to_pylist()[:3] for path in (finished, out))
     for key in ("point", "train.seed", "label_free_score", "mAP"):
         assert [row[key] for row in there] == [row[key] for row in here]
 
