@@ -58,8 +58,8 @@ class Checkup:
     findings: list[Finding] = field(default_factory=list)
     plan: Plan | None = None
     """What to run; None where training would fail."""
-    other: Plan | None = None
-    """The paper's setting, where another is proposed."""
+    others: tuple[Plan, ...] = ()
+    """What one may run instead."""
 
     @property
     def has_problem(self) -> bool:
@@ -96,6 +96,8 @@ class Plan:
     root: Path
     settings: tuple[str, ...]
     cost: Cost | None = None
+    remark: str = ""
+    """What speaks against it."""
 
     @property
     def command(self) -> str:
@@ -126,7 +128,7 @@ def examine(root: Path, *, track: Track = lambda files, _total: files) -> Checku
         except UserError as error:
             checkup.findings.append(Finding("problem", str(error)))
     if checkup.has_problem:
-        checkup.plan = checkup.other = None
+        checkup.plan, checkup.others = None, ()
     return checkup
 
 
@@ -154,7 +156,7 @@ def look_at_layout(checkup: Checkup, layout: Layout) -> None:
 
 def look_at_images(checkup: Checkup, layout: Layout, track: Track) -> None:
     """Open every image, add what is found, and choose the command."""
-    dataset = load_dataset(base_plan(layout, "market1501").config().data, cache_dir=Path())
+    dataset = load_dataset(base_plan(layout, "paper").config().data, cache_dir=Path())
     sets = (dataset.train, dataset.query, dataset.gallery)
     paths = [path for images in sets for path in images.paths]
     styles = style_files(dataset)
@@ -171,7 +173,7 @@ def look_at_images(checkup: Checkup, layout: Layout, track: Track) -> None:
         checkup.findings.append(Finding("note", text))
     if not checkup.has_problem:
         readable = leave_out(dataset, files)
-        checkup.plan, checkup.other = choose_plans(layout, readable, skips=bool(bad_styles) or None in [
+        checkup.plan, checkup.others = choose_plans(layout, readable, skips=bool(bad_styles) or None in [
             file.size for file in files])  # fmt: skip
         warn_of_memory(checkup)
 
@@ -190,30 +192,42 @@ def leave_out(dataset: ReidDataset, files: list[File]) -> ReidDataset:
 # -- the command ----------------------------------------------------------------------------------
 
 
-def base_plan(layout: Layout, preset: str) -> Plan:
-    """Return the settings that read a layout, under the paper's preset or the demo's."""
+NO_WEIGHTS = (
+    "the weights are neither in torchvision's cache nor reachable: give a state dict by --set backbone.weights=FILE"
+)
+TITLES = {
+    "demo": "small network from random weights",
+    "recommended": "ResNet-50 from ImageNet weights, the recommended settings",
+    "paper": "ResNet-50 from ImageNet weights, the paper's settings",
+}
+
+
+def base_plan(layout: Layout, kind: str) -> Plan:
+    """Return the settings that read a layout, under the demo's preset, the recommended or the paper's."""
+    preset = layout.preset if kind == "paper" else kind
     settings = []
     if layout.is_tree:
         settings.append("data.dataset=folder")
         if layout.pattern != TREE_PATTERNS[0]:
             settings.append(f"data.name_pattern={layout.pattern}")
-    elif preset == "demo":
+    elif load_config(preset, values={"data": {"root": layout.root}}).data.dataset != layout.preset:
         settings.append(f"data.dataset={layout.preset}")
-    title = "small network from random weights" if preset == "demo" else "ResNet-50 from ImageNet weights (the paper's)"
-    return Plan(title, "demo" if preset == "demo" else layout.preset, layout.root, tuple(settings))
+    return Plan(TITLES[kind], preset, layout.root, tuple(settings))
 
 
-def choose_plans(layout: Layout, dataset: ReidDataset, *, skips: bool) -> tuple[Plan, Plan | None]:
-    """Return the plan to propose, tried up to its first step, and the paper's where that is another.
+def choose_plans(layout: Layout, dataset: ReidDataset, *, skips: bool) -> tuple[Plan, tuple[Plan, ...]]:
+    """Return the plan to propose, tried up to its first step, and those that one may run instead.
 
-    The paper's is proposed where its ImageNet weights can be had and it would take no more than two days.
+    The recommended is proposed where its ImageNet weights can be had and it would take no more than two days.
     """
-    small, paper = (adapt(base_plan(layout, preset), dataset, skips=skips) for preset in ("demo", "market1501"))
-    if has_imagenet_weights(paper.config().backbone.name):
-        paper = try_out(paper, dataset)
-        if paper.cost is not None and paper.cost.likely_seconds <= 3600 * LONG_HOURS:
-            return paper, None
-    return try_out(small, dataset), paper
+    small, recommended, paper = (adapt(base_plan(layout, kind), dataset, skips=skips) for kind in TITLES)
+    if not has_imagenet_weights(recommended.config().backbone.name):
+        recommended, paper = (replace(plan, remark=NO_WEIGHTS) for plan in (recommended, paper))
+    else:
+        recommended = try_out(recommended, dataset)
+        if recommended.cost is not None and recommended.cost.likely_seconds <= 3600 * LONG_HOURS:
+            return recommended, (paper,)
+    return try_out(small, dataset), (recommended, paper)
 
 
 def adapt(plan: Plan, dataset: ReidDataset, *, skips: bool) -> Plan:
@@ -287,8 +301,8 @@ def print_checkup(checkup: Checkup, console: Console) -> None:
         console.print("training would fail: see the problem above", style="bold")
         return
     print_plan(checkup.plan, console)
-    if checkup.other is not None:
-        print_other(checkup.other, console)
+    for plan in checkup.others:
+        print_other(plan, console)
 
 
 def split_table(splits: dict[str, dict[str, int | None]]) -> Table:
@@ -320,13 +334,9 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def print_other(plan: Plan, console: Console) -> None:
-    """Print the paper's setting where it is not the one proposed."""
-    if plan.cost is None:
-        why = "its ImageNet weights are neither in torchvision's cache nor reachable: give a state dict by "
-        why += "--set backbone.weights=FILE"
-    else:
-        why = tell_cost(plan.cost)
-    console.print(f"\nthe paper's setting ({why}):\n", highlight=False, soft_wrap=True)
+    """Print what one may run instead, and what speaks against it where something does."""
+    remark = plan.remark or ("" if plan.cost is None else tell_cost(plan.cost))
+    console.print(f"\nor with {plan.title}{remark and f' ({remark})'}:\n", highlight=False, soft_wrap=True)
     console.print(f"    {plan.command}\n", highlight=False, markup=False, soft_wrap=True)
 
 

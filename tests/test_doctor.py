@@ -114,6 +114,8 @@ def test_data_sets_in_the_market_layout_are_told_apart_by_their_names(
         write_images(tmp_path / folder, names)
     layout = recognise(tmp_path)
     assert (layout.name, layout.preset) == (name, preset)
+    assert checkup.base_plan(layout, "recommended").config().data.dataset == preset
+    assert checkup.base_plan(layout, "paper").preset == preset
 
 
 @pytest.mark.parametrize("lists", [True, False])
@@ -296,7 +298,7 @@ def test_several_data_sets_are_refused_by_name(tmp_path: Path) -> None:
         recognise(tmp_path)
 
 
-def test_the_paper_is_proposed_where_its_weights_and_the_time_are_there(
+def test_the_recommended_is_proposed_where_its_weights_and_the_time_are_there(
     tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkup, "has_imagenet_weights", lambda _name: True)
@@ -308,10 +310,14 @@ def test_the_paper_is_proposed_where_its_weights_and_the_time_are_there(
         return cost.Cost(1, 1, 1, 1800 * hours, 3600 * hours, 10**9, 10**10)
 
     monkeypatch.setattr(checkup, "estimate_cost", estimate)
-    assert examine(tiny_root).command == f"python -m mprd.train --preset market1501 --data {tiny_root}"
+    recommended = f"python -m mprd.train --preset recommended --data {tiny_root}"
+    paper = f"python -m mprd.train --preset market1501 --data {tiny_root}"
+    short = examine(tiny_root)
+    assert [short.command, *(plan.command for plan in short.others)] == [recommended, paper]
     long = examine(tiny_root)
     assert long.command == f"python -m mprd.train --data {tiny_root} --set data.dataset=market1501"
-    assert long.other is not None
+    assert [plan.command for plan in long.others] == [recommended, paper]
+    assert not any(plan.remark for plan in (*short.others, *long.others))
     assert tried == ["resnet50", "resnet50", "small"]
 
 
