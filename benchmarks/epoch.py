@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from common import interleaved_medians, report
 from PIL import Image
 
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.engine import Hooks, Trainer
 from mprd.memory import FeatureMemory

@@ -18,7 +18,8 @@ import torch
 from common import report
 
 from mprd.backbone import build_backbone, speed_up
-from mprd.config import Config, SyntheticConfig, load_config
+from mprd.config import Config, SyntheticConfig
+from mprd.config_loading import load_config
 from mprd.data.cache import Packs
 from mprd.data.camera_style import measure_colours
 from mprd.data.datasets import ReidDataset, load_dataset

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from common import report
 
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.engine import Hooks, Trainer, fit

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mprd.config import Config, Preset, build_config, read_preset
+from mprd.config import Config, Preset
+from mprd.config_loading import build_config, read_preset
 from mprd.trackers import flatten
 
 PAGE = Path(__file__).with_name("settings.md")

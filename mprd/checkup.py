@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mprd.backbone import has_imagenet_weights
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.cost import Cost, estimate_cost
 from mprd.data.datasets import ImageSet, ReidDataset, load_dataset
 from mprd.data.inspection import (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 
-from mprd.config import Config, read_yaml
+from mprd.config import Config
+from mprd.config_loading import read_yaml
 from mprd.data.datasets import PUBLISHED_COUNTS
 from mprd.studies import build_study
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mprd.config import Config, setting_names
+from mprd.config import Config
+from mprd.config_loading import setting_names
 from mprd.errors import UserError
 from mprd.run_folder import RunFolder
 from mprd.studies import Study, look_up

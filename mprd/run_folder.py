@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from mprd import checkpoint
-from mprd.config import Config, build_config, read_yaml
+from mprd.config import Config
+from mprd.config_loading import build_config, read_yaml
 from mprd.errors import UserError
 from mprd.state import TrainState
 

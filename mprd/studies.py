@@ -19,7 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from mprd.config import Config, read_yaml, setting_names, suggest
+from mprd.config import Config
+from mprd.config_loading import read_yaml, setting_names, suggest
 from mprd.errors import UserError
 
 Value = bool | int | float | str | None

@@ -18,7 +18,8 @@ from typing import Any, Literal, Protocol
 
 import yaml
 
-from mprd.config import Config, build_config, merge, read_yaml
+from mprd.config import Config
+from mprd.config_loading import build_config, merge, read_yaml
 from mprd.errors import UserError
 from mprd.run_folder import RunFolder, write_text
 from mprd.studies import SEED, Point, Settings, Study, build_study, name_point, nest, write_study

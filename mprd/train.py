@@ -80,7 +80,7 @@ def launch(
 
 def read_settings(settings: dict[str, Any]) -> Any:
     """Merge preset, file, overrides and short options into one validated config."""
-    from mprd.config import load_config
+    from mprd.config_loading import load_config
     from mprd.errors import UserError
 
     preset = settings["preset"] or "demo"

@@ -174,7 +174,7 @@ SMOKE_DRAWN = {"num_train_ids": 24, "num_test_ids": 12, "num_cameras": 3, "image
 
 def read_settings(study: Study, settings: dict[str, Any], *, smoke: bool) -> Config:
     """Merge preset, study, smoke sizes, overrides and data folder, later ones winning."""
-    from mprd.config import build_config, merge, parse_override, read_preset
+    from mprd.config_loading import build_config, merge, parse_override, read_preset
     from mprd.studies import nest
     from mprd.train import read_settings as read_train_settings
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.run_folder import RunFolder
 from mprd.state import build_state
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mprd.agreement import POWER, agreements, likelihood_graph
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.data.datasets import load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row

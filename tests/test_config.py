@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mprd.config import Config, load_config, parse_override, setting_names
+from mprd.config import Config
+from mprd.config_loading import load_config, parse_override, setting_names
 from mprd.errors import UserError
 
 

@@ -50,7 +50,7 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_settings_that_pages_name_exist(page: Path) -> None:
-    from mprd.config import setting_names
+    from mprd.config_loading import setting_names
 
     known = set(setting_names())
     named = re.findall(r"--set[ =]'?([a-z_]+(?:\.[a-z_]+)+)=", page.read_text())

@@ -14,7 +14,7 @@ import torch
 
 from mprd import checkup, cost
 from mprd.checkup import Checkup, examine
-from mprd.config import load_config, parse_override
+from mprd.config_loading import load_config, parse_override
 from mprd.data.recognition import TREE_PATTERNS, recognise
 from mprd.doctor import app
 from mprd.errors import UserError

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mprd import checkpoint
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.engine import Hooks, Trainer, fit

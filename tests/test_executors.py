@@ -107,7 +107,7 @@ def test_choosing_imports_neither_ray_nor_faiss() -> None:
     import subprocess
 
     code = (
-        "import sys\nfrom mprd.executors import *\nfrom mprd.config import *\n"
+        "import sys\nfrom mprd.executors import *\nfrom mprd.config import *\nfrom mprd.config_loading import *\n"
         "choose_builder(SubgraphsConfig()), choose_search(NeighborsConfig())\n"
         "sys.exit(bool({'ray', 'faiss', 'pyarrow'} & set(sys.modules)))"
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mprd.config import load_config
+from mprd.config_loading import load_config
 from mprd.errors import UserError
 from mprd.neighbor_search import Best, best_in_shard, find_by_index, list_width, merge_best, to_table, without_self
 from mprd.neighbors import find_neighbors

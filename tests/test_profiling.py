@@ -10,7 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.launch import run_local
 from mprd.profiling import PARTS, Profile
 from mprd.run_folder import RunFolder

@@ -21,7 +21,8 @@ from rich.console import Console
 from torch import Tensor
 
 from mprd import checkpoint
-from mprd.config import Config, build_config
+from mprd.config import Config
+from mprd.config_loading import build_config
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
 from mprd.launch import run_local

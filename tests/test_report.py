@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from mprd import checkpoint
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.errors import UserError
 from mprd.paper_tables import paper_dataset, paper_method, paper_rows
 from mprd.report import app

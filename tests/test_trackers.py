@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mprd.config import load_config
+from mprd.config_loading import load_config
 from mprd.errors import UserError
 from mprd.trackers import Trackers, check_tracker, flatten, tracker_id
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mprd.config import build_config, load_config
+from mprd.config_loading import build_config, load_config
 from mprd.errors import UserError
 from mprd.optuna_study import OptunaStudy
 from mprd.studies import Study, build_study

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from mprd import features
 from mprd.batch_norm import BatchCut, share_statistics
-from mprd.config import Config, load_config
+from mprd.config import Config
+from mprd.config_loading import load_config
 from mprd.data.datasets import load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row, help_evaluate
