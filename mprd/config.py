@@ -243,6 +243,8 @@ class MetaConfig(Section):
 
     num_ids: int = Field(5, ge=0)
     """M (Sec. 4.2); 0 is MPRD(0id)."""
+    labels: Path | None = None
+    """CSV `file,identity` of labelled training images, paths below data.root; without it file names tell identities."""
     pairs: Literal["random", "candidates"] = "random"
     """Where labelled pairs come from (Sec. 4.2): the paper's random draws, or each image's own neighbours."""
     eta: EtaConfig = Field(default_factory=lambda: EtaConfig())
@@ -379,14 +381,23 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
+    @property
+    def searches_live(self) -> bool:
+        """Whether lists are searched batch by batch, in the memory as it moves (Alg. 1)."""
+        return not self.pairs.is_once_an_epoch and self.neighbors.source == "memory"
+
+    @property
+    def uses_meta(self) -> bool:
+        """Whether anything learns from the labelled images."""
+        return self.pairs.labeller == "gcn" or self.pairs.relabel_meta
+
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
         if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "jaccard"):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
-        is_live = not self.pairs.is_once_an_epoch and self.neighbors.source == "memory"
-        if self.neighbors.metric != "cosine" and is_live:
+        if self.neighbors.metric != "cosine" and self.searches_live:
             # these need a pass over all images, which no batch can afford
             raise ValueError(
                 f"neighbors.metric: {self.neighbors.metric} needs pairs.refresh=epoch or neighbors.source=clean"

@@ -43,6 +43,17 @@ def build_config(settings: dict[str, Any]) -> Config:
         raise UserError(explain(error)) from None
 
 
+def absolute(config: Config) -> Config:
+    """Make the paths of the settings independent of the working directory."""
+    root, labels, weights = config.data.root, config.meta.labels, Path(config.backbone.weights)
+    data = config.data if root is None else config.data.model_copy(update={"root": root.resolve()})
+    meta = config.meta if labels is None else config.meta.model_copy(update={"labels": labels.resolve()})
+    backbone = config.backbone
+    if weights.exists():
+        backbone = backbone.model_copy(update={"weights": str(weights.resolve())})
+    return config.model_copy(update={"data": data, "meta": meta, "backbone": backbone})
+
+
 def read_preset(name: str) -> dict[str, Any]:
     """Read one of the presets that come with the package, laid over its `base` where it names one."""
     if name not in get_args(Preset):

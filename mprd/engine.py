@@ -20,16 +20,17 @@ from mprd.backbone import recalibrate_bn
 from mprd.clusters import balanced_batches, find_clusters
 from mprd.config import Config, Labeller
 from mprd.data.camera_style import choose_style
-from mprd.data.datasets import ReidDataset, choose_meta_images
+from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
+from mprd.data.labelled import choose_labelled
 from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
-from mprd.gcn_pool import MetaSet, PairSources, PoolStep, draw_pool
+from mprd.gcn_pool import PairSources, PoolStep, draw_pool
 from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
-from mprd.pairs import PADDING
+from mprd.pairs import PADDING, MetaSet
 from mprd.seeding import Draw, generator
 from mprd.state import TrainState, build_state, non_finite
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
@@ -111,14 +112,17 @@ class Trainer:
         self.check_data()
         self.pids = as_tensor(train.pids, device)
         self.camids = as_tensor(train.camids, device)
-        self.meta = self.choose_meta()
+        meta = self.choose_meta()
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
+        self.state.meta = meta
 
     def check_data(self) -> None:
         """Refuse data too small for its settings, or without the cameras they need, before anything is computed."""
         needs_cameras = self.config.neighbors.metric == "camera" and self.config.pairs.judges_candidates
         if needs_cameras and self.dataset.train.camids is None:
             raise UserError(f"neighbors.metric: camera needs cameras, {self.dataset.root} has none; use cosine or csls")
+        if self.config.pairs.labeller == "supervised" and self.dataset.train.pids is None:
+            raise UserError(f"pairs.labeller: supervised needs identities, and {self.dataset.root} has none")
         if self.num_images <= self.config.neighbors.k:
             raise UserError(
                 f"{self.dataset.root}: neighbors.k = {self.config.neighbors.k} needs more training images than "
@@ -130,15 +134,12 @@ class Trainer:
                 raise UserError(f"{name}.batch_size: a batch of {smallest} is too small for {self.world.size} workers")
 
     def choose_meta(self) -> MetaSet:
-        """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed."""
-        pids, pairs = self.dataset.train.pids, self.config.pairs
-        if pairs.labeller == "supervised" and pids is None:
-            raise UserError(f"pairs.labeller: supervised needs identities, and {self.dataset.root} has none")
-        ids = torch.zeros(0, dtype=torch.long, device=self.device)
-        if (pairs.labeller == "gcn" or pairs.relabel_meta) and self.config.meta.num_ids > 0:
-            chosen = choose_meta_images(pids, num_ids=self.config.meta.num_ids, seed=self.config.train.seed)
-            ids = torch.as_tensor(chosen, device=self.device)
-        return MetaSet(ids, ids if self.pids is None else self.pids[ids])
+        """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
+        if not self.config.uses_meta:
+            return MetaSet.empty(self.device)
+        train, root = self.dataset.train, self.dataset.root
+        chosen = choose_labelled(train, root, self.config.meta, seed=self.config.train.seed)
+        return MetaSet(*(torch.as_tensor(part, device=self.device) for part in chosen))
 
     # -- the state of an epoch --------------------------------------------------------------------
 
@@ -237,7 +238,7 @@ class Trainer:
             memory=self.state.memory.features,
             neighbor_ids=neighbor_ids,
             perturbed=perturbed,
-            meta=self.meta,
+            meta=self.state.meta,
             meta_pairs=self.config.meta.pairs,
             use=self.config.gcn.sources,
             is_first=self.state.epoch == self.config.train.warmup_epochs,
@@ -337,9 +338,9 @@ class Trainer:
             self.lists(),
             gcn=self.state.gcn,
             memory=self.state.memory.features,
-            is_live=not self.config.pairs.is_once_an_epoch and self.config.neighbors.source == "memory",
+            is_live=self.config.searches_live,
             pids=self.pids,
-            meta_ids=self.meta.ids,
+            meta=self.state.meta,
             clusters=self.state.clusters,
         )
 

@@ -58,7 +58,7 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
     if trainer.state.tally.candidates:
         judged = torch.cat([part.to(trainer.device) for part in trainer.state.tally.candidates])
         # pairs of a labelled image would flatter the GCN that was trained on them
-        judged = judged[~torch.isin(judged[:, 0].long(), trainer.meta.ids)]
+        judged = judged[~torch.isin(judged[:, 0].long(), trainer.state.meta.ids)]
         is_true = trainer.pids[judged[:, 0].long()] == trainer.pids[judged[:, 1].long()]
         if trainer.labeller == "gcn":
             quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)

@@ -12,21 +12,8 @@ from mprd import gcn_pairs
 from mprd.features import ordered_batches
 from mprd.gcn_pairs import LabelledPairs
 from mprd.losses import pair_bce
-from mprd.pairs import PositiveTable
+from mprd.pairs import MetaSet, PositiveTable
 from mprd.seeding import Draw, generator
-
-
-@dataclass(frozen=True)
-class MetaSet:
-    """Z: the labelled images, the only ones whose identities the GCN's training may read."""
-
-    ids: Tensor
-    """`[Z]`, image ids; empty for MPRD(0id)."""
-    pids: Tensor
-    """`[Z]`, their identities."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mprd.config import Decision, Labeller, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
-from mprd.pairs import PADDING
+from mprd.pairs import PADDING, MetaSet
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
 
@@ -205,8 +205,8 @@ class RuleLabeller:
     """`[N, D]`, what similarities are taken of."""
     config: PairsConfig
     pids: Tensor | None
-    """`[N]`; read in full by `supervised` alone, elsewhere for the images of `meta_ids` alone."""
-    meta_ids: Tensor
+    """`[N]`, for `supervised` alone."""
+    meta: MetaSet
     clusters: ClusterMemory | None = None
     """For `dbscan`; None where no clusters were found."""
 
@@ -218,8 +218,7 @@ class RuleLabeller:
             return Labels(ids[:, None])
         mask = self.mask(ids)
         if self.config.relabel_meta:
-            assert self.pids is not None
-            mask = pairs.relabel(mask, ids, self.pids, self.meta_ids)
+            mask = pairs.relabel(mask, ids, self.meta)
         return Labels(pairs.mask_to_ids(mask))
 
     def mask(self, ids: Tensor) -> Tensor:
@@ -243,7 +242,7 @@ def choose_labeller(
     memory: Tensor,
     is_live: bool,
     pids: Tensor | None,
-    meta_ids: Tensor,
+    meta: MetaSet,
     clusters: ClusterMemory | None = None,
 ) -> CandidateLabeller | RuleLabeller:
     """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
@@ -252,7 +251,7 @@ def choose_labeller(
     if name == "jaccard":
         judge = ListOverlap()
         return CandidateLabeller(judge, memory, lists, mu=config.jaccard, is_live=is_live, decide=config.decide)
-    return RuleLabeller(name, lists.features, config, pids, meta_ids, clusters)
+    return RuleLabeller(name, lists.features, config, pids, meta, clusters)
 
 
 def label_all(

@@ -6,10 +6,31 @@ A rule returns a boolean `[B, N]` in which an image's own index is always true (
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 PADDING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class MetaSet:
+    """Z: the labelled images, the only ones whose identities anything but evaluation may read (Sec. 4.2)."""
+
+    ids: Tensor
+    """`[Z]`, image ids; empty for MPRD(0id)."""
+    pids: Tensor
+    """`[Z]`, their identities."""
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> MetaSet:
+        """Return no labelled images."""
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        return cls(nothing, nothing)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class PositiveTable:
@@ -90,16 +111,17 @@ def supervised(pids: Tensor, targets: Tensor) -> Tensor:
     return pids[targets][:, None] == pids[None]
 
 
-def relabel(mask: Tensor, targets: Tensor, pids: Tensor, meta_ids: Tensor) -> Tensor:
+def relabel(mask: Tensor, targets: Tensor, meta: MetaSet) -> Tensor:
     """Give targets within Z their true positives within Z: MLCR(+5id) of Table 2.
 
     Args:
         mask: boolean `[B, N]`, the pseudo labels.
-        pids: `[N]`; read for the images of Z only.
-        meta_ids: `[Z]`, the labelled images.
+        meta: Z.
     """
     is_meta = torch.zeros(mask.shape[1], dtype=torch.bool, device=mask.device)
-    is_meta[meta_ids] = True
+    is_meta[meta.ids] = True
+    pids = meta.pids.new_zeros(mask.shape[1])
+    pids[meta.ids] = meta.pids
     truth = supervised(pids, targets) & is_meta
     return torch.where(is_meta[targets][:, None], truth, mask)
 

@@ -21,6 +21,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
+from mprd.config_loading import absolute
 from mprd.errors import Interrupted, UserError
 
 # imported where they are used: Ray's controller process reads this file too, and has no need of torch
@@ -192,16 +193,6 @@ def choose_threads(config: Config, num_workers: int) -> int:
     import torch
 
     return config.train.threads or max(1, torch.get_num_threads() // num_workers)
-
-
-def absolute(config: Config) -> Config:
-    """Make the paths of the settings independent of the working directory."""
-    root, weights = config.data.root, Path(config.backbone.weights)
-    data = config.data if root is None else config.data.model_copy(update={"root": root.resolve()})
-    backbone = config.backbone
-    if weights.exists():
-        backbone = backbone.model_copy(update={"weights": str(weights.resolve())})
-    return config.model_copy(update={"data": data, "backbone": backbone})
 
 
 def make_trainer(

@@ -18,11 +18,12 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from mprd.config import Config
+from mprd.config_loading import absolute
 from mprd.errors import UserError
 from mprd.executors import count_actors
 from mprd.launch import finish
 from mprd.noticeboard import Noticeboard
-from mprd.ray_train import absolute, choose_threads, cluster, find_resources, make_trainer
+from mprd.ray_train import choose_threads, cluster, find_resources, make_trainer
 from mprd.run_folder import RunFolder
 from mprd.study_folder import Ledger, State, Trial, trial_config
 from mprd.study_loop import keep_error, make_ready, read_error, stop_reason, trial_line

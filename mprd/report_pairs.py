@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mprd import checkpoint, diagnostics
-from mprd.data.datasets import choose_meta_images
+from mprd.data.labelled import choose_labelled
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
 from mprd.labelling import CandidateLabeller, Labels, ListOverlap, NeighborLists, label_all
@@ -116,9 +116,11 @@ def trained_gcn(snapshot: Snapshot) -> PairGCN:
 
 def labelled_images(snapshot: Snapshot) -> Tensor:
     """Return the ids of the images whose identities the GCN was told; none where it is not trained."""
-    num_meta = snapshot.config.meta.num_ids if has_gcn(snapshot) else 0
-    pids, seed = snapshot.need_train().pids, snapshot.config.train.seed
-    return torch.as_tensor(choose_meta_images(pids, num_ids=num_meta, seed=seed), device=snapshot.memory.device)
+    config = snapshot.config
+    if not has_gcn(snapshot):
+        return torch.zeros(0, dtype=torch.long, device=snapshot.memory.device)
+    rows, _ = choose_labelled(snapshot.need_train(), snapshot.need_dataset().root, config.meta, seed=config.train.seed)
+    return torch.as_tensor(rows, device=snapshot.memory.device)
 
 
 def has_gcn(snapshot: Snapshot) -> bool:

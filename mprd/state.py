@@ -18,7 +18,7 @@ from mprd.errors import NonFiniteLoss, UserError
 from mprd.gcn import PairGCN
 from mprd.labelling import Labels
 from mprd.memory import FeatureMemory
-from mprd.pairs import PADDING, PositiveTable
+from mprd.pairs import PADDING, MetaSet, PositiveTable
 from mprd.seeding import Draw, generator
 from mprd.world import World
 
@@ -94,6 +94,7 @@ class TrainState:
     gcn_optimizer: torch.optim.Optimizer
     memory: FeatureMemory
     positives: PositiveTable
+    meta: MetaSet = field(default_factory=MetaSet.empty)
     list_features: Tensor | None = None
     """`[N, D]` clean features of this epoch, from which lists are drawn under `neighbors.source: clean`."""
     clusters: ClusterMemory | None = None
@@ -128,6 +129,7 @@ class TrainState:
             "gcn_optimizer": self.gcn_optimizer.state_dict(),
             "memory": self.memory.features,
             "positives": self.positives.ids,
+            "meta": torch.stack([self.meta.ids, self.meta.pids]),
             "list_features": self.list_features,
             "clusters": None if self.clusters is None else self.clusters.state_dict(),
             "epoch": self.epoch,
@@ -144,6 +146,9 @@ class TrainState:
             raise UserError(
                 f"{path}: made on {len(state['memory'])} training images, but the data set now has {len(self.memory)}"
             )
+        # checkpoints of before 23 November 2026 do not say
+        if "meta" in state and not torch.equal(state["meta"], torch.stack([self.meta.ids, self.meta.pids]).cpu()):
+            raise UserError(f"{path}: made with other labelled images; meta.labels, or the data set, has changed")
         checkpoint.load_module(self.backbone, state["backbone"], path=path, name="backbone")
         checkpoint.load_module(self.gcn, state["gcn"], path=path, name="GCN")
         self.optimizer.load_state_dict(state["optimizer"])

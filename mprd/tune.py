@@ -174,7 +174,7 @@ SMOKE_DRAWN = {"num_train_ids": 24, "num_test_ids": 12, "num_cameras": 3, "image
 
 def read_settings(study: Study, settings: dict[str, Any], *, smoke: bool) -> Config:
     """Merge preset, study, smoke sizes, overrides and data folder, later ones winning."""
-    from mprd.config_loading import build_config, merge, parse_override, read_preset
+    from mprd.config_loading import absolute, build_config, merge, parse_override, read_preset
     from mprd.studies import nest
     from mprd.train import read_settings as read_train_settings
 
@@ -189,9 +189,9 @@ def read_settings(study: Study, settings: dict[str, Any], *, smoke: bool) -> Con
     for override in settings["set_"] or ():
         merge(values, parse_override(override))
     if given.data.root is not None:
-        # trials stand in folders of their own
-        merge(values, {"data": {"root": str(given.data.root.resolve())}})
-    return build_config(values)
+        merge(values, {"data": {"root": str(given.data.root)}})
+    # trials stand in folders of their own
+    return absolute(build_config(values))
 
 
 def open_study(folder: StudyFolder, *, trials: int | None) -> tuple[Study, Config, Ledger]:

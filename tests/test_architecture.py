@@ -32,6 +32,7 @@ ORDER = [
     "data.cameras",
     "data.synthetic",
     "data.datasets",
+    "data.labelled",
     "data.pictures",
     "data.recognition",
     "data.inspection",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mprd.config import DataConfig, SyntheticConfig
-from mprd.data.datasets import ReidDataset, choose_meta_images, load_dataset, warn_of_oddities
+from mprd.data.datasets import ReidDataset, load_dataset, warn_of_oddities
 from mprd.data.layouts import list_images
 from mprd.errors import UserError
 from tests.trees import ints, write_image, write_images, write_market
@@ -297,34 +297,3 @@ def test_drawn_pedestrians_have_no_published_counts(tmp_path: Path, caplog: pyte
         caplog.clear()
         warn_of_oddities(ReidDataset("synthetic", tmp_path, data.train, data.query, data.gallery, 2, None))
     assert caplog.text == ""
-
-
-def test_meta_images_are_all_images_of_the_drawn_identities() -> None:
-    pids = np.array([4, 9, 4, 7, 9, 9])
-    chosen = choose_meta_images(pids, num_ids=2, seed=3)
-    assert chosen.dtype == np.int64
-    ids = set(pids[chosen].tolist())
-    assert len(ids) == 2
-    assert chosen.tolist() == [row for row, pid in enumerate(pids.tolist()) if pid in ids]
-
-
-def test_meta_identities_depend_on_the_seed_alone() -> None:
-    pids = np.repeat(np.arange(50), 2)
-    assert choose_meta_images(pids, num_ids=5, seed=1).tolist() == choose_meta_images(pids, num_ids=5, seed=1).tolist()
-    assert choose_meta_images(pids, num_ids=5, seed=1).tolist() != choose_meta_images(pids, num_ids=5, seed=2).tolist()
-
-
-@pytest.mark.parametrize("pids", [np.array([1, 2]), None])
-def test_no_meta_identities_are_no_images(pids: np.ndarray | None) -> None:
-    chosen = choose_meta_images(pids, num_ids=0, seed=0)
-    assert ints(chosen) == []
-
-
-def test_more_meta_identities_than_there_are_is_refused() -> None:
-    with pytest.raises(UserError, match=r"meta\.num_ids must be at most 2, .* but got 3"):
-        choose_meta_images(np.array([1, 2, 1]), num_ids=3, seed=0)
-
-
-def test_meta_identities_without_ids_are_refused() -> None:
-    with pytest.raises(UserError, match=r"meta\.num_ids must be 0 without identities"):
-        choose_meta_images(None, num_ids=5, seed=0)

@@ -147,7 +147,7 @@ def with_shuffled_pids(trainer: Trainer) -> ReidDataset:
     dataset = trainer.dataset
     assert dataset.train.pids is not None
     pids = dataset.train.pids.copy()
-    outside = np.setdiff1d(np.arange(len(pids)), trainer.meta.ids.numpy())
+    outside = np.setdiff1d(np.arange(len(pids)), trainer.state.meta.ids.numpy())
     pids[outside] = np.random.default_rng(0).permutation(pids[outside])
     assert (pids != dataset.train.pids).any()
     return dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, pids=pids))

@@ -14,8 +14,8 @@ from mprd.gcn_pairs import (
     random_meta_pairs,
     random_negatives,
 )
-from mprd.gcn_pool import MetaSet, PairSources, draw_pool
-from mprd.pairs import PositiveTable
+from mprd.gcn_pool import PairSources, draw_pool
+from mprd.pairs import MetaSet, PositiveTable
 
 NUM_IMAGES = 24
 PIDS = torch.arange(NUM_IMAGES) // 4

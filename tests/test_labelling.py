@@ -7,6 +7,7 @@ import torch
 from mprd.config import NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
 from mprd.labelling import CandidateLabeller, ListOverlap, NeighborLists, RuleLabeller, choose_labeller
+from mprd.pairs import MetaSet
 from mprd.subgraphs import build_serially
 
 NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
@@ -74,7 +75,7 @@ def labels_overlap(i: int) -> list[float]:
 
 def test_every_name_has_its_labeller() -> None:
     rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "is_live": True, "pids": torch.arange(6)}
-    rest["meta_ids"] = torch.tensor([], dtype=torch.long)
+    rest["meta"] = MetaSet.empty()
     config = PairsConfig(mu=0.6, jaccard=0.2)
     gcn, jaccard, knn = (
         choose_labeller(name, config, lists_by_hand(), **rest)

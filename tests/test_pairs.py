@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mprd.pairs import (
+    MetaSet,
     PositiveTable,
     accept,
     knn,
@@ -73,9 +74,9 @@ def test_supervised_takes_the_identity_and_single_the_index() -> None:
 
 
 def test_relabelling_touches_labelled_images_alone() -> None:
-    pids, meta_ids = torch.tensor([7, 8, 7, 8, 9]), torch.tensor([0, 2])
+    meta = MetaSet(torch.tensor([0, 2]), torch.tensor([7, 7]))
     mask = torch.ones(3, 5, dtype=torch.bool)
-    assert sets(relabel(mask, torch.tensor([0, 1, 2]), pids, meta_ids)) == [{0, 2}, {0, 1, 2, 3, 4}, {0, 2}]
+    assert sets(relabel(mask, torch.tensor([0, 1, 2]), meta)) == [{0, 2}, {0, 1, 2, 3, 4}, {0, 2}]
 
 
 def test_mplp_matches_the_published_code() -> None:

@@ -181,19 +181,3 @@ def warn_of_oddities(dataset: ReidDataset) -> None:
         logger.warning("%s: %d query and %d gallery images: no evaluation", dataset.root, len(query), len(gallery))
     if train.pids is not None and dataset.num_cameras == 1:
         logger.warning("%s: one camera only, so no query has a match under another camera", dataset.root)
-
-
-def choose_meta_images(pids: np.ndarray | None, *, num_ids: int, seed: int) -> np.ndarray:
-    """Draw identities and return the indices of all their images, sorted int64 `[m]` (Sec. 4.2).
-
-    Raises UserError when there are fewer identities than `num_ids`, or none are known.
-    """
-    if num_ids == 0:
-        return np.empty(0, dtype=np.int64)
-    if pids is None:
-        raise UserError(f"meta.num_ids must be 0 without identities in the file names, but got {num_ids}")
-    known = np.unique(pids)
-    if len(known) < num_ids:
-        raise UserError(f"meta.num_ids must be at most {len(known)}, the training identities, but got {num_ids}")
-    chosen = np.random.default_rng(seed).choice(known, num_ids, replace=False)
-    return np.flatnonzero(np.isin(pids, chosen)).astype(np.int64)
