@@ -5,7 +5,8 @@ Called again it goes on where it stopped, so that a machine lent for minutes get
     python benchmarks/tables.py table1 --preset bench --out runs/table1 --minutes 8
     python benchmarks/tables.py table1 --preset bench --out runs/table1 --rows MPRD MPLP --seeds 0 --set train.epochs=5
 
-A run lies in OUT/<point>_seed<seed>. Figures are those of the last epoch; nothing is picked on query and gallery.
+A run lies in OUT/<point>_seed<seed>. Figures are those of the last epoch. Two columns say what picking an epoch
+by the label-free score, and on query and gallery, would have shown instead.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mprd.console import chosen_rows
 from mprd.report_page import mean_rows
 from mprd.run_folder import RunFolder
 from mprd.studies import Point, load_study
@@ -38,6 +40,7 @@ COLUMNS = {
     "pair_recall_cross": "recall",
     "label_free_score": "label-free score",
 }
+PICKS = {"by label-free score": "mAP of its best epoch", "best on test": "best mAP on test"}
 SCORES = {"gcn_auc": "g", "agreement_auc": "agreement", "cosine_auc": "cosine", "jaccard_auc": "list overlap"}
 LAST_THIRD = 3
 
@@ -111,10 +114,11 @@ def cell(values: list[float | None], *, factor: float = 100, places: int = 1) ->
 
 def write_table(jobs: list[Job]) -> str:
     """Write a row for each point with finished runs: the last epoch, and AUC over the last third of the epochs."""
-    names = [*COLUMNS.values(), *(f"AUC of {name}" for name in SCORES.values()), "minutes of training"]
+    names = [*COLUMNS.values(), *PICKS.values(), *(f"AUC of {name}" for name in SCORES.values()), "minutes of training"]
     lines = ["| | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for point, done in finished_runs(jobs).items():
         cells = [cell([rows[-1].get(name) for rows in done]) for name in COLUMNS]
+        cells += [cell([chosen_rows(rows)[pick].get("mAP") for rows in done]) for pick in PICKS]
         cells += [cell([mean_auc(rows, name) for rows in done], factor=1, places=3) for name in SCORES]
         seconds = [sum(row["gcn_seconds"] + row["cnn_seconds"] for row in rows) for rows in done]
         cells.append(cell(seconds, factor=1 / 60))
