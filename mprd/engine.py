@@ -115,6 +115,7 @@ class Trainer:
         meta = self.choose_meta()
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
         self.state.meta = meta
+        self.clean_lists: NeighborLists | None = None
 
     def check_data(self) -> None:
         """Refuse data too small for its settings, or without the cameras they need, before anything is computed."""
@@ -196,12 +197,16 @@ class Trainer:
         self.state.memory = FeatureMemory(features[order.argsort()])
 
     def lists(self) -> NeighborLists:
-        """Return the neighbour lists of this epoch, not searched yet."""
-        if self.config.neighbors.source == "clean":
-            if self.state.list_features is None:
-                self.state.list_features = self.extract(self.plain_images)
-            return NeighborLists(self.state.list_features, self.camids, self.config.neighbors, self.hooks.search_all)
-        return NeighborLists(self.state.memory.features, self.camids, self.config.neighbors, self.hooks.search_all)
+        """Return the neighbour lists of this epoch; of clean features the GCN's epoch and the labelling share one."""
+        state, rest = self.state, (self.camids, self.config.neighbors, self.hooks.search_all)
+        if self.config.neighbors.source == "memory":
+            return NeighborLists(state.memory.features, *rest)
+        if state.list_features is None:
+            self.clean_lists = None
+            state.list_features = self.extract(self.plain_images)
+        if self.clean_lists is None or self.clean_lists.features is not state.list_features:
+            self.clean_lists = NeighborLists(state.list_features, *rest, stands_still=True)
+        return self.clean_lists
 
     # -- the GCN's epoch: Alg. 1 lines 3-7 --------------------------------------------------------
 

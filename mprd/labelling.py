@@ -34,17 +34,23 @@ class NeighborLists:
         camids: Tensor | None,
         config: NeighborsConfig,
         search_all: NeighborSearch = find_neighbors,
+        *,
+        stands_still: bool = False,
     ) -> None:
         """Search in `features` `[N, D]`: the memory itself, which may change between calls, or clean features.
 
         Args:
             search_all: searches the lists of all images; those of a batch are always searched here, exactly.
+            stands_still: the features never change, so that all lists are searched once.
         """
         self.features = features
         self.camids = camids
         self.config = config
         self.search_all = search_all
+        self.stands_still = stands_still
         self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
+        self.found: NeighborTable | None = None
+        """The lists of all images, once they were searched."""
 
     def search(self, rows: Tensor | None = None) -> NeighborTable:
         """Find the neighbours of some rows, or of all."""
@@ -65,9 +71,11 @@ class NeighborLists:
 
     def refresh(self, rows: Tensor | None = None) -> NeighborTable:
         """Search rows anew (all when None), keep the lists in `ids`, and return what was found."""
+        if rows is None and self.stands_still and self.found is not None:
+            return self.found
         table = self.search(rows)
         if rows is None:
-            self.ids = table.ids
+            self.ids, self.found = table.ids, table
         else:
             self.widen(table.ids.shape[1])
             self.ids[rows] = F.pad(table.ids, (0, self.ids.shape[1] - table.ids.shape[1]), value=PADDING)

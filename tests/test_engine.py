@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mprd import checkpoint
 from mprd.config import Config
@@ -20,6 +21,7 @@ from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row
 from mprd.errors import Interrupted, NonFiniteLoss, UserError
+from mprd.neighbors import find_neighbors
 from mprd.state import TrainState
 
 from .conftest import TINY
@@ -193,6 +195,23 @@ def test_resuming_at_any_step_ends_in_the_same_bits(
     resumed.state.load_state_dict(checkpoint.load(path), path=path)
     fit(resumed)
     assert_same_state(whole.state, resumed.state)
+
+
+@pytest.mark.parametrize(("source", "num_searches"), [("clean", 3), ("memory", 6)])
+def test_lists_of_clean_features_are_searched_once_an_epoch(
+    source: str, num_searches: int, tiny_config: Config, tiny_root: Path
+) -> None:
+    searched: list[Tensor] = []
+
+    def search(features: Tensor, **rule: Any) -> Any:
+        searched.append(features)
+        return find_neighbors(features, **rule)
+
+    epochwise = ("pairs.refresh=epoch", "neighbors.metric=cosine", f"neighbors.source={source}")
+    config = changed(tiny_config, tiny_root, *epochwise)
+    # 3 epochs, each with a GCN phase and a labelling pass
+    train(config, hooks=Hooks(search_all=search))
+    assert len(searched) == num_searches
 
 
 def test_cluster_contrast_resumes_within_an_epoch(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
