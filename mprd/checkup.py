@@ -168,6 +168,9 @@ def look_at_images(checkup: Checkup, layout: Layout, track: Track) -> None:
     if bad_styles:
         text = f"{len(bad_styles):,} CamStyle pictures are unreadable; the command leaves them out"
         checkup.findings.append(Finding("warning", text, tuple(map(str, bad_styles[:NUM_SHOWN]))))
+    if dataset.train.pids is None:
+        text = "names tell no identities: a file of a few labelled images helps, meta.labels (docs/own-data.md)"
+        checkup.findings.append(Finding("note", text))
     size = checkup.sizes
     if size and size["median"]["height"] < SQUARE * size["median"]["width"]:
         text = "crops are not twice as high as wide; data.height and data.width stretch them to what they say"
