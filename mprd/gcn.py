@@ -208,20 +208,22 @@ class PairGCN(nn.Module):
         return self.mlp_2(F.relu(self.mlp_1(torch.cat(seen, dim=1)))).squeeze(1)
 
     @torch.no_grad()
-    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Return the likelihoods g_ij [P] of pairs [P, 2], building their graphs from neighbour ids [N, K].
 
+        The graphs tell along the way how far the lists of a pair's ends overlap, [P], which is returned beside them.
         G cannot tell (i, j) from (j, i): a pair asked for both ways is judged once. Pairs with lists of like length
         are taken together, so that one long list does not widen all graphs.
         """
         pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None
-        likelihoods = memory.new_empty(len(pairs))
+        likelihoods, overlaps = memory.new_empty(len(pairs)), torch.empty(len(pairs), device=memory.device)
         for chosen in groups_of_like_length(neighbor_ids, pairs):
             subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
             likelihoods[chosen] = self(memory, subgraphs, projected=projected).sigmoid()
-        return likelihoods[where]
+            overlaps[chosen] = overlap(subgraphs)
+        return likelihoods[where], overlaps[where]
 
     def forward_reference(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of `forward` from one PyG graph a pair, labelled by the general DRNL."""

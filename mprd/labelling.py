@@ -117,8 +117,8 @@ class PairJudge(Protocol):
     def __call__(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         """Return logits `[P]` from built graphs."""
 
-    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
-        """Return likelihoods `[P]` of pairs `[P, 2]`."""
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return likelihoods `[P]` of pairs `[P, 2]`, and how far the lists of their ends overlap `[P]`."""
 
 
 class ListOverlap:
@@ -130,8 +130,9 @@ class ListOverlap:
     def __call__(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         return overlap(subgraphs).to(memory.dtype).logit()
 
-    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
-        return overlap(build_subgraphs(pairs, neighbor_ids)).to(memory.dtype)
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        overlaps = overlap(build_subgraphs(pairs, neighbor_ids))
+        return overlaps.to(memory.dtype), overlaps
 
 
 class CandidateLabeller:
@@ -169,8 +170,7 @@ class CandidateLabeller:
         if self.is_live:
             num_capped = self.lists.refresh_around(ids)
         pair_ids, where = self.candidates(ids)
-        likelihoods = self.judge.predict(self.memory, self.lists.ids, pair_ids)
-        overlaps = overlap(build_subgraphs(pair_ids, self.lists.ids))
+        likelihoods, overlaps = self.judge.predict(self.memory, self.lists.ids, pair_ids)
         return self.decide(ids, where, likelihoods, overlaps, num_capped=num_capped)
 
     def candidates(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -211,6 +211,12 @@ def test_graphs_that_came_by_arrow_give_the_same_bits() -> None:
     assert torch.equal(gcn(memory, subgraphs), gcn(memory, from_arrow(to_arrow(subgraphs))))
 
 
+def jaccard(lists: list[list[int]], i: int, j: int) -> float:
+    """Compare two lists, the pair itself left out."""
+    one, other = set(lists[i]) - {i, j}, set(lists[j]) - {i, j}
+    return len(one & other) / max(1, len(one | other))
+
+
 @pytest.mark.parametrize("variant", ["paper", "structure"])
 def test_likelihoods_are_those_of_the_graphs_in_the_order_of_the_pairs(
     variant: str, monkeypatch: pytest.MonkeyPatch
@@ -222,10 +228,11 @@ def test_likelihoods_are_those_of_the_graphs_in_the_order_of_the_pairs(
     )
     for group in (2**15, 10):
         monkeypatch.setattr("mprd.gcn.PAIRS_PER_GROUP", group)
-        likelihoods = gcn.predict(memory, table(lists), pairs)
+        likelihoods, overlaps = gcn.predict(memory, table(lists), pairs)
+        assert overlaps.tolist() == [pytest.approx(jaccard(lists, i, j)) for i, j in pairs.tolist()]
         assert not likelihoods.requires_grad
         torch.testing.assert_close(likelihoods[:90].float(), expected, atol=1e-6, rtol=0)
-        one_by_one = torch.cat([gcn.predict(memory, table(lists), pair[None]) for pair in pairs[90:120]])
+        one_by_one = torch.cat([gcn.predict(memory, table(lists), pair[None])[0] for pair in pairs[90:120]])
         torch.testing.assert_close(likelihoods[90:120], one_by_one, atol=1e-12, rtol=0)
 
 
@@ -235,7 +242,7 @@ def test_no_pairs_give_no_logits() -> None:
     logits = gcn(memory, build_subgraphs(nothing, lists))
     assert logits.shape == (0,)
     assert all(not bool(grad.any()) for grad in grads(logits, gcn, memory.requires_grad_()))
-    assert gcn.predict(memory.detach(), lists, nothing).shape == (0,)
+    assert [part.shape for part in gcn.predict(memory.detach(), lists, nothing)] == [(0,), (0,)]
 
 
 def test_one_pair_gives_one_logit() -> None:
@@ -273,7 +280,7 @@ def test_scalars_join_at_the_read_out_or_stand_for_the_graph(read_out: str) -> N
     subgraphs = build_subgraphs(pairs, table(lists))
     fast = gcn(memory, subgraphs)
     torch.testing.assert_close(fast, gcn.forward_reference(memory, subgraphs), atol=1e-11, rtol=0)
-    torch.testing.assert_close(gcn.predict(memory, table(lists), pairs), fast.sigmoid(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gcn.predict(memory, table(lists), pairs)[0], fast.sigmoid(), atol=1e-12, rtol=0)
     with torch.no_grad():
         if read_out == "both":
             gcn.mlp_1.weight[:, -NUM_SCALARS:] = 0

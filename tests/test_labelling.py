@@ -63,7 +63,7 @@ def test_the_gcn_is_told_apart_from_the_overlap_that_is_kept_beside_it() -> None
     assert labels.likelihoods is not None
     assert labels.overlaps is not None
     pairs = torch.tensor([[0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [1, 4]])
-    expected = gcn.predict(torch.eye(6), torch.tensor(NEAR), pairs)
+    expected, _ = gcn.predict(torch.eye(6), torch.tensor(NEAR), pairs)
     torch.testing.assert_close(labels.likelihoods.flatten(), expected)
     assert labels.overlaps.tolist()[0] == labels_overlap(0)
 
