@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mprd.config import Config
-from mprd.config_loading import load_config, parse_override, setting_names
+from mprd.config_loading import absolute, load_config, parse_override, setting_names
 from mprd.errors import UserError
 
 
@@ -113,3 +113,15 @@ def test_every_setting_has_a_docstring() -> None:
     sections = [field.annotation for field in Config.model_fields.values()]
     assert [missing(section) for section in sections if missing(section)] == []
     assert "meta.eta.kind" in setting_names()
+
+
+def test_absolute_settings_name_the_same_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pth").touch()
+    overrides = ("data.dataset=folder", "data.root=crops", "meta.labels=who.csv")
+    config = absolute(load_config("demo", overrides=(*overrides, "backbone.weights=net.pth")))
+    assert (config.data.root, config.meta.labels) == (tmp_path / "crops", tmp_path / "who.csv")
+    assert config.backbone.weights == str(tmp_path / "net.pth")
+    # a name that is no file stays a name
+    bare = absolute(load_config("demo", overrides=("backbone.weights=imagenet",)))
+    assert (bare.backbone.weights, bare.data.root, bare.meta.labels) == ("imagenet", None, None)
