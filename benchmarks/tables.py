@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mprd.config_loading import load_config
 from mprd.console import chosen_rows
 from mprd.report_page import mean_rows
 from mprd.run_folder import RunFolder
@@ -63,7 +64,7 @@ class Job:
         command = [sys.executable, "-m", "mprd.train", "--launcher", "local"]
         if RunFolder(self.folder).last.exists():
             return [*command, "--resume", str(self.folder)]
-        settings = [*args.set, *(f"{name}={json.dumps(value)}" for name, value in self.point.set.items())]
+        settings = overrides(self.point, args)
         command += ["--preset", args.preset, *(["--data", str(args.data)] if args.data else [])]
         command += [word for setting in settings for word in ("--set", setting)]
         return [*command, "--seed", str(self.seed), "--out", str(self.folder)]
@@ -86,6 +87,27 @@ class Job:
                 process.wait(timeout=GRACE_SECONDS)
         state = "done" if self.is_done else f"exit {process.returncode}: {path.read_text().strip().splitlines()[-1]}"
         print(f"{self.folder.name}: {state}, {time.monotonic() - started:.0f} s", flush=True)
+
+
+def overrides(point: Point, args: argparse.Namespace) -> list[str]:
+    """Return the settings of a point, those that all runs share before them."""
+    return [*args.set, *(f"{name}={json.dumps(value)}" for name, value in point.set.items())]
+
+
+def list_jobs(points: list[Point], seeds: list[int], args: argparse.Namespace) -> list[Job]:
+    """List the runs of a table, seed by seed; points that the preset makes one and the same share their runs."""
+    names: dict[str, str] = {}
+    folders: dict[str, str] = {}
+    for point in points:
+        values = {"data": {"root": args.data}} if args.data else {}
+        config = load_config(args.preset, overrides=tuple(overrides(point, args)), values=values)
+        own_name = point.name.replace(" ", "_").replace("/", "")
+        names[point.name] = folders.setdefault(config.model_dump_json(), own_name)
+    return [
+        Job(point, seed, (args.out / f"{names[point.name]}_seed{seed}").absolute())
+        for seed in seeds
+        for point in points
+    ]
 
 
 def finished_runs(jobs: list[Job]) -> dict[str, list[list[dict]]]:
@@ -167,20 +189,16 @@ def main() -> None:
     points = [point for point in study.grid() if not args.rows or point.name in args.rows]
     if unknown := set(args.rows or ()) - {point.name for point in points}:
         parser.error(f"--rows: {args.study} has no {', '.join(sorted(unknown))}")
-    jobs = [
-        Job(point, seed, (args.out / f"{point.name.replace(' ', '_').replace('/', '')}_seed{seed}").absolute())
-        for seed in args.seeds or study.seeds
-        for point in points
-    ]
+    jobs = list_jobs(points, args.seeds or study.seeds, args)
     until = time.monotonic() + 60 * args.minutes - GRACE_SECONDS
     with ThreadPoolExecutor(args.jobs) as pool:
-        for future in [pool.submit(job.run, args, until=until) for job in jobs]:
+        for future in [pool.submit(job.run, args, until=until) for job in {job.folder: job for job in jobs}.values()]:
             future.result()
     table = write_table(jobs)
     (args.out / f"{args.study}.md").write_text(table)
     draw(jobs, args.out / f"{args.study}.png")
     print(table)
-    left = [job.folder.name for job in jobs if not job.is_done]
+    left = sorted({job.folder.name for job in jobs if not job.is_done})
     if left:
         print(f"{len(left)} runs are not done: {', '.join(left)}")
     raise SystemExit(bool(left))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mprd.studies import Point
+from mprd.studies import Point, load_study
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "tables.py"
 
@@ -83,3 +83,19 @@ def test_a_run_is_started_once_and_gone_on_with_later(tables: ModuleType, tmp_pa
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "last.pt").touch()
     assert job.command(args)[-2:] == ["--resume", str(tmp_path / "run")]
+
+
+def test_points_that_the_preset_makes_the_same_share_their_runs(tables: ModuleType, tmp_path: Path) -> None:
+    args: Any = type("Args", (), {"set": [], "preset": "bench", "data": None, "out": tmp_path})
+    points = load_study("table1").grid()
+    jobs = tables.list_jobs(points, [0, 1], args)
+    assert [job.seed for job in jobs] == [0] * len(points) + [1] * len(points)
+    folders = {job.point.name: job.folder.name for job in jobs[: len(points)]}
+    assert folders.pop("MPRD by agreement") == "MPRD_seed0"
+    assert folders["MPRD w/o"] == "MPRD_wo_seed0"
+    assert len(set(folders.values())) == len(folders)
+    # the paper decides by likelihood
+    args.preset, args.data = "market1501", tmp_path
+    folders = {job.point.name: job.folder.name for job in tables.list_jobs(points, [0], args)}
+    assert folders["MPRD by likelihood"] == "MPRD_seed0"
+    assert folders["MPRD by agreement"] == "MPRD_by_agreement_seed0"
