@@ -12,7 +12,7 @@ test: $(VENV)/installed lint
 	$(RUN) -m pytest -n auto
 
 test-ray: $(VENV)/installed
-	$(RUN) -m pytest -m ray
+	$(RUN) -m pytest -m ray --durations 12
 
 # as root, with `ip netns`, sshd, rsync and curl
 test-cluster: $(VENV)/installed
