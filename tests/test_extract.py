@@ -193,6 +193,8 @@ def test_a_set_without_a_readable_image_is_an_error(
 
 def extract_slowly(run: Path, images: Path, out: Path) -> None:
     """Run the command, a pause behind each part."""
+    # a shell that starts tests in its background has them ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     write = extraction.Parts.write
 
     def write_and_rest(parts: extraction.Parts, number: int, rows: Rows) -> None:
