@@ -112,11 +112,11 @@ def list_jobs(points: list[Point], seeds: list[int], args: argparse.Namespace) -
 
 def finished_runs(jobs: list[Job]) -> dict[str, list[list[dict]]]:
     """Return the rows of every finished run, a row an epoch, by the name of its point."""
-    runs: dict[str, list[list[dict]]] = {}
+    runs: dict[str, list[list[dict]]] = {job.point.name: [] for job in jobs}
     for job in jobs:
         if job.is_done:
-            runs.setdefault(job.point.name, []).append(RunFolder(job.folder).read_rows())
-    return {name: runs[name] for name in dict.fromkeys(job.point.name for job in jobs) if name in runs}
+            runs[job.point.name].append(RunFolder(job.folder).read_rows())
+    return {name: done for name, done in runs.items() if done}
 
 
 def mean_auc(rows: list[dict], name: str) -> float | None:

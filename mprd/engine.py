@@ -202,6 +202,7 @@ class Trainer:
         if self.config.neighbors.source == "memory":
             return NeighborLists(state.memory.features, *rest)
         if state.list_features is None:
+            # the last epoch's features go before this one's come
             self.clean_lists = None
             state.list_features = self.extract(self.plain_images)
         if self.clean_lists is None or self.clean_lists.features is not state.list_features:

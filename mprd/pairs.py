@@ -32,6 +32,10 @@ class MetaSet:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def table(self) -> Tensor:
+        """Return ids and identities as one tensor `[2, Z]`, as a checkpoint keeps them."""
+        return torch.stack([self.ids, self.pids])
+
 
 class PositiveTable:
     """P: for each image the ids of its positives, itself included; `[N, W]` padded with -1 anywhere in a row."""

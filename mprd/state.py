@@ -129,7 +129,7 @@ class TrainState:
             "gcn_optimizer": self.gcn_optimizer.state_dict(),
             "memory": self.memory.features,
             "positives": self.positives.ids,
-            "meta": torch.stack([self.meta.ids, self.meta.pids]),
+            "meta": self.meta.table(),
             "list_features": self.list_features,
             "clusters": None if self.clusters is None else self.clusters.state_dict(),
             "epoch": self.epoch,
@@ -147,7 +147,7 @@ class TrainState:
                 f"{path}: made on {len(state['memory'])} training images, but the data set now has {len(self.memory)}"
             )
         # checkpoints of before 23 November 2026 do not say
-        if "meta" in state and not torch.equal(state["meta"], torch.stack([self.meta.ids, self.meta.pids]).cpu()):
+        if "meta" in state and not torch.equal(state["meta"], self.meta.table().cpu()):
             raise UserError(f"{path}: made with other labelled images; meta.labels, or the data set, has changed")
         checkpoint.load_module(self.backbone, state["backbone"], path=path, name="backbone")
         checkpoint.load_module(self.gcn, state["gcn"], path=path, name="GCN")

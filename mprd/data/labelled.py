@@ -46,21 +46,16 @@ def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np
     Raises UserError naming the file, and the line that is wrong.
     """
     numbers = {path.relative_to(root).as_posix(): row for row, path in enumerate(train.paths)}
+    header, *lines = read_lines(file) or [(1, [])]
+    if header[1] != HEADER:
+        raise UserError(f"meta.labels: {file}: wanted the header file,identity, but got {','.join(header[1])!r}")
     found: dict[int, str] = {}
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            table = csv.reader(lines)
-            if (header := next(table, [])) != HEADER:
-                raise UserError(f"meta.labels: {file}: wanted the header file,identity, but got {','.join(header)!r}")
-            for cells in table:
-                if cells:
-                    row, identity = read_line(cells, numbers, place=f"meta.labels: {file}, line {table.line_num}")
-                    if found.setdefault(row, identity) != identity:
-                        raise UserError(f"meta.labels: {file}, line {table.line_num}: {cells[0]} has two identities")
-    except OSError as error:
-        raise UserError(f"meta.labels: cannot read {file}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"meta.labels: {file} is no CSV: {error}") from None
+    for number, cells in lines:
+        if cells:
+            place = f"meta.labels: {file}, line {number}"
+            row, identity = read_cells(cells, numbers, place=place)
+            if found.setdefault(row, identity) != identity:
+                raise UserError(f"{place}: {cells[0]} has two identities")
     rows = np.array(sorted(found), dtype=np.int64)
     names, pids = np.unique([found[row] for row in rows.tolist()], return_inverse=True)
     if len(names) == len(rows):
@@ -68,7 +63,19 @@ def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np
     return rows, pids.astype(np.int64)
 
 
-def read_line(cells: list[str], numbers: dict[str, int], *, place: str) -> tuple[int, str]:
+def read_lines(file: Path) -> list[tuple[int, list[str]]]:
+    """Read a CSV: the number of each line, and its cells."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as text:
+            table = csv.reader(text)
+            return [(table.line_num, cells) for cells in table]
+    except OSError as error:
+        raise UserError(f"meta.labels: cannot read {file}: {error.strerror}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"meta.labels: {file} is no CSV: {error}") from None
+
+
+def read_cells(cells: list[str], numbers: dict[str, int], *, place: str) -> tuple[int, str]:
     """Return the row of the image that a line names, and its identity."""
     if len(cells) != len(HEADER) or not cells[1].strip():
         raise UserError(f"{place}: wanted a file and an identity, but got {','.join(cells)!r}")
