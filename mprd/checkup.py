@@ -242,8 +242,8 @@ def adapt(plan: Plan, dataset: ReidDataset, *, skips: bool) -> Plan:
     if num_ids < config.meta.num_ids:
         # one identity alone has no negative pair
         settings.append(f"meta.num_ids={num_ids if num_ids > 1 else 0}")
-    if dataset.train.camids is None and config.neighbors.metric == "camera":
-        settings.append("neighbors.metric=cosine")
+    if dataset.train.camids is None and config.needs_cameras is not None:
+        settings += ["neighbors.metric=cosine"] + ["neighbors.standardise=false"] * config.neighbors.standardise
     if skips:
         settings.append("data.on_bad_image=skip")
     return replace(plan, settings=tuple(settings))

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.config import ClustersConfig
+from mprd.camera_bias import take_out_cameras
+from mprd.config import Config
 from mprd.pairs import PADDING
 from mprd.reranking import jaccard_distances
 
@@ -23,10 +24,14 @@ logger = logging.getLogger("mprd")
 OUTLIER = -1
 
 
-def find_clusters(features: Tensor, config: ClustersConfig) -> ClusterMemory | None:
-    """Cluster the images as Cluster-Contrast does before each epoch; None, and a warning, where no two are found."""
-    c = config
-    labels = cluster_images(features, eps=c.eps, min_samples=c.min_samples, k1=c.k1, k2=c.k2)
+def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) -> ClusterMemory | None:
+    """Cluster the images as Cluster-Contrast does before each epoch; None, and a warning, where no two are found.
+
+    Unit features `[N, D]`, compared as they are or, under `neighbors.standardise`, standardised by camera.
+    """
+    c = config.clusters
+    compared = take_out_cameras(features, camids) if config.neighbors.standardise else features
+    labels = cluster_images(compared, eps=c.eps, min_samples=c.min_samples, k1=c.k1, k2=c.k2)
     if int(labels.max()) < 1:
         logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", c.eps)
         return None

@@ -139,6 +139,12 @@ class NeighborsConfig(Section):
     metric: Literal["cosine", "csls", "camera"] = "cosine"
     """Similarity that orders the lists: the paper's cosine, or cosine corrected for local density
     (over all images, or within each camera)."""
+    density_k: int | None = Field(None, ge=1)
+    """Nearest images, of all (`csls`) or of each camera (`camera`), whose mean cosine is the local density; 8 and 5
+    where null."""
+    standardise: bool = False
+    """Standardise each dimension of the features within each camera before images are compared to draw lists, by the
+    rules, or to find clusters."""
     source: Literal["memory", "clean"] = "memory"
     """Lists from the memory (Alg. 1), or from features extracted without augmentation each epoch."""
     search: Literal["exact", "ivf", "hnsw"] = "exact"
@@ -387,6 +393,14 @@ class Config(Section):
         return not self.pairs.is_once_an_epoch and self.neighbors.source == "memory"
 
     @property
+    def needs_cameras(self) -> str | None:
+        """The setting that needs the images' cameras, where one does."""
+        if self.neighbors.standardise:
+            return "neighbors.standardise"
+        draws_by_camera = self.neighbors.metric == "camera" and self.pairs.judges_candidates
+        return "neighbors.metric: camera" if draws_by_camera else None
+
+    @property
     def uses_meta(self) -> bool:
         """Whether anything learns from the labelled images."""
         return self.pairs.labeller == "gcn" or self.pairs.relabel_meta
@@ -397,11 +411,10 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
-        if self.neighbors.metric != "cosine" and self.searches_live:
+        if self.searches_live and (self.neighbors.metric != "cosine" or self.neighbors.standardise):
             # these need a pass over all images, which no batch can afford
-            raise ValueError(
-                f"neighbors.metric: {self.neighbors.metric} needs pairs.refresh=epoch or neighbors.source=clean"
-            )
+            setting = "standardise" if self.neighbors.standardise else f"metric: {self.neighbors.metric}"
+            raise ValueError(f"neighbors.{setting} needs pairs.refresh=epoch or neighbors.source=clean")
         return self
 
 

@@ -23,7 +23,6 @@ from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.labelled import choose_labelled
-from mprd.errors import UserError
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import PairSources, PoolStep, draw_pool
 from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
@@ -31,6 +30,7 @@ from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
 from mprd.pairs import PADDING, MetaSet
+from mprd.requirements import check_requirements
 from mprd.seeding import Draw, generator
 from mprd.state import TrainState, build_state, non_finite
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
@@ -109,30 +109,13 @@ class Trainer:
         )
         self.plain_images = PlainImages(train, config.data, packs=dataset.packs)
         self.num_images = len(train)
-        self.check_data()
+        check_requirements(config, dataset, self.world)
         self.pids = as_tensor(train.pids, device)
         self.camids = as_tensor(train.camids, device)
         meta = self.choose_meta()
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
         self.state.meta = meta
         self.clean_lists: NeighborLists | None = None
-
-    def check_data(self) -> None:
-        """Refuse data too small for its settings, or without the cameras they need, before anything is computed."""
-        needs_cameras = self.config.neighbors.metric == "camera" and self.config.pairs.judges_candidates
-        if needs_cameras and self.dataset.train.camids is None:
-            raise UserError(f"neighbors.metric: camera needs cameras, {self.dataset.root} has none; use cosine or csls")
-        if self.config.pairs.labeller == "supervised" and self.dataset.train.pids is None:
-            raise UserError(f"pairs.labeller: supervised needs identities, and {self.dataset.root} has none")
-        if self.num_images <= self.config.neighbors.k:
-            raise UserError(
-                f"{self.dataset.root}: neighbors.k = {self.config.neighbors.k} needs more training images than "
-                f"that, but there are {self.num_images}"
-            )
-        for name, size in (("train", self.config.train.batch_size), ("eval", self.config.eval.batch_size)):
-            smallest = self.num_images // -(-self.num_images // size)
-            if smallest < self.world.size:
-                raise UserError(f"{name}.batch_size: a batch of {smallest} is too small for {self.world.size} workers")
 
     def choose_meta(self) -> MetaSet:
         """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
@@ -201,13 +184,17 @@ class Trainer:
         state, rest = self.state, (self.camids, self.config.neighbors, self.hooks.search_all)
         if self.config.neighbors.source == "memory":
             return NeighborLists(state.memory.features, *rest)
-        if state.list_features is None:
+        if self.clean_lists is None or self.clean_lists.source is not state.list_features:
             # the last epoch's features go before this one's come
             self.clean_lists = None
-            state.list_features = self.extract(self.plain_images)
-        if self.clean_lists is None or self.clean_lists.features is not state.list_features:
-            self.clean_lists = NeighborLists(state.list_features, *rest, stands_still=True)
+            self.clean_lists = NeighborLists(self.clean_features(), *rest, stands_still=True)
         return self.clean_lists
+
+    def clean_features(self) -> Tensor:
+        """Return features of all images without augmentation, extracted once an epoch."""
+        if self.state.list_features is None:
+            self.state.list_features = self.extract(self.plain_images)
+        return self.state.list_features
 
     # -- the GCN's epoch: Alg. 1 lines 3-7 --------------------------------------------------------
 
@@ -290,7 +277,8 @@ class Trainer:
         state = self.state
         started = time.monotonic()
         if state.step == 0 and self.labeller == "dbscan":
-            state.clusters = find_clusters(self.extract(self.plain_images), self.config.clusters)
+            clean = self.clean_features()
+            state.clusters = find_clusters(clean, self.config, camids=self.camids)
         labeller = self.build_labeller()
         if state.step == 0 and isinstance(labeller, CandidateLabeller):
             state.tally.add("k_capped", labeller.num_capped)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mprd import pairs
 from mprd.agreement import agreements, likelihood_graph
+from mprd.camera_bias import CameraStatistics
 from mprd.clusters import ClusterMemory, cluster_members
 from mprd.config import Decision, Labeller, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
@@ -42,8 +43,13 @@ class NeighborLists:
         Args:
             search_all: searches the lists of all images; those of a batch are always searched here, exactly.
             stands_still: the features never change, so that all lists are searched once.
+
+        Raises UserError where the features are to be standardised by cameras that nobody knows.
         """
-        self.features = features
+        self.cameras = CameraStatistics.measure(features, camids) if config.standardise else None
+        self.source = features
+        self.features = self.comparable(features, camids)
+        """What is compared: the source, or the source standardised by camera."""
         self.camids = camids
         self.config = config
         self.search_all = search_all
@@ -51,6 +57,12 @@ class NeighborLists:
         self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
         self.found: NeighborTable | None = None
         """The lists of all images, once they were searched."""
+
+    def comparable(self, features: Tensor, camids: Tensor | None) -> Tensor:
+        """Return what features `[n, D]` of images under the cameras `[n]` are compared by."""
+        if self.cameras is None or camids is None:
+            return features
+        return self.cameras.standardise(features, camids)
 
     def search(self, rows: Tensor | None = None) -> NeighborTable:
         """Find the neighbours of some rows, or of all."""
@@ -60,6 +72,7 @@ class NeighborLists:
 
     def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
         """Return the neighbour ids `[X, K]` of features `[X, D]` that are not in the memory."""
+        queries = self.comparable(queries, camids)
         return find_neighbors(
             self.features, camids=self.camids, queries=queries, query_camids=camids, **self.rule()
         ).ids
@@ -67,7 +80,9 @@ class NeighborLists:
     def rule(self) -> dict[str, Any]:
         """Return the settings of the search."""
         c = self.config
-        return {"k": c.k, "similarity": c.similarity, "k_max": c.k_max, "metric": c.metric}
+        rule = {"k": c.k, "similarity": c.similarity, "k_max": c.k_max, "metric": c.metric}
+        # shards and indexes know the cosine alone
+        return rule if c.metric == "cosine" else {**rule, "density_k": c.density_k}
 
     def refresh(self, rows: Tensor | None = None) -> NeighborTable:
         """Search rows anew (all when None), keep the lists in `ids`, and return what was found."""

@@ -16,6 +16,7 @@ from mprd.errors import UserError
 
 Metric = Literal["cosine", "csls", "camera"]
 NUM_NEAREST = {"csls": 8, "camera": 5}
+"""Nearest images that tell the local density, where nobody says how many."""
 NORM_TOLERANCE = 1e-3
 
 
@@ -48,11 +49,13 @@ class NeighborTable:
 class Density:
     """Hold how close images have neighbours in each group: `values` [N, G], `group_ids` int64 [N].
 
-    `values[i, g]` is the mean of i's highest cosines (itself excluded) to the images of group g, 0 where there is none.
+    `values[i, g]` is the mean of i's `k` highest cosines (itself excluded) to the images of group g, 0 where there is
+    none.
     """
 
     values: Tensor
     group_ids: Tensor
+    k: int
 
 
 @torch.no_grad()
@@ -67,6 +70,7 @@ def find_neighbors(
     rows: Tensor | None = None,
     queries: Tensor | None = None,
     query_camids: Tensor | None = None,
+    density_k: int | None = None,
     density: Density | None = None,
     block_rows: int = 512,
 ) -> NeighborTable:
@@ -74,8 +78,9 @@ def find_neighbors(
 
     `features` [N, D] are unit rows; an image is never its own neighbour. `rows` int64 [R] searches for these images
     alone; `queries` [R, D] searches for images from outside, none excluded. The count always comes from the cosine,
-    order and membership from `metric`; `camera` needs `camids` int64 [N] (and `query_camids` [R]). `density` spares the
-    pass over all images that `csls` and `camera` start with. Raises UserError where fewer than k others exist.
+    order and membership from `metric`; `camera` needs `camids` int64 [N] (and `query_camids` [R]). Both `csls` and
+    `camera` correct by the `density_k` nearest; `density` spares the pass over all images that they start with.
+    Raises UserError where fewer than k others exist.
     """
     check_features(features, "features")
     search_rows = torch.arange(len(features), device=features.device) if rows is None else rows.to(features.device)
@@ -84,7 +89,7 @@ def find_neighbors(
     if queries is not None:
         check_queries(queries, features, rows)
     if metric != "cosine" and density is None:
-        density = measure_density(features, metric=metric, camids=camids, block_rows=block_rows)
+        density = measure_density(features, metric=metric, k=density_k, camids=camids, block_rows=block_rows)
     groups = None if density is None else row_groups(density, search_rows, queries, query_camids)
 
     num_rows = len(search_rows) if queries is None else len(queries)
@@ -100,7 +105,7 @@ def find_neighbors(
         values, order = sim_BN.topk(width, dim=1)
         counts[block] = (values > similarity).sum(1)
         if density is not None and groups is not None:
-            row_density = group_means(sim_BN, density, metric) if self_ids is None else density.values[self_ids]
+            row_density = group_means(sim_BN, density) if self_ids is None else density.values[self_ids]
             order = correct(sim_BN, row_density, groups[block], density).topk(width, dim=1).indices
         ids[block] = order
     return cut(ids, counts, k=k, k_max=k_max)
@@ -108,17 +113,18 @@ def find_neighbors(
 
 @torch.no_grad()
 def measure_density(
-    features: Tensor, *, metric: Metric, camids: Tensor | None = None, block_rows: int = 512
+    features: Tensor, *, metric: Metric, k: int | None = None, camids: Tensor | None = None, block_rows: int = 512
 ) -> Density:
-    """Measure what `csls` (8 nearest of all images) or `camera` (5 nearest in each camera) subtract from 2 s_ij."""
+    """Measure what `csls` (k nearest of all images) or `camera` (k nearest in each camera) subtract from 2 s_ij."""
     check_features(features, "features")
-    density = Density(features.new_empty(0), group_images(len(features), metric, camids, features.device))
+    group_ids = group_images(len(features), metric, camids, features.device)
+    density = Density(features.new_empty(0), group_ids, k or NUM_NEAREST[metric])
     blocks = []
     buffer = features.new_empty((min(block_rows, len(features)), len(features)))
     for self_ids in torch.arange(len(features), device=features.device).split(block_rows):
         sim_BN = cosines(features[self_ids], features, self_ids=self_ids, out=buffer)
-        blocks.append(group_means(sim_BN, density, metric))
-    return Density(torch.cat(blocks), density.group_ids)
+        blocks.append(group_means(sim_BN, density))
+    return Density(torch.cat(blocks), group_ids, density.k)
 
 
 def correct(sim_BN: Tensor, row_density: Tensor, row_groups: Tensor, density: Density) -> Tensor:
@@ -140,12 +146,13 @@ def cosines(rows_BD: Tensor, features: Tensor, *, self_ids: Tensor | None, out: 
     return sim_BN
 
 
-def group_means(sim_BN: Tensor, density: Density, metric: Metric) -> Tensor:
+def group_means(sim_BN: Tensor, density: Density) -> Tensor:
     """Average each row's highest cosines within each group, [B, G]; fewer where the group has fewer, 0 where none."""
     means = []
-    for group in range(int(density.group_ids.max()) + 1):
-        sim = sim_BN[:, density.group_ids == group] if metric == "camera" else sim_BN
-        best = sim.topk(min(NUM_NEAREST[metric], sim.shape[1]), dim=1).values
+    num_groups = int(density.group_ids.max()) + 1
+    for group in range(num_groups):
+        sim = sim_BN if num_groups == 1 else sim_BN[:, density.group_ids == group]
+        best = sim.topk(min(density.k, sim.shape[1]), dim=1).values
         is_other = best > -torch.inf
         means.append(best.masked_fill(~is_other, 0).sum(1) / is_other.sum(1).clamp(min=1))
     return torch.stack(means, dim=1)

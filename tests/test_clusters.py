@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mprd.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
-from mprd.config import ClustersConfig
+from mprd.config import Config
 from mprd.reranking import jaccard_distances
 
 
@@ -133,5 +133,5 @@ def test_the_loss_is_infonce_against_the_centroids() -> None:
 
 def test_features_without_two_clusters_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="mprd"):
-        assert find_clusters(torch.eye(12), ClustersConfig()) is None
+        assert find_clusters(torch.eye(12), Config(), camids=None) is None
     assert "clusters.eps = 0.6 finds no two clusters" in caplog.text

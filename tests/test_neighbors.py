@@ -26,7 +26,7 @@ def mean_of_best(values: list[float], num: int) -> float:
     return sum(best) / len(best) if best else 0.0
 
 
-def slow_scores(features: np.ndarray, metric: str, camids: list[int] | None) -> np.ndarray:
+def slow_scores(features: np.ndarray, metric: str, camids: list[int] | None, *, near: int | None = None) -> np.ndarray:
     """Score all pairs as DESIGN section 9 words it, one number at a time."""
     num_images = len(features)
     sim = features @ features.T
@@ -36,12 +36,14 @@ def slow_scores(features: np.ndarray, metric: str, camids: list[int] | None) -> 
     for i in range(num_images):
         for j in range(num_images):
             if metric == "csls":
-                m_i = mean_of_best([sim[i, n] for n in range(num_images) if n != i], 8)
-                m_j = mean_of_best([sim[j, n] for n in range(num_images) if n != j], 8)
+                m_i = mean_of_best([sim[i, n] for n in range(num_images) if n != i], near or 8)
+                m_j = mean_of_best([sim[j, n] for n in range(num_images) if n != j], near or 8)
             else:
                 assert camids is not None
-                m_i = mean_of_best([sim[i, n] for n in range(num_images) if n != i and camids[n] == camids[j]], 5)
-                m_j = mean_of_best([sim[j, n] for n in range(num_images) if n != j and camids[n] == camids[i]], 5)
+                like_j = [n for n in range(num_images) if n != i and camids[n] == camids[j]]
+                like_i = [n for n in range(num_images) if n != j and camids[n] == camids[i]]
+                m_i = mean_of_best([sim[i, n] for n in like_j], near or 5)
+                m_j = mean_of_best([sim[j, n] for n in like_i], near or 5)
             scores[i, j] = 2 * sim[i, j] - m_i - m_j
     return scores
 
@@ -116,6 +118,17 @@ def test_blocks_agree_with_a_slow_search(metric: str, similarity: float) -> None
         features, k=3, similarity=similarity, k_max=9, metric=metric, camids=torch.tensor(camids), block_rows=7
     )
     assert as_lists(table.ids) == expected
+
+
+@pytest.mark.parametrize("metric", ["csls", "camera"])
+@pytest.mark.parametrize("near", [2, 3, 50])
+def test_local_density_is_taken_of_as_many_images_as_asked_for(metric: str, near: int) -> None:
+    features, camids = unit_rows(41), [n % 4 for n in range(41)]
+    scores = slow_scores(features.numpy(), metric, camids, near=near)
+    rule = {"k": 6, "similarity": 1.0, "metric": metric, "camids": torch.tensor(camids)}
+    table = find_neighbors(features, **rule, density_k=near, block_rows=7)
+    assert as_lists(table.ids) == slow_lists(features.numpy(), scores, 6, 1.0, 64)
+    assert as_lists(table.ids) != as_lists(find_neighbors(features, **rule).ids)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "csls", "camera"])
