@@ -321,6 +321,17 @@ def test_the_recommended_is_proposed_where_its_weights_and_the_time_are_there(
     assert tried == ["resnet50", "resnet50", "small"]
 
 
+def test_the_recommended_does_without_cameras_where_none_are_known(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_ids(root)
+    monkeypatch.setattr(checkup, "has_imagenet_weights", lambda _name: True)
+    monkeypatch.setattr(checkup, "estimate_cost", lambda _trainer: cost.Cost(1, 1, 1, 60, 60, 10**9, 10**10))
+    command = examine(root).command
+    assert command is not None
+    assert command.endswith("--set meta.num_ids=0 --set neighbors.metric=cosine --set neighbors.standardise=false")
+
+
 # -- estimates ------------------------------------------------------------------------------------
 
 
