@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Preset = Literal["demo", "bench", "recommended", "market1501", "dukemtmcreid", "msmt17"]
-Labeller = Literal["gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
+Labeller = Literal["gcn", "jaccard", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -230,6 +230,9 @@ class PairsConfig(Section):
     """Threshold t of the `mplp` and `mlcr` labellers."""
     jaccard: Share = 0.3
     """Overlap of the lists of i and j above which the `jaccard` labeller, a control, takes a candidate."""
+    reciprocal: Share = 0.4
+    """k-reciprocal Jaccard similarity above which the `reciprocal` labeller, a control, takes any image, once an
+    epoch."""
     relabel_meta: bool = False
     """Give labelled images their true labels: MLCR(+5id) of Table 2. Never with `gcn`."""
 
@@ -241,7 +244,8 @@ class PairsConfig(Section):
     @property
     def is_once_an_epoch(self) -> bool:
         """Whether P of all images is written before an epoch's first step, and stands until its last."""
-        return self.refresh == "epoch" or (self.judges_candidates and self.decide == "agreement")
+        agrees = self.judges_candidates and self.decide == "agreement"
+        return self.refresh == "epoch" or agrees or self.labeller == "reciprocal"
 
 
 class MetaConfig(Section):

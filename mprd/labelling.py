@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -237,12 +238,19 @@ class RuleLabeller:
         """Label the images `ids` `[B]`."""
         if self.clusters is not None:
             return Labels(cluster_members(self.clusters.labels, ids))
+        if self.name == "reciprocal":
+            return Labels(self.reciprocal[ids])
         if self.name in ("single", "dbscan"):
             return Labels(ids[:, None])
         mask = self.mask(ids)
         if self.config.relabel_meta:
             mask = pairs.relabel(mask, ids, self.meta)
         return Labels(pairs.mask_to_ids(mask))
+
+    @cached_property
+    def reciprocal(self) -> Tensor:
+        """Return P of all images under `reciprocal`, `[N, W]`."""
+        return pairs.reciprocal(self.features, above=self.config.reciprocal)
 
     def mask(self, ids: Tensor) -> Tensor:
         """Return the rule's boolean `[B, N]`."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from mprd.reranking import jaccard_distances
 
 PADDING = -1
 
@@ -51,8 +54,8 @@ class PositiveTable:
         """Replace the P_i of the images `rows` `[B]` by `ids` `[B, W']`, padded with -1."""
         grow = ids.shape[1] - self.ids.shape[1]
         if grow > 0:
-            self.ids = torch.nn.functional.pad(self.ids, (0, grow), value=PADDING)
-        self.ids[rows] = torch.nn.functional.pad(ids, (0, max(0, -grow)), value=PADDING)
+            self.ids = F.pad(self.ids, (0, grow), value=PADDING)
+        self.ids[rows] = F.pad(ids, (0, max(0, -grow)), value=PADDING)
 
     def mask(self, rows: Tensor) -> Tensor:
         """Return P_i of the images `rows` `[B]` as a boolean `[B, N]`."""
@@ -108,6 +111,25 @@ def knn(memory: Tensor, targets: Tensor, *, k: int) -> Tensor:
 def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
     """Mark the images whose cosine to a target is above a threshold, and itself: "SS" (Table 1)."""
     return (memory[targets] @ memory.T > similarity) | own_index(targets, len(memory))
+
+
+def reciprocal(features: Tensor, *, above: float, k1: int = 20, k2: int = 6) -> Tensor:
+    """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
+
+    The best that is said of a pair without learning (Zhong et al., CVPR 2017); not in the paper.
+
+    Args:
+        features: `[N, D]`, unit length.
+
+    Returns:
+        Ids `[N, W]`, rising, padded with -1.
+    """
+    blocks, width = [], 1
+    for rows, distances in jaccard_distances(features, k1=min(k1, len(features) - 1), k2=k2):
+        targets = torch.arange(rows.start, rows.stop, device=features.device)
+        blocks.append(mask_to_ids((1 - distances > above) | own_index(targets, len(features))))
+        width = max(width, blocks[-1].shape[1])
+    return torch.cat([F.pad(ids, (0, width - ids.shape[1]), value=PADDING) for ids in blocks])
 
 
 def supervised(pids: Tensor, targets: Tensor) -> Tensor:

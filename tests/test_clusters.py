@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from mprd import pairs
 from mprd.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
 from mprd.config import Config
+from mprd.pairs import PADDING
 from mprd.reranking import jaccard_distances
 
 
@@ -57,6 +59,19 @@ def test_jaccard_distances_equal_sets_and_loops() -> None:
     features = normalize(torch.randn(23, 6, generator=torch.Generator().manual_seed(3)).double(), dim=1)
     found = torch.cat([block for _, block in jaccard_distances(features, k1=6, k2=3)])
     np.testing.assert_allclose(found, slow_jaccard(features.numpy(), 6, 3), atol=1e-9)
+
+
+@pytest.mark.parametrize("above", [0.0, 0.2, 0.5])
+def test_reciprocal_takes_what_loops_say_is_above_the_threshold(above: float) -> None:
+    features = groups(3, 5, loners=4, spread=0.4)
+    distances = slow_jaccard(features.numpy(), 6, 3)
+    found = pairs.reciprocal(features, above=above, k1=6, k2=3)
+    for i, ids in enumerate(found.tolist()):
+        assert ids[0] >= 0
+        near = {j for j in range(len(features)) if 1 - distances[i, j] > above}
+        assert set(ids) - {PADDING} == near | {i}
+    counts = (found != PADDING).sum(1)
+    assert counts.min() < counts.max()
 
 
 def test_jaccard_distances_do_not_depend_on_the_blocks() -> None:

@@ -27,7 +27,7 @@ from mprd.state import TrainState
 from .conftest import TINY
 
 CPU = torch.device("cpu")
-LABELLERS = ("gcn", "jaccard", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
+LABELLERS = ("gcn", "jaccard", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
 
 
 @pytest.fixture(autouse=True)
