@@ -29,11 +29,14 @@ class CameraStatistics:
     """`[C, D]`, standard deviations, never 0."""
 
     @classmethod
-    def measure(cls, features: Tensor, camids: Tensor | None) -> CameraStatistics:
-        """Measure features `[N, D]` by their cameras, int64 `[N]`; raise UserError where no cameras are known."""
+    def measure(cls, features: Tensor, camids: Tensor | None, *, num_cameras: int = 0) -> CameraStatistics:
+        """Measure features `[N, D]` by their cameras, int64 `[N]`; raise UserError where no cameras are known.
+
+        C is `num_cameras`, or one more than the highest camera where that is more.
+        """
         if camids is None:
             raise UserError("neighbors.standardise: needs camera ids, but these images have none")
-        counts = camids.bincount()
+        counts = camids.bincount(minlength=num_cameras)
         sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, camids, features)
         means = sums / counts.clamp(min=1)[:, None]
         squares = torch.zeros_like(sums).index_add_(0, camids, (features - means[camids]).square())

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Preset = Literal["demo", "bench", "recommended", "market1501", "dukemtmcreid", "msmt17"]
 Labeller = Literal["gcn", "jaccard", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
+Extra = Literal["reranked", "standardised"]
+"""What the field does after the network: shown beside the headline, never as it."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -371,8 +373,16 @@ class EvalConfig(Section):
     """Images a forward pass."""
     rerank: bool = False
     """Also k-reciprocal re-ranking, in the final evaluation."""
+    standardise: bool = False
+    """Also by features standardised within each camera, in the final evaluation."""
     memory_mb: int = Field(512, ge=1)
     """Memory that a block of the distance matrix may take."""
+
+    @property
+    def extras(self) -> list[Extra]:
+        """What the final evaluation shows beside the headline."""
+        wanted: dict[Extra, bool] = {"reranked": self.rerank, "standardised": self.standardise}
+        return [extra for extra, is_wanted in wanted.items() if is_wanted]
 
 
 class Config(Section):

@@ -26,6 +26,7 @@ FIGURES = (
     ("mINP", "mINP"),
     ("mAP_before_bn", "mAP before BN"),
     ("mAP_reranked", "mAP re-ranked"),
+    ("mAP_standardised", "mAP, cameras taken out"),
     ("pair_precision", "pair precision"),
     ("pair_recall", "pair recall"),
     ("label_free_score", "label-free score"),

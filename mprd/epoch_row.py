@@ -75,8 +75,8 @@ def retrieval_row(trainer: Trainer) -> dict[str, float]:
     config = trainer.config
     if not is_due(trainer):
         return {}
-    rerank = config.eval.rerank and trainer.state.epoch + 1 == config.train.epochs
-    return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, rerank=rerank).row()
+    extras = config.eval.extras if trainer.state.epoch + 1 == config.train.epochs else ()
+    return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, extras=extras).row()
 
 
 def untrained_row(trainer: Trainer) -> dict[str, float]:

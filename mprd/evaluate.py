@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mprd.cli import run_command
+
+if TYPE_CHECKING:
+    from mprd.config import Extra
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -18,13 +22,18 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="Folder of another data set in the same layout.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     rerank: Annotated[bool, typer.Option("--rerank", help="Also k-reciprocal re-ranking.")] = False,
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="Also by features standardised within each camera.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
-    run_command(lambda: report(run, data=data, best=best, rerank=rerank, as_json=json_))
+    asked: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise}
+    extras = [extra for extra, is_asked in asked.items() if is_asked]
+    run_command(lambda: report(run, data=data, best=best, extras=extras, as_json=json_))
 
 
-def report(run: Path, *, data: Path | None, best: bool, rerank: bool, as_json: bool) -> None:
+def report(run: Path, *, data: Path | None, best: bool, extras: Sequence[Extra], as_json: bool) -> None:
     """Evaluate and print."""
     import json
 
@@ -34,7 +43,7 @@ def report(run: Path, *, data: Path | None, best: bool, rerank: bool, as_json: b
     from mprd.launch import evaluate_run
     from mprd.run_folder import RunFolder
 
-    row = evaluate_run(RunFolder(run), data=data, best=best, rerank=rerank)
+    row = evaluate_run(RunFolder(run), data=data, best=best, extras=extras)
     if as_json:
         print(json.dumps(row))
     else:

@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from mprd import checkpoint
-from mprd.config import Config
+from mprd.config import Config, Extra
 from mprd.console import EpochLines, final_table
 from mprd.curves import plot_curves
 from mprd.data.cache import Packs
@@ -151,7 +151,9 @@ def open_dataset(config: Config, folder: RunFolder) -> ReidDataset:
     return check_dataset(dataset) if config.data.on_bad_image == "skip" else dataset
 
 
-def evaluate_run(folder: RunFolder, *, data: Path | None, best: bool, rerank: bool) -> dict[str, float]:
+def evaluate_run(
+    folder: RunFolder, *, data: Path | None, best: bool, extras: Collection[Extra] = ()
+) -> dict[str, float]:
     """Evaluate the network of a run, on its own data set or on another in the same layout.
 
     Raises UserError where the folder, the checkpoint, or query and gallery are missing.
@@ -164,7 +166,7 @@ def evaluate_run(folder: RunFolder, *, data: Path | None, best: bool, rerank: bo
     if not can_evaluate(dataset):
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
     model = load_model(folder.path, best=best, device=config.train.device)
-    return evaluate(model.backbone, dataset, config, device=model.device, rerank=rerank).row()
+    return evaluate(model.backbone, dataset, config, device=model.device, extras=extras).row()
 
 
 class Lines(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from mprd.backbone import Backbone
+from mprd.camera_bias import CameraStatistics
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages
 from mprd.features import extract
 from mprd.metrics import RankMetrics, rank_features, rank_metrics, re_rank
 
 if TYPE_CHECKING:
-    from mprd.config import Config
+    from mprd.config import Config, Extra
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Retrieval:
     """By the feature after the appended batch norm: the headline."""
     before_bn: RankMetrics
     """By the pooled feature before it."""
-    re_ranked: RankMetrics | None
-    """By the feature after it, re-ranked."""
+    extra: dict[Extra, RankMetrics]
+    """By the feature after it, and more."""
 
     def row(self) -> dict[str, float]:
         """Return the figures under the names of the metrics file, fractions in [0, 1]."""
         row = figures(self.after_bn) | {f"{name}_before_bn": v for name, v in figures(self.before_bn).items()}
-        if self.re_ranked is not None:
-            row |= {f"{name}_reranked": value for name, value in figures(self.re_ranked).items()}
+        for extra, metrics in self.extra.items():
+            row |= {f"{name}_{extra}": value for name, value in figures(metrics).items()}
         return row
 
 
@@ -55,19 +57,41 @@ def can_evaluate(dataset: ReidDataset) -> bool:
 
 
 def evaluate(
-    backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device, rerank: bool = False
+    backbone: Backbone,
+    dataset: ReidDataset,
+    config: Config,
+    *,
+    device: torch.device,
+    extras: Collection[Extra] = (),
 ) -> Retrieval:
-    """Extract query and gallery, rank, and count (Sec. 5.1)."""
+    """Extract query and gallery, rank, and count (Sec. 5.1).
+
+    Args:
+        extras: also the same features k-reciprocally re-ranked, or standardised by camera (Song et al., ICLR 2025).
+    """
     query, gallery = dataset.query, dataset.gallery
     (q_after, q_before), (g_after, g_before) = extract_sets(backbone, dataset, config, device=device)
     ids = tuple(known(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
     memory_mb = config.eval.memory_mb
-    re_ranked = rank_metrics(re_rank(q_after, g_after), *ids) if rerank else None
+    extra: dict[Extra, RankMetrics] = {}
+    if "reranked" in extras:
+        extra["reranked"] = rank_metrics(re_rank(q_after, g_after), *ids)
+    if "standardised" in extras:
+        extra["standardised"] = rank_features(*without_cameras(q_after, g_after, *ids[2:]), *ids, memory_mb=memory_mb)
     return Retrieval(
         rank_features(q_after, g_after, *ids, memory_mb=memory_mb),
         rank_features(q_before, g_before, *ids, memory_mb=memory_mb),
-        re_ranked,
+        extra,
     )
+
+
+def without_cameras(
+    q_features: Tensor, g_features: Tensor, q_camids: np.ndarray, g_camids: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Standardise both by the statistics of each camera in the gallery, by that of all where a camera is not there."""
+    q_cameras, g_cameras = (torch.as_tensor(ids, device=g_features.device) for ids in (q_camids, g_camids))
+    statistics = CameraStatistics.measure(g_features, g_cameras, num_cameras=int(q_cameras.max()) + 1)
+    return statistics.standardise(q_features, q_cameras), statistics.standardise(g_features, g_cameras)
 
 
 def known(ids: np.ndarray | None) -> np.ndarray:

@@ -13,6 +13,8 @@ from mprd.clusters import find_clusters
 from mprd.config import Config, NeighborsConfig
 from mprd.errors import UserError
 from mprd.labelling import NeighborLists
+from mprd.metrics import rank_features
+from mprd.retrieval import without_cameras
 
 
 def drawn(num_images: int = 60, num_features: int = 6, num_cameras: int = 3) -> tuple[Tensor, Tensor]:
@@ -82,6 +84,21 @@ def test_images_that_are_all_alike_stay_unit_rows() -> None:
 def test_without_cameras_it_is_an_error_that_names_the_setting() -> None:
     with pytest.raises(UserError, match=r"^neighbors\.standardise"):
         take_out_cameras(drawn()[0], None)
+
+
+def test_retrieval_crosses_cameras_that_hid_the_people() -> None:
+    features, pids, camids = biased_people()
+    query = camids == 0
+    sets = (features[query], features[~query])
+    ids = [part.numpy() for part in (pids[query], pids[~query], camids[query], camids[~query])]
+    plain = rank_features(*sets, *ids)
+    # no image of the gallery is under the query's camera: it is measured by all
+    one_sided = rank_features(*without_cameras(*sets, *ids[2:]), *ids)
+    shared = (features, features, camids.numpy(), camids.numpy())
+    both = rank_features(*without_cameras(*shared), *(part.numpy() for part in (pids, pids, camids, camids)))
+    assert plain.mAP < 0.5
+    assert one_sided.mAP < 0.5
+    assert both.mAP > 0.9
 
 
 def test_lists_cross_cameras_that_hid_the_people() -> None:

@@ -75,12 +75,13 @@ def test_the_table_names_what_each_column_is(finished: Path) -> None:
 
 
 def test_evaluating_a_run_repeats_its_last_figures(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    report(finished, data=None, best=False, rerank=True, as_json=True)
+    report(finished, data=None, best=False, extras=["reranked", "standardised"], as_json=True)
     figures = json.loads(capfd.readouterr().out)
     last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
     assert figures["mAP"] == last["mAP"]
     assert figures["rank1"] == last["rank1"]
     assert 0 < figures["mAP_reranked"] <= 1
+    assert 0 < figures["mAP_standardised"] <= 1
 
 
 def test_a_folder_with_a_run_is_not_written_over(
