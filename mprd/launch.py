@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -199,7 +200,9 @@ class Signals:
         if self.stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stop = True
-        self.console.print("stopping after this step; Ctrl-C again stops at once")
+        # a print in the middle of another is an error in Python; a notebook may take no bytes at all
+        with suppress(OSError, ValueError):
+            os.write(self.console.file.fileno(), b"\nstopping after this step; Ctrl-C again stops at once\n")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from mprd import checkpoint
 from mprd.cli import choose_launcher
 from mprd.errors import UserError
 from mprd.evaluate import report
+from mprd.launch import Signals
 from mprd.train import app, launch
 
 from .conftest import TINY
@@ -231,6 +234,27 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert torch.equal(first["memory"], second["memory"])
     assert torch.equal(first["positives"], second["positives"])
     assert without_times(undisturbed) == without_times(out)
+
+
+def test_a_signal_in_the_middle_of_a_print_is_heard(tmp_path: Path) -> None:
+    class Busy(io.StringIO):
+        """What a buffered stream does when a signal's handler writes to it while it is writing."""
+
+        def write(self, _text: str) -> int:
+            raise RuntimeError("reentrant call")
+
+        def fileno(self) -> int:
+            return told.fileno()
+
+    with (tmp_path / "told.txt").open("w+") as told:
+        signals = Signals(Console(file=Busy()))
+        signals.ask(signal.SIGTERM, None)
+        assert signals.stop
+        assert "stopping after this step" in (tmp_path / "told.txt").read_text()
+    unheard = Signals(Console(file=io.StringIO()))  # without a descriptor, as in a notebook
+    unheard.ask(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        unheard.ask(signal.SIGINT, None)
 
 
 @pytest.fixture(scope="module")
