@@ -51,6 +51,9 @@ def search(
         ),
     ] = "all",
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking, for small galleries.")] = False,
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="Compare features standardised within each camera.")
+    ] = False,
     index: Annotated[str, typer.Option(help="exact, or pq: codes of four bits, for large galleries.")] = "exact",
     html: Annotated[Path | None, typer.Option(help="Write one page with everything in it.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -64,7 +67,7 @@ def search(
     ] = None,
 ) -> None:
     """Find a person's other appearances: rank a gallery of images by their distance to queries."""
-    choices = {"top": top, "cameras": cameras, "rerank": rerank, "index": index}
+    choices = {"top": top, "cameras": cameras, "rerank": rerank, "standardise": standardise, "index": index}
     model = {"best": best, "device": device}
     run_command(
         lambda: report(
@@ -86,7 +89,7 @@ def report(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Search, and show what was found; `choices` holds top, cameras, rerank, index, and `model` best and device."""
+    """Search, and show what was found; `choices` holds the options of the ranking, and `model` best and device."""
     import json
 
     from mprd.run_folder import write_text
@@ -122,12 +125,13 @@ def find(
     from mprd.gallery import check_kind
     from mprd.model import load_model
     from mprd.run_folder import RunFolder
-    from mprd.search_results import Picture, Search, answer, check_cameras
+    from mprd.search_results import Picture, Search, answer, check_cameras, take_out_cameras
 
     choice = check_cameras(choices["cameras"])
     kind = check_kind(choices["index"])
-    if choices["rerank"] and kind != "exact":
-        raise UserError("--rerank ranks the whole gallery, an index only looks at a part of it: give one of the two")
+    for option in ("rerank", "standardise"):
+        if choices[option] and kind != "exact":
+            raise UserError(f"--{option} needs the whole gallery, an index looks at a part of it: give one of the two")
     config = RunFolder(run).read_config()
     patterns = name_patterns(config.data, name_pattern)
     asked = [list_pictures(source) for source in queries]
@@ -137,8 +141,12 @@ def find(
     names = [(path, name) for pictures in asked for path, name in zip(*pictures, strict=True)]
     pictures = [Picture(path, *ids_of(name, patterns)) for path, name in names]
     features = network.extract([path for path, _ in names])
+    if choices["standardise"]:
+        opened, features = take_out_cameras(opened, pictures, features)
     answers = answer(opened, pictures, features, top=choices["top"], cameras=choice, rerank=choices["rerank"])
     distance = "k-reciprocal re-ranked, in [0, 1]" if choices["rerank"] else "1 - cosine, in [0, 2]"
+    if choices["standardise"]:
+        distance += ", of features standardised within each camera"
     return Search(network.name, str(gallery), len(opened), kind, choice, distance, answers)
 
 

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from mprd.errors import UserError
 from mprd.gallery import UNKNOWN, Gallery, Ranking
 from mprd.metrics import JUNK_PID
 from mprd.reranking import re_rank
+from mprd.retrieval import without_cameras
 
 Cameras = Literal["all", "others", "protocol"]
 MOST_RE_RANKED = 30_000
@@ -99,6 +101,23 @@ def answer(
         Answer(query, tuple(hits(gallery, query, rows, distances)))
         for query, rows, distances in zip(queries, *ranking, strict=True)
     ]
+
+
+def take_out_cameras(
+    gallery: Gallery, queries: Sequence[Picture], features: np.ndarray
+) -> tuple[Gallery, np.ndarray]:
+    """Return the gallery and the queries' features [Q, D] standardised within each camera of the gallery.
+
+    Raises UserError where a name tells no camera.
+    """
+    for path, camid in (*zip(gallery.paths, gallery.camids, strict=True), *((q.path, q.camid) for q in queries)):
+        if camid is None or camid == UNKNOWN:
+            raise UserError(f"{path}: its name tells no camera, which --standardise needs (--name-pattern)")
+    numbers = np.concatenate([[query.camid for query in queries], gallery.camids]).astype(np.int64)
+    places = np.unique(numbers, return_inverse=True)[1]
+    wanted, seen = (torch.from_numpy(np.asarray(rows, np.float32)) for rows in (features, gallery.features))
+    wanted, seen = without_cameras(wanted, seen, places[: len(queries)], places[len(queries) :])
+    return Gallery(seen.numpy(), gallery.paths, gallery.pids, gallery.camids, run=gallery.run), wanted.numpy()
 
 
 def left_out(gallery: Gallery, query: Picture, own_rows: Sequence[int], *, cameras: Cameras) -> np.ndarray:

@@ -19,7 +19,7 @@ from mprd.errors import UserError
 from mprd.gallery import UNKNOWN
 from mprd.search import Gallery, app
 from mprd.search_page import render_search
-from mprd.search_results import Answer, Hit, Picture, Search, answer, count_first_right, short_names
+from mprd.search_results import Answer, Hit, Picture, Search, answer, count_first_right, short_names, take_out_cameras
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -205,6 +205,28 @@ def test_re_ranking_orders_by_its_own_distance_and_leaves_out_as_well(street: Ga
     assert distances == sorted(distances)
 
 
+def test_taking_cameras_out_finds_people_that_cameras_hid() -> None:
+    draw = np.random.default_rng(0)
+    people, views = draw.normal(size=(12, 16)), 5 * draw.normal(size=(2, 16))
+    # twelve people under camera 40, and under camera 7, which shifts every feature far more than a person does
+    features = np.concatenate([people + view for view in views])
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    cameras = np.repeat([40, 7], 12)
+    paths = [str(row) for row in range(24)]
+    gallery = Gallery.from_features(features, paths=paths, pids=[*range(12)] * 2, camids=cameras)
+    queries = [Picture(str(row), row, 40) for row in range(12)]
+    plain = answer(gallery, queries, features[:12], top=1, cameras="all", rerank=False)
+    opened, wanted = take_out_cameras(gallery, queries, features[:12])
+    found = answer(opened, queries, wanted, top=1, cameras="all", rerank=False)
+    assert count_first_right(plain)[0] == 0
+    assert count_first_right(found)[0] >= 11
+
+
+def test_taking_cameras_out_wants_a_camera_in_every_name(street: Gallery) -> None:
+    with pytest.raises(UserError, match=r"^x\.jpg: its name tells no camera, which --standardise needs"):
+        take_out_cameras(street, [Picture("x.jpg", 7, None)], np.array([[1.0, 0.0]]))
+
+
 def test_a_choice_of_cameras_that_names_do_not_allow_is_refused(street: Gallery) -> None:
     for cameras, wanted in (("others", "no camera, which"), ("protocol", "no camera or no identity, which")):
         with pytest.raises(UserError, match=f"x.jpg: its name tells {wanted} --cameras {cameras} needs"):
@@ -302,7 +324,8 @@ def test_a_page_shows_names_as_text_and_says_which_file_is_gone(tmp_path: Path) 
     [
         (["--cameras", "same"], "--cameras must be all, others, protocol, but got 'same'"),
         (["--index", "ivf"], "--index must be exact or pq, but got 'ivf'"),
-        (["--rerank", "--index", "pq"], "an index only looks at a part of it"),
+        (["--rerank", "--index", "pq"], "--rerank needs the whole gallery"),
+        (["--standardise", "--index", "pq"], "--standardise needs the whole gallery"),
         (["no/such.jpg"], "no/such.jpg: no such folder, list or image"),
         (["--gallery", "no/such.parquet"], "no/such.parquet: no such file of features"),
     ],
