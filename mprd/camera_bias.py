@@ -36,12 +36,13 @@ class CameraStatistics:
         """
         if camids is None:
             raise UserError("neighbors.standardise: needs camera ids, but these images have none")
-        counts = camids.bincount(minlength=num_cameras)
-        sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, camids, features)
-        means = sums / counts.clamp(min=1)[:, None]
-        squares = torch.zeros_like(sums).index_add_(0, camids, (features - means[camids]).square())
-        spreads = (squares / counts.clamp(min=1)[:, None]).sqrt()
-        is_small = (counts < LEAST_IMAGES)[:, None]
+        num_cameras = max(num_cameras, int(camids.max()) + 1)
+        # a product, as sums by index come in no fixed order on an accelerator, and workers must agree to the bit
+        is_under = (torch.arange(num_cameras, device=camids.device)[:, None] == camids).to(features.dtype)
+        counts = is_under.sum(1, keepdim=True)
+        means = is_under @ features / counts.clamp(min=1)
+        spreads = (is_under @ (features - means[camids]).square() / counts.clamp(min=1)).sqrt()
+        is_small = counts < LEAST_IMAGES
         means = torch.where(is_small, features.mean(0), means)
         spreads = torch.where(is_small, features.std(0, correction=0), spreads)
         # entries of unit rows are of about D^-0.5; what hardly differs is rounding, not to be blown up
