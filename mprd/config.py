@@ -236,7 +236,7 @@ class PairsConfig(Section):
     """k-reciprocal Jaccard similarity above which the `reciprocal` labeller, a control, takes any image, once an
     epoch."""
     relabel_meta: bool = False
-    """Give labelled images their true labels: MLCR(+5id) of Table 2. Never with `gcn`."""
+    """Give labelled images their true labels: MLCR(+5id) of Table 2. With the paper's rules alone."""
 
     @property
     def judges_candidates(self) -> bool:
@@ -421,7 +421,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
-        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "jaccard"):
+        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "jaccard", "reciprocal", "dbscan"):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")

@@ -77,6 +77,8 @@ def test_an_override_is_read_as_yaml() -> None:
         ("meta.eta.end=2", "meta.eta.end must not exceed meta.eta.start = 1.0, but got 2.0"),
         ("data.dataset=folder", "data.root: the data set folder needs a folder"),
         ("pairs={decide: likelihood, refresh: batch}", "neighbors.metric: camera needs"),
+        ("pairs={labeller: reciprocal, relabel_meta: true}", "pairs.relabel_meta: with reciprocal"),
+        ("pairs={labeller: dbscan, relabel_meta: true}", "pairs.relabel_meta: with dbscan"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> None:
