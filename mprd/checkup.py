@@ -243,7 +243,9 @@ def adapt(plan: Plan, dataset: ReidDataset, *, skips: bool) -> Plan:
         # one identity alone has no negative pair
         settings.append(f"meta.num_ids={num_ids if num_ids > 1 else 0}")
     if dataset.train.camids is None and config.needs_cameras is not None:
-        settings += ["neighbors.metric=cosine"] + ["neighbors.standardise=false"] * config.neighbors.standardise
+        settings.append("neighbors.metric=cosine")
+        if config.neighbors.standardise:
+            settings.append("neighbors.standardise=false")
     if skips:
         settings.append("data.on_bad_image=skip")
     return replace(plan, settings=tuple(settings))

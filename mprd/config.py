@@ -381,8 +381,13 @@ class EvalConfig(Section):
     @property
     def extras(self) -> list[Extra]:
         """What the final evaluation shows beside the headline."""
-        wanted: dict[Extra, bool] = {"reranked": self.rerank, "standardised": self.standardise}
-        return [extra for extra, is_wanted in wanted.items() if is_wanted]
+        return choose_extras(rerank=self.rerank, standardise=self.standardise)
+
+
+def choose_extras(*, rerank: bool, standardise: bool) -> list[Extra]:
+    """List the extras that are wanted."""
+    wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise}
+    return [extra for extra, is_wanted in wanted.items() if is_wanted]
 
 
 class Config(Section):

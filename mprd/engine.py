@@ -191,10 +191,13 @@ class Trainer:
         return self.clean_lists
 
     def clean_features(self) -> Tensor:
-        """Return features of all images without augmentation, extracted once an epoch."""
-        if self.state.list_features is None:
-            self.state.list_features = self.extract(self.plain_images)
-        return self.state.list_features
+        """Return features of all images without augmentation; where lists are drawn from them, once an epoch."""
+        if self.state.list_features is not None:
+            return self.state.list_features
+        features = self.extract(self.plain_images)
+        if self.config.neighbors.source == "clean":
+            self.state.list_features = features
+        return features
 
     # -- the GCN's epoch: Alg. 1 lines 3-7 --------------------------------------------------------
 
@@ -277,8 +280,7 @@ class Trainer:
         state = self.state
         started = time.monotonic()
         if state.step == 0 and self.labeller == "dbscan":
-            clean = self.clean_features()
-            state.clusters = find_clusters(clean, self.config, camids=self.camids)
+            state.clusters = find_clusters(self.clean_features(), self.config, camids=self.camids)
         labeller = self.build_labeller()
         if state.step == 0 and isinstance(labeller, CandidateLabeller):
             state.tally.add("k_capped", labeller.num_capped)

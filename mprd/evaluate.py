@@ -28,8 +28,9 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
-    asked: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise}
-    extras = [extra for extra, is_asked in asked.items() if is_asked]
+    from mprd.config import choose_extras
+
+    extras = choose_extras(rerank=rerank, standardise=standardise)
     run_command(lambda: report(run, data=data, best=best, extras=extras, as_json=json_))
 
 

@@ -61,8 +61,9 @@ class NeighborLists:
 
     def comparable(self, features: Tensor, camids: Tensor | None) -> Tensor:
         """Return what features `[n, D]` of images under the cameras `[n]` are compared by."""
-        if self.cameras is None or camids is None:
+        if self.cameras is None:
             return features
+        assert camids is not None, "features are standardised, and some come without their cameras"
         return self.cameras.standardise(features, camids)
 
     def search(self, rows: Tensor | None = None) -> NeighborTable:

@@ -125,7 +125,7 @@ def find(
     from mprd.gallery import check_kind
     from mprd.model import load_model
     from mprd.run_folder import RunFolder
-    from mprd.search_results import Picture, Search, answer, check_cameras, take_out_cameras
+    from mprd.search_results import Picture, Search, answer, check_cameras, standardise_gallery
 
     choice = check_cameras(choices["cameras"])
     kind = check_kind(choices["index"])
@@ -142,7 +142,7 @@ def find(
     pictures = [Picture(path, *ids_of(name, patterns)) for path, name in names]
     features = network.extract([path for path, _ in names])
     if choices["standardise"]:
-        opened, features = take_out_cameras(opened, pictures, features)
+        opened, features = standardise_gallery(opened, pictures, features)
     answers = answer(opened, pictures, features, top=choices["top"], cameras=choice, rerank=choices["rerank"])
     distance = "k-reciprocal re-ranked, in [0, 1]" if choices["rerank"] else "1 - cosine, in [0, 2]"
     if choices["standardise"]:

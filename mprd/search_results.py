@@ -103,7 +103,7 @@ def answer(
     ]
 
 
-def take_out_cameras(
+def standardise_gallery(
     gallery: Gallery, queries: Sequence[Picture], features: np.ndarray
 ) -> tuple[Gallery, np.ndarray]:
     """Return the gallery and the queries' features [Q, D] standardised within each camera of the gallery.

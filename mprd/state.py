@@ -96,7 +96,7 @@ class TrainState:
     positives: PositiveTable
     meta: MetaSet = field(default_factory=MetaSet.empty)
     list_features: Tensor | None = None
-    """`[N, D]` clean features of this epoch, where lists are drawn from them or clusters found."""
+    """`[N, D]` clean features of this epoch, from which lists are drawn under `neighbors.source: clean`."""
     clusters: ClusterMemory | None = None
     """Of this epoch, under the labeller `dbscan`."""
     epoch: int = 0

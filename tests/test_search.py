@@ -19,7 +19,16 @@ from mprd.errors import UserError
 from mprd.gallery import UNKNOWN
 from mprd.search import Gallery, app
 from mprd.search_page import render_search
-from mprd.search_results import Answer, Hit, Picture, Search, answer, count_first_right, short_names, take_out_cameras
+from mprd.search_results import (
+    Answer,
+    Hit,
+    Picture,
+    Search,
+    answer,
+    count_first_right,
+    short_names,
+    standardise_gallery,
+)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -216,7 +225,7 @@ def test_taking_cameras_out_finds_people_that_cameras_hid() -> None:
     gallery = Gallery.from_features(features, paths=paths, pids=[*range(12)] * 2, camids=cameras)
     queries = [Picture(str(row), row, 40) for row in range(12)]
     plain = answer(gallery, queries, features[:12], top=1, cameras="all", rerank=False)
-    opened, wanted = take_out_cameras(gallery, queries, features[:12])
+    opened, wanted = standardise_gallery(gallery, queries, features[:12])
     found = answer(opened, queries, wanted, top=1, cameras="all", rerank=False)
     assert count_first_right(plain)[0] == 0
     assert count_first_right(found)[0] >= 11
@@ -224,7 +233,7 @@ def test_taking_cameras_out_finds_people_that_cameras_hid() -> None:
 
 def test_taking_cameras_out_wants_a_camera_in_every_name(street: Gallery) -> None:
     with pytest.raises(UserError, match=r"^x\.jpg: its name tells no camera, which --standardise needs"):
-        take_out_cameras(street, [Picture("x.jpg", 7, None)], np.array([[1.0, 0.0]]))
+        standardise_gallery(street, [Picture("x.jpg", 7, None)], np.array([[1.0, 0.0]]))
 
 
 def test_a_choice_of_cameras_that_names_do_not_allow_is_refused(street: Gallery) -> None:
