@@ -18,7 +18,15 @@ from mprd.config import Config, NeighborsConfig, SubgraphsConfig
 from mprd.errors import UserError
 from mprd.neighbor_search import NeighborSearch, find_by_index
 from mprd.neighbors import find_neighbors
-from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially, build_subgraphs, from_arrow, to_arrow
+from mprd.subgraphs import (
+    SubgraphBatch,
+    SubgraphBuilder,
+    build_serially,
+    build_subgraphs,
+    from_arrow,
+    grouped,
+    to_arrow,
+)
 
 if TYPE_CHECKING:
     from mprd.ray_data import RayBuilder
@@ -89,7 +97,7 @@ class AutoBuilder:
 
     def choose(self, pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> SubgraphBuilder:
         """Measure a sample, and start Ray only where the start alone would not cost more than all the rest."""
-        num_sampled = first_batches(sizes, SAMPLE_PAIRS)
+        num_sampled = len(next(grouped(sizes, SAMPLE_PAIRS), []))
         sample = pairs[: sum(sizes[:num_sampled])]
         serial = best_seconds(lambda: consume(build_serially(sample, neighbor_ids, sizes[:num_sampled])))
         serial *= len(pairs) / max(1, len(sample))
@@ -123,16 +131,6 @@ class AutoBuilder:
         if self.ray_builder is None or self.ray_builder.num_actors != num_actors:
             self.ray_builder = RayBuilder(num_actors, num_workers=self.num_workers)
         return self.ray_builder
-
-
-def first_batches(sizes: Sequence[int], num_pairs: int) -> int:
-    """Count the first batches that hold so many pairs together, or all of them."""
-    total = 0
-    for number, size in enumerate(sizes):
-        if total >= num_pairs:
-            return number
-        total += size
-    return len(sizes)
 
 
 def ray_rate(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int], num_actors: int) -> float:

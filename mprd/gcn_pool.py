@@ -10,10 +10,13 @@ from torch import Tensor
 
 from mprd import gcn_pairs
 from mprd.features import ordered_batches
-from mprd.gcn_pairs import LabelledPairs
+from mprd.gcn_pairs import LabelledPairs, StepDraws
 from mprd.losses import pair_bce
 from mprd.pairs import MetaSet, PositiveTable
 from mprd.seeding import Draw, generator
+
+CELLS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+"""Similarities that are held at a time while pairs are drawn."""
 
 
 @dataclass(frozen=True)
@@ -66,42 +69,56 @@ def draw_pool(sources: PairSources, *, batch_size: int, passes: int, seed: int, 
     draw = generator(seed, Draw.GCN_ORDER, epoch)
     orders = [torch.randperm(len(sources.memory), generator=draw) for _ in range(passes)]
     chunks = [chunk for order in orders for chunk in ordered_batches(order, max(1, batch_size // 2))]
-    device = sources.memory.device
+    draws = [generator(seed, Draw.GCN_PAIRS, epoch, number) for number in range(len(chunks))]
+    many = steps_at_once(sources, num_anchors=max(map(len, chunks), default=1))
     return [
-        draw_step(torch.tensor(chunk, device=device), sources, generator(seed, Draw.GCN_PAIRS, epoch, number))
-        for number, chunk in enumerate(chunks)
+        step
+        for start in range(0, len(chunks), many)
+        for step in draw_steps(chunks[start : start + many], sources, draws[start : start + many])
     ]
 
 
-def draw_step(anchors: Tensor, sources: PairSources, draw: torch.Generator) -> PoolStep:
-    """Draw the pairs of one step for anchors `[A]`, and of one labelled image for each of them."""
+def steps_at_once(sources: PairSources, *, num_anchors: int) -> int:
+    """Say for how many steps of so many anchors pairs are drawn in one go."""
+    device = sources.memory.device
+    # an anchor is held against all images, and its P against a list
+    width = len(sources.memory) + sources.positives.ids.shape[1] * sources.neighbor_ids.shape[1]
+    return max(1, CELLS_AT_ONCE.get(device.type, CELLS_AT_ONCE["cpu"]) // (num_anchors * width))
+
+
+def draw_steps(chunks: list[list[int]], sources: PairSources, draws: list[torch.Generator]) -> list[PoolStep]:
+    """Draw the pairs of some steps, each for its anchors and for one labelled image for each of them."""
+    counts = [*map(len, chunks)]
+    anchors = torch.tensor([anchor for chunk in chunks for anchor in chunk], device=sources.memory.device)
+    steps = StepDraws(draws, counts)
     nothing = gcn_pairs.no_pairs(anchors.device)
-    unlabelled = nothing if sources.use == "meta" else draw_unlabelled(anchors, sources, draw)
+    unlabelled = nothing if sources.use == "meta" else draw_unlabelled(anchors, sources, steps)
     has_meta = sources.use != "unlabelled" and len(sources.meta) > 0
-    meta = draw_meta(anchors, sources, draw) if has_meta else nothing
-    return PoolStep(unlabelled, meta, num_anchors=len(anchors))
+    meta = draw_meta(anchors, sources, steps) if has_meta else nothing
+    sides = zip(gcn_pairs.split_steps(unlabelled, counts), gcn_pairs.split_steps(meta, counts), counts, strict=True)
+    return [PoolStep(first, second, num_anchors=count) for first, second, count in sides]
 
 
-def draw_unlabelled(anchors: Tensor, sources: PairSources, draw: torch.Generator) -> LabelledPairs:
+def draw_unlabelled(anchors: Tensor, sources: PairSources, draws: StepDraws) -> LabelledPairs:
     """Draw positives from P or from perturbed copies, negatives at random or from N* (Sec. 4.2 item 1)."""
     positives = sources.positives
     if sources.is_first:
-        negatives = gcn_pairs.random_negatives(anchors, positives, num_images=len(sources.memory), generator=draw)
+        negatives = gcn_pairs.random_negatives(anchors, positives, num_images=len(sources.memory), draws=draws)
     else:
-        negatives = gcn_pairs.hard_negative_pairs(anchors, positives, sources.memory, r=sources.r, generator=draw)
+        negatives = gcn_pairs.hard_negative_pairs(anchors, positives, sources.memory, r=sources.r, draws=draws)
     return gcn_pairs.join(
         [
             gcn_pairs.perturbed_pairs(anchors, sources.perturbed[anchors]),
-            gcn_pairs.pseudo_positives(anchors, positives, sources.neighbor_ids, generator=draw),
+            gcn_pairs.pseudo_positives(anchors, positives, sources.neighbor_ids, draws=draws),
             negatives,
         ]
     )
 
 
-def draw_meta(images: Tensor, sources: PairSources, draw: torch.Generator) -> LabelledPairs:
+def draw_meta(images: Tensor, sources: PairSources, draws: StepDraws) -> LabelledPairs:
     """Draw a z_j for each image x_i (Alg. 1 line 4), and its pairs (Sec. 4.2 item 2)."""
     meta = sources.meta
-    drawn = torch.randint(len(meta), (len(images),), generator=draw).to(images.device)
+    drawn = draws.integers(len(meta)).to(images.device)
     if sources.meta_pairs == "candidates":
-        return gcn_pairs.candidate_meta_pairs(meta.ids, meta.pids, drawn, images, sources.neighbor_ids, generator=draw)
-    return gcn_pairs.random_meta_pairs(meta.ids, meta.pids, drawn, images, generator=draw)
+        return gcn_pairs.candidate_meta_pairs(meta.ids, meta.pids, drawn, images, sources.neighbor_ids, draws=draws)
+    return gcn_pairs.random_meta_pairs(meta.ids, meta.pids, drawn, images, draws=draws)

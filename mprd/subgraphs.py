@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ NUM_LABELS = 3
 """DRNL labels that occur on two stars: 1 for the pair, 2 for a shared neighbour, 0 for the other leaves."""
 CELLS_PER_CHUNK = 2**18
 """List entries that are compared at a time, so that they stay in the cache."""
+PAIRS_AT_ONCE = 4096
+"""Pairs of small batches that are built in one go."""
 SCHEMA = {
     "i": "int64",
     "j": "int64",
@@ -81,7 +84,7 @@ def overlap(batch: SubgraphBatch) -> Tensor:
 def pack(batch: SubgraphBatch) -> tuple[SubgraphBatch, Tensor, Tensor]:
     """Close the holes and sort the pairs by their number of leaves, so that a chunk of them needs no wide padding.
 
-    Returns the batch, the sorted numbers of leaves int64 [P], and where each pair stood before, int64 [P].
+    Returns the batch, the sorted numbers of leaves int64 [P] on the CPU, and where each pair stood before, int64 [P].
     """
     is_leaf = batch.nodes >= 0
     position = is_leaf.cumsum(1) - 1
@@ -90,6 +93,7 @@ def pack(batch: SubgraphBatch) -> tuple[SubgraphBatch, Tensor, Tensor]:
     # one number a leaf, scattered once; what is absent goes to a column behind the last
     code = 4 * batch.nodes + batch.in_i + 2 * batch.in_j.long()
     packed = code.new_full((len(batch), width + 1), -4).scatter_(1, position.where(is_leaf, width), code)
+    num_leaves = num_leaves.cpu()
     packed = packed[order, : int(num_leaves[-1]) if len(batch) else 0]
     in_i, in_j = (packed & 1).bool(), (packed & 2).bool()
     return SubgraphBatch(batch.pairs[order], packed >> 2, in_i, in_j, batch.link[order]), num_leaves, order
@@ -107,9 +111,25 @@ SubgraphBuilder = Callable[[Tensor, Tensor, Sequence[int]], Iterator[SubgraphBat
 
 
 def build_serially(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> Iterator[SubgraphBatch]:
-    """Build batch after batch in this process, each when it is asked for."""
-    for part in pairs.split(list(sizes)):
-        yield build_subgraphs(part, neighbor_ids)
+    """Build batch after batch in this process; small ones several at once, so that few operators are launched."""
+    start = 0
+    for group in grouped(sizes, PAIRS_AT_ONCE):
+        together = build_subgraphs(pairs[start : start + sum(group)], neighbor_ids)
+        start += sum(group)
+        for stop, size in zip(accumulate(group), group, strict=True):
+            yield together.rows(stop - size, stop)
+
+
+def grouped(sizes: Sequence[int], num_pairs: int) -> Iterator[list[int]]:
+    """Part the sizes into groups of batches that follow each other: each as few as hold so many pairs together."""
+    group: list[int] = []
+    for size in sizes:
+        group.append(size)
+        if sum(group) >= num_pairs:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from mprd import executors
 from mprd.config import Config, NeighborsConfig, SubgraphsConfig
 from mprd.errors import UserError
-from mprd.executors import AutoBuilder, choose_builder, choose_search, count_actors, first_batches
+from mprd.executors import AutoBuilder, choose_builder, choose_search, count_actors
 from mprd.neighbors import find_neighbors
 from mprd.subgraphs import build_serially
 
@@ -67,12 +67,6 @@ def test_an_index_is_chosen_by_name() -> None:
     features = torch.nn.functional.normalize(torch.randn(20, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     table = choose_search(NeighborsConfig(search="hnsw"))(features, k=2, similarity=1.0, camids=None, metric="cosine")
     assert table.ids.tolist() == find_neighbors(features, k=2, similarity=1.0).ids.tolist()
-
-
-def test_the_sample_is_the_first_whole_batches() -> None:
-    assert first_batches([5, 0, 5, 5], 6) == 3
-    assert first_batches([5, 5], 99) == 2
-    assert first_batches([], 9) == 0
 
 
 def test_the_actors_that_a_run_needs_are_counted_before_it_starts(tiny_config: Config) -> None:

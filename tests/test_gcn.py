@@ -113,6 +113,14 @@ def test_logits_equal_a_loop_written_from_eq_5(variant: str, link: str) -> None:
 
 
 @pytest.mark.parametrize(("variant", "link"), SETTINGS)
+def test_graphs_with_holes_unsorted_as_on_an_accelerator_have_the_same_logits(variant: str, link: str) -> None:
+    memory, gcn = unit_rows(12, 7), make_gcn(7, variant=variant, link=link, read_out="both")
+    subgraphs = build_subgraphs(all_pairs(12), table(random_lists(12, 7, shortest=0)))
+    with_holes = gcn.judge(memory, gcn.project(memory), subgraphs)
+    torch.testing.assert_close(with_holes, gcn(memory, subgraphs), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("variant", "link"), SETTINGS)
 @pytest.mark.parametrize(("longest", "shortest"), [(8, 8), (7, 1), (6, 0), (1, 1)])
 def test_logits_and_gradients_equal_real_graphs(variant: str, link: str, longest: int, shortest: int) -> None:
     lists, pairs = random_lists(12, longest, shortest=shortest), all_pairs(12)

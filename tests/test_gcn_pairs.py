@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mprd import gcn_pool
 from mprd.gcn_pairs import (
+    StepDraws,
     candidate_meta_pairs,
     choose,
     hard_negative_pairs,
@@ -21,8 +23,8 @@ NUM_IMAGES = 24
 PIDS = torch.arange(NUM_IMAGES) // 4
 
 
-def draw(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def draw(num_anchors: int, seed: int = 0) -> StepDraws:
+    return StepDraws([torch.Generator().manual_seed(seed)], [num_anchors])
 
 
 def table(rows: dict[int, list[int]]) -> PositiveTable:
@@ -42,7 +44,7 @@ def test_choosing_takes_so_many_valid_columns_and_every_one_in_turn() -> None:
     counts = torch.tensor([2, 3, 5])
     seen = torch.zeros_like(is_valid)
     for seed in range(30):
-        chosen = choose(is_valid, counts, draw(seed))
+        chosen = choose(is_valid, counts, draw(3, seed))
         assert chosen.sum(1).tolist() == [2, 0, 2]
         assert not (chosen & ~is_valid).any()
         seen |= chosen
@@ -60,7 +62,7 @@ def test_pseudo_positives_share_a_drawn_first_and_lie_in_its_neighbourhood() -> 
     positives = table({0: [0, 1, 2, 9], 5: [5]})
     firsts = set()
     for seed in range(40):
-        found = pseudo_positives(torch.tensor([5, 0]), positives, neighbors(), generator=draw(seed))
+        found = pseudo_positives(torch.tensor([5, 0]), positives, neighbors(), draws=draw(2, seed))
         assert found.anchors.tolist() == [1] * len(found)
         # by hand: of {0, 1, 2, 9}, NN(0) holds 1 and 2, NN(1) holds 2, NN(2) and NN(9) hold none
         first = {tuple(pair) for pair in found.pairs.tolist()}
@@ -72,7 +74,7 @@ def test_pseudo_positives_share_a_drawn_first_and_lie_in_its_neighbourhood() -> 
 def test_random_negatives_never_come_from_the_positives() -> None:
     positives = table({0: list(range(12))})
     for seed in range(30):
-        found = random_negatives(torch.tensor([0, 1]), positives, num_images=NUM_IMAGES, generator=draw(seed))
+        found = random_negatives(torch.tensor([0, 1]), positives, num_images=NUM_IMAGES, draws=draw(2, seed))
         assert all(j >= 12 for i, j in found.pairs.tolist() if i == 0)
         assert all(i != j for i, j in found.pairs.tolist())
         assert not found.is_positive.any()
@@ -84,7 +86,7 @@ def test_hard_negatives_are_as_many_as_the_positives_and_of_the_r_nearest() -> N
     positives = table({0: [0, 1, 2]})
     seen = set()
     for seed in range(40):
-        found = hard_negative_pairs(torch.tensor([0]), positives, memory, r=5, generator=draw(seed))
+        found = hard_negative_pairs(torch.tensor([0]), positives, memory, r=5, draws=draw(1, seed))
         assert len(found) == 3
         seen |= {j for _, j in found.pairs.tolist()}
     # nearest to image 0 outside P_0, in the order of the angle
@@ -95,7 +97,7 @@ def test_random_meta_pairs_follow_the_labels() -> None:
     meta_ids = torch.tensor([0, 1, 2, 3, 8, 9, 10, 11])
     for seed in range(20):
         drawn, images = torch.tensor([0, 5, 5]), torch.tensor([1, 20, 8])
-        found = random_meta_pairs(meta_ids, PIDS[meta_ids], drawn, images, generator=draw(seed))
+        found = random_meta_pairs(meta_ids, PIDS[meta_ids], drawn, images, draws=draw(3, seed))
         pairs, labels = found.pairs, found.is_positive
         assert (labels == (PIDS[pairs[:, 0]] == PIDS[pairs[:, 1]])).all()
         # one positive and one labelled negative each; an x_j of z's own identity makes no pair
@@ -107,7 +109,7 @@ def test_random_meta_pairs_follow_the_labels() -> None:
 def test_meta_pairs_from_the_candidates_label_the_neighbours_of_z() -> None:
     meta_ids = torch.tensor([0, 1, 2, 3])
     drawn, images = torch.tensor([2]), torch.tensor([20])
-    found = candidate_meta_pairs(meta_ids, PIDS[meta_ids], drawn, images, neighbors(), generator=draw())
+    found = candidate_meta_pairs(meta_ids, PIDS[meta_ids], drawn, images, neighbors(), draws=draw(1))
     near = {tuple(pair): bool(label) for pair, label in zip(found.pairs.tolist(), found.is_positive, strict=True)}
     assert near[(2, 3)] is True
     assert near[(2, 4)] is False
@@ -138,6 +140,25 @@ def test_an_epoch_takes_every_image_once_as_an_anchor() -> None:
     firsts = torch.cat([step.unlabelled.pairs[step.unlabelled.is_positive][:, 0] for step in pool])
     assert sorted(firsts.tolist()) == list(range(NUM_IMAGES))
     assert all(len(step.meta) == 0 for step in pool)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_drawing_many_steps_at_once_changes_no_pair(is_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    positives = table({0: [0, 1, 2, 9], 5: [5, 6, 8], 20: [20, 21]})
+    source = sources(positives=positives, is_first=is_first, meta_pairs="candidates")
+    pools = []
+    for cells in (1, 400, 2**20):
+        monkeypatch.setitem(gcn_pool.CELLS_AT_ONCE, "cpu", cells)
+        pools.append(draw_pool(source, batch_size=10, passes=2, seed=3, epoch=1))
+    for steps in zip(*pools, strict=True):
+        assert len({step.num_anchors for step in steps}) == 1
+        for side in ("unlabelled", "meta"):
+            alone, *others = (getattr(step, side) for step in steps)
+            assert len(alone) > 0
+            for other in others:
+                assert torch.equal(alone.pairs, other.pairs)
+                assert torch.equal(alone.is_positive, other.is_positive)
+                assert torch.equal(alone.anchors, other.anchors)
 
 
 def test_the_pool_is_the_same_for_the_same_seed_and_another_for_another() -> None:

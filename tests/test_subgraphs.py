@@ -18,6 +18,7 @@ from mprd.subgraphs import (
     build_subgraphs,
     drnl,
     from_arrow,
+    grouped,
     overlap,
     pack,
     to_arrow,
@@ -238,6 +239,23 @@ def test_the_serial_builder_yields_batches_of_the_wanted_sizes_in_order() -> Non
     batches = list(build_serially(pairs, lists, [4, 0, 26]))
     assert [len(batch) for batch in batches] == [4, 0, 26]
     assert torch.equal(torch.cat([batch.pairs for batch in batches]), pairs)
+
+
+def test_batches_that_are_built_together_are_those_built_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists, pairs, sizes = table(*random_lists(7, 5, 1)), all_pairs(7), [3, 0, 9, 1, 20, 9]
+    alone = [build_subgraphs(part, lists) for part in pairs.split(sizes)]
+    for pairs_at_once in (1, 10, 4096):
+        monkeypatch.setattr("mprd.subgraphs.PAIRS_AT_ONCE", pairs_at_once)
+        for batch, expected in zip(build_serially(pairs, lists, sizes), alone, strict=True):
+            assert torch.equal(batch.pairs, expected.pairs)
+            assert torch.equal(batch.link, expected.link)
+            assert [leaves(batch, p) for p in range(len(batch))] == [leaves(expected, p) for p in range(len(batch))]
+
+
+def test_a_group_is_as_few_batches_as_hold_so_many_pairs() -> None:
+    assert list(grouped([5, 0, 5, 5, 1], 6)) == [[5, 0, 5], [5, 1]]
+    assert list(grouped([5, 5], 99)) == [[5, 5]]
+    assert list(grouped([], 9)) == []
 
 
 def test_pairs_and_lists_of_the_wrong_kind_are_refused() -> None:

@@ -1,0 +1,174 @@
+"""A GPU that is not there: tensors that say they are on it, hold their values on the CPU, and mind their company.
+
+Operators refuse tensors of two devices as CUDA does, and whatever would make the host wait is counted by the line that
+asked. Gradients are zero: torch's engine cannot be talked into a backward pass without a driver.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map
+
+GPU = torch.device("cuda", 0)
+BYTES = 80 << 30
+WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount")}
+WAITING |= {f"aten::{name}" for name in ("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave")}
+INDEXING = {f"aten::{name}" for name in ("index", "index_put", "index_put_", "_index_put_impl_")}
+COPYING = {"aten::copy_", "aten::_to_copy"}
+
+
+class Remote(Tensor):
+    """A tensor on the pretended GPU."""
+
+    values: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> Remote:
+        dense = {}
+        if values.layout == torch.strided:
+            dense = {"strides": values.stride(), "storage_offset": values.storage_offset()}
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, dtype=values.dtype, layout=values.layout, device=GPU, **dense
+        )
+        made.values = values
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} met a tensor of the pretended GPU after it was gone")
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Remote({self.values!r})"
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *, force: bool = False) -> Any:
+        if not force:
+            raise TypeError("can't convert a tensor of the pretended GPU to numpy")
+        return self.detach().cpu().numpy()
+
+    def __format__(self, spec: str) -> str:
+        return format(self.cpu(), spec)
+
+
+class PretendedGpu(TorchDispatchMode):
+    """Runs operators where the tensors say they are; `waits` counts, by line of mprd, what the host waited for."""
+
+    def __init__(self) -> None:
+        # as the mode of fake tensors, for which torch does not look for a driver
+        self._mode_key = torch._C._TorchDispatchModeKey.FAKE
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
+        remote = [tensor for tensor in tensors if isinstance(tensor, Remote)]
+        if remote:
+            self.refuse_mixtures(name, args, tensors)
+            if name in WAITING or (name == "aten::index" and is_masked(args)):
+                self.count()
+        wanted = kwargs.get("device")
+        on_gpu = bool(remote) if wanted is None else torch.device(wanted).type == "cuda"
+        if remote and name in COPYING and not (isinstance(args[0], Remote) if name == "aten::copy_" else on_gpu):
+            self.count()
+        found = func(*tree_map(local, args), **tree_map(local, kwargs))
+        if on_gpu and name != "aten::_local_scalar_dense":
+            found = tree_map(lambda leaf: Remote(leaf) if isinstance(leaf, Tensor) else leaf, found)
+        if remote and (func._schema.is_mutable or name not in COPYING) and isinstance(found, Tensor):
+            return return_and_correct_aliasing(func, args, kwargs, found)
+        return found
+
+    def refuse_mixtures(self, name: str, args: Any, tensors: list[Tensor]) -> None:
+        """Raise where CUDA would: numbers of no dimension may come from the host, and so may indices."""
+        is_mixed = any(tensor.dim() and not isinstance(tensor, Remote) for tensor in tensors)
+        may_mix = name in COPYING or (name in INDEXING and isinstance(args[0], Remote))
+        if is_mixed and not may_mix:
+            raise RuntimeError(f"{name}: tensors of two devices: {[(type(t).__name__, *t.shape) for t in tensors]}")
+
+    def count(self) -> None:
+        """Count a wait against the line of mprd that asked for it."""
+        frames = [frame for frame in traceback.extract_stack() if "/mprd/" in frame.filename]
+        self.waits[f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "a test"] += 1
+
+
+def local(leaf: Any) -> Any:
+    """Give the values of a tensor of the GPU, and the CPU for its device."""
+    if isinstance(leaf, Remote):
+        return leaf.values
+    return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == "cuda" else leaf
+
+
+def is_masked(args: Any) -> bool:
+    """Say whether an index is a mask, whose length the host has to know."""
+    return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
+
+
+def zero_gradients(loss: Tensor) -> None:
+    """Give every parameter behind a loss a gradient of 0."""
+    seen, rest = set(), [loss.grad_fn]
+    while rest:
+        node = rest.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (parameter := getattr(node, "variable", None)) is not None:
+            parameter.grad = torch.zeros_like(parameter)
+        rest += [ahead for ahead, _ in node.next_functions]
+
+
+@contextmanager
+def zero_gradients_only() -> Iterator[None]:
+    """Let every backward pass find gradients of 0, on whichever device."""
+    with patch.object(Tensor, "backward", zero_gradients):
+        yield
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[PretendedGpu]:
+    """Pretend that this machine has one GPU."""
+    made_sparse = torch.sparse_coo_tensor
+
+    def nothing(*_: Any) -> None:
+        pass
+
+    def unchecked(*args: Any, **settings: Any) -> Tensor:
+        return made_sparse(*args, **settings | {"check_invariants": False})
+
+    torch._C._ensureCUDADeviceGuardSet()
+    torch._C._set_only_lift_cpu_tensors(True)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with (
+            patch.multiple(
+                torch.cuda,
+                is_available=lambda: True,
+                device_count=lambda: 1,
+                current_device=lambda: 0,
+                synchronize=nothing,
+                mem_get_info=lambda *_: (BYTES, BYTES),
+            ),
+            # cuDNN has no operators on the CPU
+            torch.backends.cudnn.flags(enabled=False),
+            patch.object(Tensor, "pin_memory", lambda self: self),
+            # the invariants are read from memory that is not there
+            patch.object(torch, "sparse_coo_tensor", unchecked),
+            zero_gradients_only(),
+            PretendedGpu() as gpu,
+        ):
+            yield gpu
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)
+        torch.__future__.set_swap_module_params_on_conversion(False)

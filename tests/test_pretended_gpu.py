@@ -1,0 +1,104 @@
+"""Whole runs on a pretended GPU: no tensor meets one of another device, and a step makes the host wait for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mprd.config_loading import load_config
+from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit
+from mprd.epoch_row import epoch_row
+
+from .conftest import TINY
+from .pretended_gpu import Remote, pretended_gpu, zero_gradients_only
+from .test_engine import open_data
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU, and need not pretend")
+
+SETTINGS = {
+    "as recommended": ("neighbors.standardise=true", "pairs.decide=agreement", "pairs.mu=0.1"),
+    "as in the paper": ("neighbors.source=memory", "neighbors.metric=cosine", "gcn.variant=paper", "meta.pairs=random"),
+    "a graph, and scalars": ("gcn.read_out=both", "data.camera_style=colour"),
+    **{
+        name: (f"pairs.labeller={name}",)
+        for name in ("jaccard", "knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
+    },
+    "dbscan": ("pairs.labeller=dbscan", "clusters.eps=0.9", "clusters.min_samples=2"),
+}
+
+
+Rows = list[dict[str, Any]]
+
+
+def run(root: Path, *overrides: str, device: str) -> tuple[dict[str, Any], Rows]:
+    """Train on a device; return the state that a checkpoint would hold, on the CPU, and the rows of all epochs."""
+    config = load_config("demo", overrides=(*TINY, *overrides), values={"data": {"root": root}})
+    rows: Rows = []
+    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    trainer = Trainer(config, open_data(config), device=torch.device(device), hooks=hooks)
+    trainer.fill_memory()
+    state = fit(trainer).state_dict()
+    return {name: part.cpu() for name, part in state.items() if isinstance(part, torch.Tensor)}, rows
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_run_on_a_gpu_is_a_run_on_the_cpu(settings: tuple[str, ...], tiny_root: Path) -> None:
+    with zero_gradients_only():
+        here, rows_here = run(tiny_root, *settings, "data.augment=batch", device="cpu")
+    with pretended_gpu():
+        there, rows_there = run(tiny_root, *settings, device="cuda")
+    assert torch.equal(here["positives"], there["positives"])
+    torch.testing.assert_close(here["memory"], there["memory"], atol=1e-5, rtol=0)
+    for one, other in zip(rows_here, rows_there, strict=True):
+        timed = [name for name in one if "second" in name]
+        assert without(one, timed) == pytest.approx(without(other, timed), abs=1e-4, nan_ok=True)
+
+
+def without(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in names and isinstance(value, float)}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("gcn_step", ()),
+        ("cnn_step", ("pairs.decide=agreement", "pairs.mu=0.1")),
+        ("cnn_step", ("pairs.labeller=reciprocal",)),
+    ],
+)
+def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(
+    name: str, settings: tuple[str, ...], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, waits = getattr(Trainer, name), []
+
+    def watched(trainer: Trainer, *args: Any) -> None:
+        before = gpu.waits.copy()
+        step(trainer, *args)
+        if trainer.state.step % CHECK_STEPS:
+            waits.append(gpu.waits - before)
+
+    monkeypatch.setattr(Trainer, name, watched)
+    with pretended_gpu() as gpu:
+        run(tiny_root, *settings, device="cuda")
+    assert len(waits) > 3
+    assert not any(waits), waits
+
+
+def test_the_pretended_gpu_refuses_and_counts() -> None:
+    with pretended_gpu() as gpu:
+        there = torch.arange(4.0, device="cuda")
+        with pytest.raises(RuntimeError, match="tensors of two devices"):
+            there + torch.ones(4)
+        with pytest.raises(TypeError, match="numpy"):
+            there.numpy()
+        assert isinstance(there * 2.0 + torch.tensor(1.0), Remote)
+        there[:2].add_(1)
+        assert there.tolist() == [1, 2, 2, 3]
+        assert gpu.waits.total() == 1
+        assert int(there.sum()) == 8
+        assert len(there[there > 1]) == 3
+        assert gpu.waits.total() == 3
+    assert not torch.cuda.is_available()
