@@ -152,14 +152,13 @@ class PairGCN(nn.Module):
 
         `projected` is `project(memory)` where the caller keeps it for several batches.
         """
-        cells_per_node = cells_per_chunk(memory.device) // len(self.theta_2)
-        if memory.device.type != "cpu" and len(subgraphs) * (2 + subgraphs.nodes.shape[1]) <= cells_per_node:
-            # what the detours below spare an accelerator takes it less time than being waited for
+        if self.fits_at_once(memory.device, len(subgraphs), num_leaves=subgraphs.nodes.shape[1]):
             return self.judge(memory, self.project(memory) if projected is None else projected, subgraphs)
         if projected is None:
             memory, subgraphs = keep_touched(memory, subgraphs)
             projected = self.project(memory)
         packed, num_leaves, order = pack(subgraphs)
+        cells_per_node = cells_per_chunk(memory.device) // len(self.theta_2)
         logits, start = [projected[:0, 0]], 0  # without pairs, an empty tensor that can still be differentiated
         while start < len(packed):
             stop = min(start + max(1, cells_per_node // (2 + int(num_leaves[start]))), len(packed))
@@ -167,6 +166,14 @@ class PairGCN(nn.Module):
             logits.append(self.judge(memory, projected, chunk))
             start = stop
         return torch.cat(logits)[order.argsort()]
+
+    def fits_at_once(self, device: torch.device, num_pairs: int, *, num_leaves: int) -> bool:
+        """Say whether so many pairs are judged in one chunk, as they are.
+
+        Never on a CPU: closing holes, leaving out images and judging a pair once spare it work. An accelerator would
+        be waited for to count what is spared, for longer than the work takes.
+        """
+        return device.type != "cpu" and num_pairs * (2 + num_leaves) * len(self.theta_2) <= cells_per_chunk(device)
 
     def project(self, memory: Tensor) -> Tensor:
         """Multiply each image, under each label l, with its rows of Theta_1, [3 N + 1, H]; once a memory state.
@@ -217,6 +224,9 @@ class PairGCN(nn.Module):
         G cannot tell (i, j) from (j, i): a pair asked for both ways is judged once. Pairs with lists of like length
         are taken together, so that one long list does not widen all graphs.
         """
+        if self.fits_at_once(memory.device, len(pairs), num_leaves=2 * neighbor_ids.shape[1]):
+            subgraphs = build_subgraphs(pairs, neighbor_ids)
+            return self(memory, subgraphs).sigmoid(), overlap(subgraphs)
         pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None

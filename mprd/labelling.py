@@ -23,6 +23,8 @@ from mprd.pairs import PADDING, MetaSet
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
 
+Places = tuple[Tensor, Tensor]
+"""Rows and columns `[P]` of entries of a table."""
 LABEL_CHUNK = 256
 """Images labelled at a time in a pass over all of them."""
 
@@ -101,8 +103,9 @@ class NeighborLists:
     def refresh_around(self, ids: Tensor) -> int:
         """Search the lists of a batch and of its neighbours; return how many of the batch's were cut by k_max."""
         table = self.refresh(ids)
-        near = table.ids[table.ids != PADDING]
-        self.refresh(torch.cat([ids, near]).unique())
+        # the image itself in place of padding, which a mask would have to count
+        near = table.ids.where(table.ids != PADDING, ids[:, None])
+        self.refresh(torch.cat([ids, near.flatten()]).unique())
         return table.num_capped
 
     def widen(self, width: int) -> None:
@@ -186,23 +189,25 @@ class CandidateLabeller:
         num_capped = 0
         if self.is_live:
             num_capped = self.lists.refresh_around(ids)
-        pair_ids, where = self.candidates(ids)
+        pair_ids, places = self.candidates(ids)
         likelihoods, overlaps = self.judge.predict(self.memory, self.lists.ids, pair_ids)
-        return self.decide(ids, where, likelihoods, overlaps, num_capped=num_capped)
+        return self.decide(ids, places, likelihoods, overlaps, num_capped=num_capped)
 
-    def candidates(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the candidate pairs `[P, 2]` of the images `ids`, and where they stand, boolean `[B, K]`."""
+    def candidates(self, ids: Tensor) -> tuple[Tensor, Places]:
+        """Return the candidate pairs `[P, 2]` of the images `ids`, and where they stand in `[B, K]`."""
         near = self.lists.ids[ids]
-        where = near != PADDING
-        return torch.stack([ids[:, None].expand_as(near)[where], near[where]], dim=1), where
+        rows, columns = (near != PADDING).nonzero(as_tuple=True)
+        return torch.stack([ids[rows], near[rows, columns]], dim=1), (rows, columns)
 
     def decide(
-        self, ids: Tensor, where: Tensor, likelihoods: Tensor, overlaps: Tensor, *, num_capped: int = 0
+        self, ids: Tensor, places: Places, likelihoods: Tensor, overlaps: Tensor, *, num_capped: int = 0
     ) -> Labels:
-        """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `where`."""
-        near, judged = self.lists.ids[ids], spread(likelihoods, where)
-        positives = pairs.accept(ids, near, judged, mu=self.mu)
-        return Labels(positives, near, judged, spread(overlaps, where), num_capped=num_capped)
+        """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `places`."""
+        near = self.lists.ids[ids]
+        judged, shared = (
+            values.new_zeros(near.shape).index_put_(places, values) for values in (likelihoods, overlaps)
+        )
+        return Labels(pairs.accept(ids, near, judged, mu=self.mu), near, judged, shared, num_capped=num_capped)
 
     @torch.no_grad()
     def label_all(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
@@ -210,15 +215,8 @@ class CandidateLabeller:
         candidates = [self.candidates(ids) for ids in chunks]
         sizes = [len(pair_ids) for pair_ids, _ in candidates]
         stream = build(torch.cat([pair_ids for pair_ids, _ in candidates]), self.lists.ids, sizes)
-        for ids, (_, where), subgraphs in zip(chunks, candidates, stream, strict=True):
-            yield self.decide(ids, where, self.judge(self.memory, subgraphs).sigmoid(), overlap(subgraphs))
-
-
-def spread(values: Tensor, where: Tensor) -> Tensor:
-    """Put values `[P]` where the boolean `[B, K]` is true, 0 elsewhere."""
-    padded = torch.zeros(where.shape, dtype=values.dtype, device=where.device)
-    padded[where] = values
-    return padded
+        for ids, (_, places), subgraphs in zip(chunks, candidates, stream, strict=True):
+            yield self.decide(ids, places, self.judge(self.memory, subgraphs).sigmoid(), overlap(subgraphs))
 
 
 @dataclass(frozen=True)

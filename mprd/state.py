@@ -60,12 +60,12 @@ class Tally:
         assert labels.candidates is not None
         assert labels.likelihoods is not None
         assert labels.overlaps is not None
-        where = labels.candidates != PADDING
-        first, second = ids[:, None].expand_as(where)[where], labels.candidates[where]
+        places = (labels.candidates != PADDING).nonzero(as_tuple=True)
+        first, second = ids[places[0]], labels.candidates[places]
         cosines = (memory[first] * memory[second]).sum(1)
-        columns = [first, second, labels.likelihoods[where], cosines, labels.overlaps[where]]
+        columns = [first, second, labels.likelihoods[places], cosines, labels.overlaps[places]]
         if labels.agreements is not None:
-            columns.append(labels.agreements[where])
+            columns.append(labels.agreements[places])
         self.candidates.append(torch.stack([column.double() for column in columns], dim=1))
         self.add("k", len(first))
         self.add("k_capped", labels.num_capped)

@@ -171,11 +171,16 @@ def compare_lists(pairs: Tensor, neighbor_ids: Tensor) -> Stars:
     """
     i, j = pairs.int().T.contiguous()
     list_i, list_j = (neighbor_ids.index_select(0, ends).int().T.contiguous() for ends in pairs.unbind(1))
-    # K passes over [K, P] rather than one over [K, K, P], which would leave the cache
-    is_shared_i, is_shared_j = torch.zeros_like(list_i, dtype=torch.bool), torch.zeros_like(list_j, dtype=torch.bool)
-    for slot in range(len(list_i)):
-        is_shared_i |= list_i == list_j[slot]
-        is_shared_j |= list_j == list_i[slot]
+    if list_i.device.type == "cpu":
+        # K passes over [K, P] rather than one over [K, K, P], which would leave the cache
+        is_shared_i, is_shared_j = (torch.zeros_like(ids, dtype=torch.bool) for ids in (list_i, list_j))
+        for slot in range(len(list_i)):
+            is_shared_i |= list_i == list_j[slot]
+            is_shared_j |= list_j == list_i[slot]
+    else:
+        # an accelerator spends its time on launching passes
+        is_same = list_i[:, None] == list_j
+        is_shared_i, is_shared_j = is_same.any(1), is_same.any(0)
     is_j, is_i = list_i == j, list_j == i
     keep_i = (list_i >= 0) & ~is_j
     keep_j = (list_j >= 0) & ~is_i & ~is_shared_j
@@ -190,11 +195,12 @@ def compare_lists(pairs: Tensor, neighbor_ids: Tensor) -> Stars:
 def longest_list(pairs: Tensor, neighbor_ids: Tensor) -> int:
     """Count the columns that the lists of these pairs fill."""
     ends = pairs.flatten()
-    if len(ends) > len(neighbor_ids):  # each row once, so that no more is read than the table
-        is_used = torch.zeros(len(neighbor_ids), dtype=torch.bool, device=neighbor_ids.device)
-        is_used[ends] = True
-        ends = is_used.nonzero().squeeze(1)
-    return int((neighbor_ids[ends] >= 0).any(0).sum())
+    if len(ends) <= len(neighbor_ids):
+        return int((neighbor_ids[ends] >= 0).any(0).sum())
+    # each row once, so that no more is read than the table
+    is_used = torch.zeros(len(neighbor_ids), dtype=torch.bool, device=neighbor_ids.device)
+    is_used[ends] = True
+    return int(((neighbor_ids >= 0) & is_used[:, None]).any(0).sum())
 
 
 def check_integers(pairs: Tensor, neighbor_ids: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from mprd.config_loading import load_config
 from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row
+from mprd.labelling import CandidateLabeller, Labels
 
 from .conftest import TINY
 from .pretended_gpu import Remote, pretended_gpu, zero_gradients_only
@@ -85,6 +86,22 @@ def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing(
         run(tiny_root, *settings, device="cuda")
     assert len(waits) > 3
     assert not any(waits), waits
+
+
+def test_a_step_with_live_labels_waits_a_few_times(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    label, waits = CandidateLabeller.label, []
+
+    def watched(labeller: CandidateLabeller, ids: torch.Tensor) -> Labels:
+        before = gpu.waits.copy()
+        labels = label(labeller, ids)
+        waits.append((gpu.waits - before).total())
+        return labels
+
+    monkeypatch.setattr(CandidateLabeller, "label", watched)
+    with pretended_gpu() as gpu:
+        run(tiny_root, *SETTINGS["as in the paper"], device="cuda")
+    # two searches, each checked and cut, the images around the batch, where candidates stand, the longest list
+    assert set(waits) == {7}
 
 
 def test_the_pretended_gpu_refuses_and_counts() -> None:
