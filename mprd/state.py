@@ -73,8 +73,9 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         self.settle()
-        candidates = torch.cat(self.candidates) if self.candidates else torch.zeros(0, 5, dtype=torch.float64)
-        return {"sums": dict(self.sums), "candidates": candidates.cpu()}
+        # those of before a resumption are on the CPU already
+        candidates = [part.cpu() for part in self.candidates] or [torch.zeros(0, 5, dtype=torch.float64)]
+        return {"sums": dict(self.sums), "candidates": torch.cat(candidates)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Tally:

@@ -142,8 +142,9 @@ def test_crops_without_ids_train_and_are_not_evaluated(tiny_root: Path, tmp_path
     root.mkdir()
     for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
         shutil.copy(path, root / f"crop{number:03d}.jpg")
-    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.metric=cosine")
-    folder = settings(root, *nameless, "train.epochs=2")
+    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0")
+    blind = ("neighbors.metric=cosine", "neighbors.standardise=false")
+    folder = settings(root, *nameless, *blind, "train.epochs=2")
     launch(folder, out=tmp_path / "run", resume=None, launcher="local")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2

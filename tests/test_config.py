@@ -76,7 +76,7 @@ def test_an_override_is_read_as_yaml() -> None:
         ("neighbors.k_max=4", "neighbors.k_max must be at least neighbors.k = 8, but got 4"),
         ("meta.eta.end=2", "meta.eta.end must not exceed meta.eta.start = 1.0, but got 2.0"),
         ("data.dataset=folder", "data.root: the data set folder needs a folder"),
-        ("pairs={decide: likelihood, refresh: batch}", "neighbors.metric: camera needs"),
+        ("pairs={decide: likelihood, refresh: batch}", "neighbors.standardise needs pairs.refresh=epoch"),
         ("pairs={labeller: reciprocal, relabel_meta: true}", "pairs.relabel_meta: with reciprocal"),
         ("pairs={labeller: dbscan, relabel_meta: true}", "pairs.relabel_meta: with dbscan"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,10 +139,12 @@ def first_loss(config: Config, root: Path, *overrides: str) -> tuple[float, Trai
 def test_packed_images_give_the_bits_of_files_and_a_batch_at_once_nearly_so(
     tiny_config: Config, tiny_root: Path
 ) -> None:
-    loss, packed = first_loss(tiny_config, tiny_root)
-    assert_same_state(packed, first_loss(tiny_config, tiny_root, "data.cache=none")[1])
-    other, _ = first_loss(tiny_config, tiny_root, "data.augment=batch")
-    assert other == pytest.approx(loss, rel=0.01)
+    # at the demo's rate three steps on six identities blow up whatever they are given
+    slow = "train.lr_new=0.005"
+    loss, packed = first_loss(tiny_config, tiny_root, slow)
+    assert_same_state(packed, first_loss(tiny_config, tiny_root, slow, "data.cache=none")[1])
+    other, _ = first_loss(tiny_config, tiny_root, slow, "data.augment=batch")
+    assert other == pytest.approx(loss, rel=0.002)
     assert other != loss
 
 
@@ -367,8 +370,10 @@ def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
 ) -> None:
     data = open_data(tiny_config)
     blind = dataclasses.replace(data, train=dataclasses.replace(data.train, camids=None))
-    config = changed(tiny_config, tiny_root, "data.camera_style=none", "train.warmup_epochs=2", "train.epochs=2")
-    with pytest.raises(UserError, match=r"^neighbors\.metric: camera needs cameras, and .* has none; "):
-        Trainer(config, blind, device=CPU, hooks=Hooks())
-    rule = changed(tiny_config, tiny_root, "data.camera_style=none", "pairs.labeller=knn", "train.epochs=1")
+    plain = "neighbors.standardise=false"
+    for setting, needs in ((plain, "neighbors.metric: camera"), ("neighbors.metric=csls", "neighbors.standardise")):
+        config = changed(tiny_config, tiny_root, setting, "train.warmup_epochs=2", "train.epochs=2")
+        with pytest.raises(UserError, match=rf"^{re.escape(needs)} needs cameras, and .* has none; "):
+            Trainer(config, blind, device=CPU, hooks=Hooks())
+    rule = changed(tiny_config, tiny_root, plain, "pairs.labeller=knn", "train.epochs=1")
     train(rule, dataset=blind)

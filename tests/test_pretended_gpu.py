@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from mprd.config_loading import load_config
-from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit
+from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import epoch_row
 from mprd.labelling import CandidateLabeller, Labels
+from mprd.state import TrainState
 
 from .conftest import TINY
 from .pretended_gpu import Remote, pretended_gpu, zero_gradients_only
@@ -19,28 +21,33 @@ from .test_engine import open_data
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU, and need not pretend")
 
+RULES = ("jaccard", "knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
+LIVE = ("neighbors.source=memory", "neighbors.metric=cosine", "neighbors.standardise=false")
 SETTINGS = {
-    "as recommended": ("neighbors.standardise=true", "pairs.decide=agreement", "pairs.mu=0.1"),
-    "as in the paper": ("neighbors.source=memory", "neighbors.metric=cosine", "gcn.variant=paper", "meta.pairs=random"),
+    "as recommended": ("pairs.decide=agreement", "pairs.mu=0.1"),
+    "as in the paper": (*LIVE, "gcn.variant=paper", "meta.pairs=random"),
     "a graph, and scalars": ("gcn.read_out=both", "data.camera_style=colour"),
-    **{
-        name: (f"pairs.labeller={name}",)
-        for name in ("jaccard", "knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
-    },
+    **{name: (f"pairs.labeller={name}",) for name in RULES},
     "dbscan": ("pairs.labeller=dbscan", "clusters.eps=0.9", "clusters.min_samples=2"),
 }
-
 
 Rows = list[dict[str, Any]]
 
 
-def run(root: Path, *overrides: str, device: str) -> tuple[dict[str, Any], Rows]:
-    """Train on a device; return the state that a checkpoint would hold, on the CPU, and the rows of all epochs."""
+def run(
+    root: Path, *overrides: str, device: str, start: dict[str, Any] | None = None, after_step: Any = ignore
+) -> tuple[dict[str, Any], Rows]:
+    """Train on a device, from a saved state where there is one.
+
+    Return the state that a checkpoint would hold, on the CPU, and the rows of all epochs.
+    """
     config = load_config("demo", overrides=(*TINY, *overrides), values={"data": {"root": root}})
     rows: Rows = []
-    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    hooks = Hooks(after_step=after_step, after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
     trainer = Trainer(config, open_data(config), device=torch.device(device), hooks=hooks)
     trainer.fill_memory()
+    if start is not None:
+        trainer.state.load_state_dict(start, path=root)
     state = fit(trainer).state_dict()
     return {name: part.cpu() for name, part in state.items() if isinstance(part, torch.Tensor)}, rows
 
@@ -60,6 +67,21 @@ def test_a_run_on_a_gpu_is_a_run_on_the_cpu(settings: tuple[str, ...], tiny_root
 
 def without(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in names and isinstance(value, float)}
+
+
+@pytest.mark.parametrize("num_steps", [2, 5])
+def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(num_steps: int, tiny_root: Path) -> None:
+    saved: list[Any] = []
+
+    def save(state: TrainState, _num_steps: int) -> None:
+        saved.append(tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state.state_dict()))
+
+    settings = SETTINGS["as in the paper"]
+    with pretended_gpu():
+        whole, _ = run(tiny_root, *settings, device="cuda", after_step=save)
+        resumed, _ = run(tiny_root, *settings, device="cuda", after_step=save, start=saved[num_steps - 1])
+    for name, part in whole.items():
+        torch.testing.assert_close(resumed[name], part, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -244,10 +244,10 @@ def test_the_tables_hold_what_the_paper_prints() -> None:
 @pytest.mark.parametrize(
     ("overrides", "method"),
     [
-        ((), "MPRD"),
-        (("meta.num_ids=0",), "MPRD(0id)"),
-        (("gcn.sources=meta",), "MPRD w/o"),
-        (("data.camera_style=none",), "MPRD#"),
+        (("data.camera_style=colour",), "MPRD"),
+        (("data.camera_style=colour", "meta.num_ids=0"), "MPRD(0id)"),
+        (("data.camera_style=colour", "gcn.sources=meta"), "MPRD w/o"),
+        ((), "MPRD#"),
         (("pairs.labeller=mlcr", "pairs.relabel_meta=true"), "MLCR(+5id)"),
         (("pairs.labeller=supervised",), "Super."),
     ],
@@ -382,7 +382,7 @@ def test_a_run_on_the_papers_images_stands_in_its_table(broken: str, gcn_run: Pa
     assert "<td>MPRD</td><td class=\"text\">Table 3</td><td>83.0</td><td>91.3</td><td>93.6</td><td>51.1</td>" in table
     ours = table.split('class="ours"')[1]
     assert "large" in ours
-    assert "as MPRD, epoch 3" in ours
+    assert "as MPRD#, epoch 3" in ours
     assert f"<td>{100 * last['mAP']:.1f}</td>" in ours
 
 
@@ -391,8 +391,9 @@ def test_crops_without_ids_show_what_can_be_shown(tiny_root: Path, tmp_path: Pat
     root.mkdir()
     for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
         shutil.copy(path, root / f"crop{number:03d}.jpg")
-    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.metric=cosine")
-    config = load_config("demo", overrides=(*TINY, *nameless), values={"data": {"root": root}})
+    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0")
+    blind = ("neighbors.metric=cosine", "neighbors.standardise=false")
+    config = load_config("demo", overrides=(*TINY, *nameless, *blind), values={"data": {"root": root}})
     folder = RunFolder(tmp_path / "run")
     folder.create(config)
     folder.save(build_state(config, num_images=NUM_IDS * 4, device=torch.device("cpu")))
