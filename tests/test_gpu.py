@@ -44,7 +44,7 @@ def run(
 
     Return the state that a checkpoint would hold, on the CPU, and the rows of all epochs.
     """
-    config = load_config("demo", overrides=(*TINY, *overrides), values={"data": {"root": root}})
+    config = load_config("demo", overrides=(*TINY, "train.epochs=2", *overrides), values={"data": {"root": root}})
     rows: Rows = []
     hooks = Hooks(after_step=after_step, after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
     trainer = Trainer(config, open_data(config), device=torch.device(device), hooks=hooks)
