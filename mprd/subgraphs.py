@@ -112,10 +112,9 @@ SubgraphBuilder = Callable[[Tensor, Tensor, Sequence[int]], Iterator[SubgraphBat
 
 def build_serially(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> Iterator[SubgraphBatch]:
     """Build batch after batch in this process; small ones several at once, so that few operators are launched."""
-    start = 0
-    for group in grouped(sizes, PAIRS_AT_ONCE):
-        together = build_subgraphs(pairs[start : start + sum(group)], neighbor_ids)
-        start += sum(group)
+    groups = list(grouped(sizes, PAIRS_AT_ONCE))
+    for part, group in zip(pairs.split([*map(sum, groups)]), groups, strict=True):
+        together = build_subgraphs(part, neighbor_ids)
         for stop, size in zip(accumulate(group), group, strict=True):
             yield together.rows(stop - size, stop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,16 @@ TINY = (
 )
 
 
+NAMELESS = (
+    "data.dataset=folder",
+    "data.name_pattern=crop",
+    "meta.num_ids=0",
+    "neighbors.metric=cosine",
+    "neighbors.standardise=false",
+)
+"""What crops whose names tell neither identity nor camera want."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Keep sums in one order, and leave the other cores alone."""
@@ -64,6 +75,16 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in (1, 2):
                 folder = "bounding_box_train" if pid <= NUM_IDS else ("query" if number == 1 else "bounding_box_test")
                 write_crop(root / folder / f"{pid:04d}_c{camid}s1_{number:06d}_01.jpg", pid, camid, number)
+    return root
+
+
+@pytest.fixture
+def nameless_root(tiny_root: Path, tmp_path: Path) -> Path:
+    """Copy the training crops under names that tell neither identity nor camera."""
+    root = tmp_path / "crops"
+    root.mkdir()
+    for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
+        shutil.copy(path, root / f"crop{number:03d}.jpg")
     return root
 
 

@@ -24,7 +24,7 @@ from mprd.evaluate import report
 from mprd.launch import Signals
 from mprd.train import app, launch
 
-from .conftest import TINY
+from .conftest import NAMELESS, TINY
 
 
 def settings(root: Path | None, *overrides: str) -> dict:
@@ -137,14 +137,8 @@ def test_an_image_that_cannot_be_read_is_named_or_skipped(
     assert len(checkpoint.load(tmp_path / "skipped" / "checkpoints" / "last.pt")["memory"]) == 23
 
 
-def test_crops_without_ids_train_and_are_not_evaluated(tiny_root: Path, tmp_path: Path) -> None:
-    root = tmp_path / "crops"
-    root.mkdir()
-    for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
-        shutil.copy(path, root / f"crop{number:03d}.jpg")
-    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0")
-    blind = ("neighbors.metric=cosine", "neighbors.standardise=false")
-    folder = settings(root, *nameless, *blind, "train.epochs=2")
+def test_crops_without_ids_train_and_are_not_evaluated(nameless_root: Path, tmp_path: Path) -> None:
+    folder = settings(nameless_root, *NAMELESS, "train.epochs=2")
     launch(folder, out=tmp_path / "run", resume=None, launcher="local")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2

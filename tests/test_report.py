@@ -31,7 +31,7 @@ from mprd.studies import build_study
 from mprd.study_folder import StudyFolder, Trial
 from mprd.train import launch
 
-from .conftest import NUM_IDS, TINY
+from .conftest import NAMELESS, NUM_IDS, TINY
 
 
 def train(root: Path, out: Path, *overrides: str) -> Path:
@@ -386,14 +386,8 @@ def test_a_run_on_the_papers_images_stands_in_its_table(broken: str, gcn_run: Pa
     assert f"<td>{100 * last['mAP']:.1f}</td>" in ours
 
 
-def test_crops_without_ids_show_what_can_be_shown(tiny_root: Path, tmp_path: Path) -> None:
-    root = tmp_path / "crops"
-    root.mkdir()
-    for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
-        shutil.copy(path, root / f"crop{number:03d}.jpg")
-    nameless = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0")
-    blind = ("neighbors.metric=cosine", "neighbors.standardise=false")
-    config = load_config("demo", overrides=(*TINY, *nameless, *blind), values={"data": {"root": root}})
+def test_crops_without_ids_show_what_can_be_shown(nameless_root: Path, tmp_path: Path) -> None:
+    config = load_config("demo", overrides=(*TINY, *NAMELESS), values={"data": {"root": nameless_root}})
     folder = RunFolder(tmp_path / "run")
     folder.create(config)
     folder.save(build_state(config, num_images=NUM_IDS * 4, device=torch.device("cpu")))
