@@ -42,7 +42,13 @@ COLUMNS = {
     "label_free_score": "label-free score",
 }
 PICKS = {"by label-free score": "mAP of its best epoch", "best on test": "best mAP on test"}
-SCORES = {"gcn_auc": "g", "agreement_auc": "agreement", "cosine_auc": "cosine", "jaccard_auc": "list overlap"}
+SCORES = {
+    "gcn_auc": "g",
+    "agreement_auc": "agreement",
+    "cosine_auc": "cosine",
+    "jaccard_auc": "list overlap",
+    "reciprocal_auc": "k-reciprocal",
+}
 LAST_THIRD = 3
 
 

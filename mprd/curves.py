@@ -23,6 +23,7 @@ PANELS = (
             ("gcn_auc", "$g_{ij}$"),
             ("cosine_auc", "cosine"),
             ("jaccard_auc", "list overlap"),
+            ("reciprocal_auc", "k-reciprocal Jaccard"),
             ("agreement_auc", "agreement"),
         ),
     ),

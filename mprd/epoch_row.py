@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mprd import diagnostics
+from mprd import diagnostics, pairs
 from mprd.retrieval import can_evaluate, evaluate, extract_sets
 from mprd.seeding import Draw, generator
 
@@ -64,6 +64,10 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
             quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)
         quality["cosine_auc"] = diagnostics.auc(judged[:, 3], is_true)
         quality["jaccard_auc"] = diagnostics.auc(judged[:, 4], is_true)
+        if is_due(trainer):
+            # the best score without learning; of all images at once, so only where an evaluation takes its time anyway
+            scores = pairs.reciprocal_scores(trainer.lists().features, judged[:, 0].long(), judged[:, 1].long())
+            quality["reciprocal_auc"] = diagnostics.auc(scores, is_true)
         if trainer.config.pairs.decide == "agreement":
             quality["agreement_auc"] = diagnostics.auc(judged[:, 5], is_true)
         quality["candidate_precision"] = diagnostics.share(is_true.sum(), torch.tensor(len(judged)))

@@ -99,6 +99,7 @@ PANELS = (
             ("gcn_auc", "g_ij"),
             ("cosine_auc", "cosine"),
             ("jaccard_auc", "list overlap"),
+            ("reciprocal_auc", "k-reciprocal Jaccard"),
             ("agreement_auc", "agreement"),
         ),
         "The GCN earns its place where g_ij lies above cosine and overlap.",

@@ -89,6 +89,7 @@ def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
 def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config, tmp_path: Path) -> None:
     settings = tiny_config.model_dump()
     settings["pairs"] |= {"decide": "agreement", "mu": 0.3}
+    settings["eval"] |= {"every": 2}
     config = Config.model_validate(settings)
     rows = []
     dataset = load_dataset(config.data, cache_dir=tmp_path)
@@ -98,6 +99,8 @@ def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config
     state = fit(trainer)
     assert rows[-1]["agreement_auc"] != rows[-1]["gcn_auc"]
     assert 0 <= rows[-1]["agreement_auc"] <= 1
+    assert rows[-1]["reciprocal_auc"] not in (None, rows[-1]["jaccard_auc"])
+    assert "reciprocal_auc" not in rows[0], "no evaluation was due"
     assert int(state.positives.counts().max()) > 1
 
 

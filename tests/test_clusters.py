@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -72,6 +73,16 @@ def test_reciprocal_takes_what_loops_say_is_above_the_threshold(above: float) ->
         assert set(ids) - {PADDING} == near | {i}
     counts = (found != PADDING).sum(1)
     assert counts.min() < counts.max()
+
+
+def test_reciprocal_scores_of_pairs_are_what_loops_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a block a row, so that pairs are looked up in many
+    monkeypatch.setattr(pairs, "jaccard_distances", partial(jaccard_distances, memory_mb=0))
+    features = groups(3, 5, loners=4, spread=0.4)
+    distances = slow_jaccard(features.numpy(), 6, 3)
+    first, second = torch.tensor([0, 18, 3, 3, 7]), torch.tensor([1, 0, 4, 3, 12])
+    found = pairs.reciprocal_scores(features, first, second, k1=6, k2=3)
+    np.testing.assert_allclose(found, 1 - distances[first, second], atol=1e-6)
 
 
 def test_jaccard_distances_do_not_depend_on_the_blocks() -> None:
