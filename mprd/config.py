@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Preset = Literal["demo", "bench", "recommended", "market1501", "dukemtmcreid", "msmt17"]
+ListSource = Literal["memory", "clean", "mean"]
 Labeller = Literal["gcn", "jaccard", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
 Extra = Literal["reranked", "standardised"]
@@ -147,8 +148,8 @@ class NeighborsConfig(Section):
     standardise: bool = False
     """Standardise each dimension of the features within each camera before images are compared to draw lists, by the
     rules, or to find clusters."""
-    source: Literal["memory", "clean"] = "memory"
-    """Lists from the memory (Alg. 1), or from features extracted without augmentation each epoch."""
+    source: ListSource = "memory"
+    """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
     search: Literal["exact", "ivf", "hnsw"] = "exact"
     """How all lists of an epoch are searched; a faiss index logs its recall. A batch's own lists are always exact."""
     num_shards: int = Field(0, ge=0)
@@ -163,9 +164,7 @@ class NeighborsConfig(Section):
     @model_validator(mode="after")
     def _search_fits(self) -> NeighborsConfig:
         if self.metric != "cosine" and (self.search != "exact" or self.num_shards > 0):
-            raise ValueError(
-                f"neighbors.metric: {self.metric} needs neighbors.search=exact and neighbors.num_shards=0"
-            )
+            raise ValueError(f"neighbors.metric: {self.metric} needs neighbors.search=exact and neighbors.num_shards=0")
         if self.search != "exact" and self.num_shards > 0:
             raise ValueError(f"neighbors.num_shards: shards are searched exactly, never with {self.search}")
         return self

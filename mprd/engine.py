@@ -25,7 +25,14 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.data.labelled import choose_labelled
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import PairSources, PoolStep, draw_pool
-from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller
+from mprd.labelling import (
+    CandidateLabeller,
+    Labels,
+    NeighborLists,
+    RuleLabeller,
+    choose_labeller,
+    list_features,
+)
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
@@ -115,7 +122,7 @@ class Trainer:
         meta = self.choose_meta()
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
         self.state.meta = meta
-        self.clean_lists: NeighborLists | None = None
+        self.extracted_lists: NeighborLists | None = None
 
     def choose_meta(self) -> MetaSet:
         """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
@@ -180,24 +187,25 @@ class Trainer:
         self.state.memory = FeatureMemory(features[order.argsort()])
 
     def lists(self) -> NeighborLists:
-        """Return the neighbour lists of this epoch; of clean features the GCN's epoch and the labelling share one."""
+        """Return the neighbour lists of this epoch; the GCN's epoch and the labelling share those that stand still."""
         state, rest = self.state, (self.camids, self.config.neighbors, self.hooks.search_all)
         if self.config.neighbors.source == "memory":
             return NeighborLists(state.memory.features, *rest)
-        if self.clean_lists is None or self.clean_lists.source is not state.list_features:
+        if self.extracted_lists is None or self.extracted_lists.source is not state.list_features:
             # the last epoch's features go before this one's come
-            self.clean_lists = None
-            self.clean_lists = NeighborLists(self.clean_features(), *rest, stands_still=True)
-        return self.clean_lists
+            self.extracted_lists = None
+            self.extracted_lists = NeighborLists(self.extracted_features(), *rest, stands_still=True)
+        return self.extracted_lists
 
-    def clean_features(self) -> Tensor:
+    def extracted_features(self) -> Tensor:
         """Return features of all images without augmentation; where lists are drawn from them, once an epoch."""
-        if self.state.list_features is not None:
-            return self.state.list_features
-        features = self.extract(self.plain_images)
-        if self.config.neighbors.source == "clean":
-            self.state.list_features = features
-        return features
+        state, source = self.state, self.config.neighbors.source
+        if state.list_features is not None:
+            return state.list_features
+        if source == "memory":
+            return self.extract(self.plain_images)
+        state.list_features = list_features(source, state.memory.features, lambda: self.extract(self.plain_images))
+        return state.list_features
 
     # -- the GCN's epoch: Alg. 1 lines 3-7 --------------------------------------------------------
 
@@ -280,7 +288,7 @@ class Trainer:
         state = self.state
         started = time.monotonic()
         if state.step == 0 and self.labeller == "dbscan":
-            state.clusters = find_clusters(self.clean_features(), self.config, camids=self.camids)
+            state.clusters = find_clusters(self.extracted_features(), self.config, camids=self.camids)
         labeller = self.build_labeller()
         if state.step == 0 and isinstance(labeller, CandidateLabeller):
             state.tally.add("k_capped", labeller.num_capped)

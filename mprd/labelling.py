@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from mprd import pairs
 from mprd.agreement import agreements, likelihood_graph
 from mprd.camera_bias import CameraStatistics
 from mprd.clusters import ClusterMemory, cluster_members
-from mprd.config import Decision, Labeller, NeighborsConfig, PairsConfig
+from mprd.config import Decision, Labeller, ListSource, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
@@ -113,6 +113,14 @@ class NeighborLists:
         self.ids = F.pad(self.ids, (0, max(0, width - self.ids.shape[1])), value=PADDING)
 
 
+def list_features(source: ListSource, memory: Tensor, extract: Callable[[], Tensor]) -> Tensor:
+    """Return the features `[N, D]` that lists are drawn from, given the memory and who extracts clean ones."""
+    if source == "memory":
+        return memory
+    clean = extract()
+    return clean if source == "clean" else F.normalize(clean + memory, dim=1)
+
+
 @dataclass(frozen=True)
 class Labels:
     """P_i of a batch, and what the GCN said of its candidates."""
@@ -204,9 +212,7 @@ class CandidateLabeller:
     ) -> Labels:
         """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `places`."""
         near = self.lists.ids[ids]
-        judged, shared = (
-            values.new_zeros(near.shape).index_put_(places, values) for values in (likelihoods, overlaps)
-        )
+        judged, shared = (values.new_zeros(near.shape).index_put_(places, values) for values in (likelihoods, overlaps))
         return Labels(pairs.accept(ids, near, judged, mu=self.mu), near, judged, shared, num_capped=num_capped)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from mprd import checkpoint, diagnostics
 from mprd.data.labelled import choose_labelled
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
-from mprd.labelling import CandidateLabeller, Labels, ListOverlap, NeighborLists, label_all
+from mprd.labelling import CandidateLabeller, Labels, ListOverlap, NeighborLists, label_all, list_features
 from mprd.pairs import PADDING
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
@@ -72,7 +72,8 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
     """
     config, memory = snapshot.config.pairs, snapshot.memory
     decides = "g_ij" if has_gcn(snapshot) else "list overlap" if config.labeller == "jaccard" else None
-    lists = NeighborLists(list_features(snapshot), snapshot.camids(), snapshot.config.neighbors)
+    features = list_features(snapshot.config.neighbors.source, memory, lambda: snapshot.extract(snapshot.need_train()))
+    lists = NeighborLists(features, snapshot.camids(), snapshot.config.neighbors)
     labeller = CandidateLabeller(
         trained_gcn(snapshot) if decides == "g_ij" else ListOverlap(),
         memory,
@@ -126,13 +127,6 @@ def labelled_images(snapshot: Snapshot) -> Tensor:
 def has_gcn(snapshot: Snapshot) -> bool:
     """Say whether the GCN of this state has been trained."""
     return snapshot.config.pairs.labeller == "gcn" and snapshot.num_epochs > snapshot.config.train.warmup_epochs
-
-
-def list_features(snapshot: Snapshot) -> Tensor:
-    """Return the features `[N, D]` that the lists are drawn from: the memory, or clean ones extracted now."""
-    if snapshot.config.neighbors.source == "memory":
-        return snapshot.memory
-    return snapshot.extract(snapshot.need_train())
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,7 @@ class TrainState:
     positives: PositiveTable
     meta: MetaSet = field(default_factory=MetaSet.empty)
     list_features: Tensor | None = None
-    """`[N, D]` clean features of this epoch, from which lists are drawn under `neighbors.source: clean`."""
+    """`[N, D]`, what this epoch's lists are drawn from where `neighbors.source` is not the memory."""
     clusters: ClusterMemory | None = None
     """Of this epoch, under the labeller `dbscan`."""
     epoch: int = 0
@@ -176,9 +176,7 @@ def non_finite(name: str, value: float | str, state: TrainState) -> NonFiniteLos
     )
 
 
-def build_state(
-    config: Config, *, num_images: int, device: torch.device, world: World | None = None
-) -> TrainState:
+def build_state(config: Config, *, num_images: int, device: torch.device, world: World | None = None) -> TrainState:
     """Build the networks from the seed; the memory is zeros until it is filled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.train.seed, Draw.WEIGHTS).initial_seed() % 2**63)

@@ -99,6 +99,7 @@ def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, t
         ("memory.update=before",),
         ("pairs.refresh=epoch",),
         ("neighbors.source=clean",),
+        ("neighbors.source=mean",),
         ("neighbors.source=clean", "neighbors.metric=camera", "meta.pairs=random"),
         ("neighbors.metric=csls", "pairs.refresh=epoch"),
         ("neighbors.source=clean", "neighbors.standardise=true", "neighbors.metric=camera", "neighbors.density_k=3"),
@@ -123,9 +124,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_config
 
 
 def test_loader_processes_do_not_change_the_result(tiny_config: Config, tiny_root: Path) -> None:
-    assert_same_state(
-        train(tiny_config).state, train(changed(tiny_config, tiny_root, "data.num_workers=2")).state
-    )
+    assert_same_state(train(tiny_config).state, train(changed(tiny_config, tiny_root, "data.num_workers=2")).state)
 
 
 def first_loss(config: Config, root: Path, *overrides: str) -> tuple[float, TrainState]:
@@ -186,7 +185,7 @@ def stop_after(trainer_step: int, path: Path) -> Hooks:
 
 # 24 images: an epoch is 3 GCN steps and 3 CNN steps; the first, the last, both phases, both ends of an epoch
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8, 11, 14, 18])
-@pytest.mark.parametrize("overrides", [(), ("neighbors.source=clean",), ("pairs.refresh=epoch",)])
+@pytest.mark.parametrize("overrides", [(), ("neighbors.source=mean",), ("pairs.refresh=epoch",)])
 def test_resuming_at_any_step_ends_in_the_same_bits(
     num_steps: int, overrides: tuple[str, ...], tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +215,26 @@ def test_lists_of_clean_features_are_searched_once_an_epoch(
     # 3 epochs, each with a GCN phase and a labelling pass
     train(config, hooks=Hooks(search_all=search))
     assert len(searched) == num_searches
+
+
+def test_lists_are_drawn_from_the_mean_of_memory_and_clean_features(tiny_config: Config, tiny_root: Path) -> None:
+    config = changed(tiny_config, tiny_root, "neighbors.source=mean", "neighbors.metric=cosine", "train.epochs=2")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def look(state: TrainState, _: int) -> None:
+        # in the GCN's epoch neither network nor memory has moved since the lists were drawn
+        if state.phase == "gcn" and state.step == 1 and state.epoch == 1:
+            clean = trainer.extract(trainer.plain_images)
+            seen.append((clean, state.memory.features.clone(), trainer.lists().source.clone()))
+
+    trainer = Trainer(config, open_data(config), device=CPU, hooks=Hooks(after_step=look))
+    trainer.fill_memory()
+    fit(trainer)
+    (clean, memory, drawn) = seen[0]
+    assert not torch.allclose(clean, memory, atol=0.01)
+    for i in range(len(drawn)):
+        mean = (clean[i] + memory[i]) / 2
+        torch.testing.assert_close(drawn[i], mean / mean.norm(), atol=1e-6, rtol=0)
 
 
 def test_cluster_contrast_resumes_within_an_epoch(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
@@ -321,9 +340,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(tiny_config: Config, tiny
         train(changed(tiny_config, tiny_root, "meta.num_ids=7"))
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(
-    tiny_config: Config, tiny_root: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(train(changed(tiny_config, tiny_root, "train.epochs=1")).state.state_dict(), path)
     other = changed(tiny_config, tiny_root, "backbone.name=resnet18")
