@@ -147,6 +147,9 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
     def unchecked(*args: Any, **settings: Any) -> Tensor:
         return made_sparse(*args, **settings | {"check_invariants": False})
 
+    # the engine starts its threads at the first backward pass, one a device: with a pretended one among them, no test
+    # that forks could follow
+    torch.zeros(1, requires_grad=True).sum().backward()
     torch._C._ensureCUDADeviceGuardSet()
     torch._C._set_only_lift_cpu_tensors(True)
     torch.__future__.set_swap_module_params_on_conversion(True)
