@@ -336,7 +336,7 @@ CALM = ("train.lr_new=0.002",)
 RUNS = [
     (),
     ("train.batch_size=7", "pairs.refresh=epoch", "memory.start_mode=train", "backbone.recalibrate_bn=true"),
-    ("backbone.bn_group=4", "neighbors.source=clean", "pairs.decide=agreement", "pairs.mu=0.1"),
+    ("backbone.bn_group=4", "neighbors.source=mean", "pairs.decide=agreement", "pairs.mu=0.1"),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
 ]
 
