@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--rows", nargs="*", help="names of some points; all by default")
-    parser.add_argument("--seeds", nargs="*", type=int, help="those of the study by default")
+    parser.add_argument("--seeds", nargs="*", type=int, help="which ones; those of the study by default")
     parser.add_argument("--set", nargs="*", default=[], help="settings that all runs share")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; call again to go on")
