@@ -25,14 +25,7 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.data.labelled import choose_labelled
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import PairSources, PoolStep, draw_pool
-from mprd.labelling import (
-    CandidateLabeller,
-    Labels,
-    NeighborLists,
-    RuleLabeller,
-    choose_labeller,
-    list_features,
-)
+from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller, list_features
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors

@@ -59,14 +59,15 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
         judged = torch.cat([part.to(trainer.device) for part in trainer.state.tally.candidates])
         # pairs of a labelled image would flatter the GCN that was trained on them
         judged = judged[~torch.isin(judged[:, 0].long(), trainer.state.meta.ids)]
-        is_true = trainer.pids[judged[:, 0].long()] == trainer.pids[judged[:, 1].long()]
+        first, second = judged[:, :2].long().unbind(1)
+        is_true = trainer.pids[first] == trainer.pids[second]
         if trainer.labeller == "gcn":
             quality["gcn_auc"] = diagnostics.auc(judged[:, 2], is_true)
         quality["cosine_auc"] = diagnostics.auc(judged[:, 3], is_true)
         quality["jaccard_auc"] = diagnostics.auc(judged[:, 4], is_true)
         if is_due(trainer):
             # the best score without learning; of all images at once, so only where an evaluation takes its time anyway
-            scores = pairs.reciprocal_scores(trainer.lists().features, judged[:, 0].long(), judged[:, 1].long())
+            scores = pairs.reciprocal_scores(trainer.lists().features, first, second)
             quality["reciprocal_auc"] = diagnostics.auc(scores, is_true)
         if trainer.config.pairs.decide == "agreement":
             quality["agreement_auc"] = diagnostics.auc(judged[:, 5], is_true)

@@ -16,6 +16,8 @@ from torch import Tensor
 from mprd.reranking import jaccard_distances
 
 PADDING = -1
+NEAREST, AVERAGED = 20, 6
+"""k1 and k2 of k-reciprocal similarity, the values of its authors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +116,7 @@ def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
     return (memory[targets] @ memory.T > similarity) | own_index(targets, len(memory))
 
 
-def reciprocal(features: Tensor, *, above: float, k1: int = 20, k2: int = 6) -> Tensor:
+def reciprocal(features: Tensor, *, above: float, k1: int = NEAREST, k2: int = AVERAGED) -> Tensor:
     """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
 
     The best that is said of a pair without learning (Zhong et al., CVPR 2017); not in the paper.
@@ -132,7 +134,9 @@ def reciprocal(features: Tensor, *, above: float, k1: int = 20, k2: int = 6) -> 
     return torch.cat([F.pad(ids, (0, width - ids.shape[1]), value=PADDING) for ids in blocks])
 
 
-def reciprocal_scores(features: Tensor, first: Tensor, second: Tensor, *, k1: int = 20, k2: int = 6) -> Tensor:
+def reciprocal_scores(
+    features: Tensor, first: Tensor, second: Tensor, *, k1: int = NEAREST, k2: int = AVERAGED
+) -> Tensor:
     """Return the k-reciprocal Jaccard similarity of pairs of images, ids `[P]` and `[P]`, as `reciprocal` sees it."""
     scores = features.new_empty(len(first))
     for targets, similarities in reciprocal_similarities(features, k1=k1, k2=k2):
