@@ -182,8 +182,9 @@ class SubgraphsConfig(Section):
 class GcnConfig(Section):
     """G: the neighbourhood of a pair to a likelihood (Sec. 3.2, 5.2)."""
 
-    variant: Literal["paper", "structure"] = "paper"
-    """Node inputs: `paper` is feature and DRNL; `structure` is DRNL and the cosines to both ends."""
+    variant: Literal["paper", "structure", "reciprocal"] = "paper"
+    """Node inputs: `paper` is feature and DRNL; `structure` is DRNL and the cosines to both ends, to which
+    `reciprocal` adds the k-reciprocal similarities."""
     link: Literal["keep", "drop"] = "keep"
     """The direct edge i-j: Eq. 4 to the letter keeps it, SEAL drops it."""
     read_out: Literal["pooled", "scalars", "both"] = "pooled"
@@ -429,10 +430,15 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
-        if self.searches_live and (self.neighbors.metric != "cosine" or self.neighbors.standardise):
-            # these need a pass over all images, which no batch can afford
-            setting = "standardise" if self.neighbors.standardise else f"metric: {self.neighbors.metric}"
-            raise ValueError(f"neighbors.{setting} needs pairs.refresh=epoch or neighbors.source=clean")
+        # these need a pass over all images, which no batch can afford
+        of_all_images = {
+            "neighbors.standardise": self.neighbors.standardise,
+            f"neighbors.metric: {self.neighbors.metric}": self.neighbors.metric != "cosine",
+            "gcn.variant: reciprocal": self.gcn.variant == "reciprocal",
+        }
+        for setting, is_asked in of_all_images.items():
+            if is_asked and self.searches_live:
+                raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=clean")
         return self
 
 

@@ -30,6 +30,7 @@ from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
 from mprd.pairs import PADDING, MetaSet
+from mprd.reciprocal import SimilarityTable
 from mprd.requirements import check_requirements
 from mprd.seeding import Draw, generator
 from mprd.state import TrainState, build_state, non_finite
@@ -210,7 +211,7 @@ class Trainer:
         started = time.monotonic()
         lists = self.lists()
         lists.refresh()
-        features, neighbor_ids, perturbed = self.add_perturbed(lists)
+        features, neighbor_ids, similarities, perturbed = self.add_perturbed(lists)
         # memory and P stand still in this phase, so an interrupted epoch draws the same pool again
         pool = draw_pool(
             self.pair_sources(lists.ids, perturbed),
@@ -223,7 +224,7 @@ class Trainer:
         own = [step.pairs[self.world.shares(len(step)).own] for step in rest]
         stream = self.hooks.build_subgraphs(torch.cat([*own, pool[0].pairs[:0]]), neighbor_ids, [*map(len, own)])
         for step, subgraphs in zip(rest, stream, strict=True):
-            self.gcn_step(features, subgraphs, step)
+            self.gcn_step(features, subgraphs, similarities, step)
             state.step += 1
             self.hooks.after_step(state, len(pool))
         state.tally.add("gcn_seconds", time.monotonic() - started)
@@ -242,32 +243,39 @@ class Trainer:
             r=self.config.loss.r,
         )
 
-    def add_perturbed(self, lists: NeighborLists) -> tuple[Tensor, Tensor, Tensor]:
-        """Put features and neighbours of perturbed copies behind those of the images.
+    def add_perturbed(self, lists: NeighborLists) -> tuple[Tensor, Tensor, SimilarityTable | None, Tensor]:
+        """Put features, neighbours and similarities of perturbed copies behind those of the images.
 
         An image takes part while its P_i is still {i}: at first every image does, which is the paper's "first
         iteration"; later those without a positive, which would otherwise send the GCN negatives alone.
 
         Returns:
-            Features `[N + X, D]`, neighbour ids `[N + X, K]`, and each image's copy's row or -1, `[N]`.
+            Features `[N + X, D]`, neighbour ids `[N + X, K]`, similarities where the GCN needs them, and each image's
+            copy's row or -1, `[N]`.
         """
         features = self.state.memory.features
+        similarities = lists.similarities if self.state.gcn.needs_similarities else None
         rows = torch.full((self.num_images,), PADDING, device=self.device)
         lonely = (self.state.positives.counts() == 1).nonzero().squeeze(1)
         if self.config.gcn.sources == "meta" or len(lonely) == 0:
-            return features, lists.ids, rows
+            return features, lists.ids, similarities, rows
         self.perturbed_images.set_epoch(self.state.epoch)
         copies = self.extract(self.perturbed_images, ids=lonely)
         near = lists.search_outside(copies, None if self.camids is None else self.camids[lonely])
         rows[lonely] = self.num_images + torch.arange(len(lonely), device=self.device)
         lists.widen(near.shape[1])
         near = F.pad(near, (0, lists.ids.shape[1] - near.shape[1]), value=PADDING)
-        return torch.cat([features, copies]), torch.cat([lists.ids, near]), rows
+        if similarities is not None:
+            similarities = similarities.with_copies(lonely)
+        return torch.cat([features, copies]), torch.cat([lists.ids, near]), similarities, rows
 
-    def gcn_step(self, features: Tensor, subgraphs: SubgraphBatch, step: PoolStep) -> None:
+    def gcn_step(
+        self, features: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None, step: PoolStep
+    ) -> None:
         """Take one step of Eq. 9 with the gradient of Eq. 10."""
         state = self.state
-        logits = self.world.join(state.gcn(features, subgraphs), self.world.shares(len(step)).counts)
+        own = state.gcn(features, subgraphs, similarities=similarities)
+        logits = self.world.join(own, self.world.shares(len(step)).counts)
         unlabelled, meta = step.losses(logits)
         loss = unlabelled + (self.eta() if self.config.gcn.sources == "both" else 1.0) * meta
         self.descend(state.gcn, state.gcn_optimizer, loss, whole=loss.detach(), name="GCN")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mprd import diagnostics, pairs
+from mprd import diagnostics
 from mprd.retrieval import can_evaluate, evaluate, extract_sets
 from mprd.seeding import Draw, generator
 
@@ -67,7 +67,7 @@ def label_quality(trainer: Trainer) -> dict[str, float | None]:
         quality["jaccard_auc"] = diagnostics.auc(judged[:, 4], is_true)
         if is_due(trainer):
             # the best score without learning; of all images at once, so only where an evaluation takes its time anyway
-            scores = pairs.reciprocal_scores(trainer.lists().features, first, second)
+            scores = trainer.lists().similarities.between(first, second)
             quality["reciprocal_auc"] = diagnostics.auc(scores, is_true)
         if trainer.config.pairs.decide == "agreement":
             quality["agreement_auc"] = diagnostics.auc(judged[:, 5], is_true)

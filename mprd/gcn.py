@@ -17,76 +17,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mprd.errors import UserError
+from mprd.gcn_inputs import (
+    NUM_SCALARS,
+    Variant,
+    cells_per_chunk,
+    count_columns,
+    feature_columns,
+    feature_scale,
+    label_columns,
+    pair_columns,
+    pair_scalars,
+)
+from mprd.reciprocal import SimilarityTable
 from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, drnl, overlap, pack, to_graph
 
-Variant = Literal["paper", "structure"]
 ReadOut = Literal["pooled", "scalars", "both"]
-NUM_SCALARS = 3
 KERNEL_SIZE, STRIDE = 5, 2
 """Of the 1-D convolution over the pooled vector, as in the network of SEAL's authors."""
-CELLS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**24}
-"""Numbers that one [P, V, H] tensor of a chunk may hold: in the cache, or in a part of the device's memory."""
 PAIRS_PER_GROUP = 2**15
 """Pairs whose graphs `predict` builds at a time."""
-
-
-def feature_columns(memory: Tensor, *, variant: Variant) -> Tensor:
-    """List the node inputs that an image has in every graph, [N, C]: its feature, or none for `structure`."""
-    return memory[:, :0] if variant == "structure" else memory
-
-
-def feature_scale(num_features: int) -> float:
-    """Say what features are multiplied with, D^0.5: unit rows have entries of about D^-0.5, one-hot labels of 1."""
-    return math.sqrt(num_features)
-
-
-def label_columns(labels: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """List the node inputs that stand for the DRNL label, one-hot [..., 3]."""
-    return F.one_hot(labels, NUM_LABELS).to(dtype)
-
-
-def pair_columns(memory: Tensor, pairs: Tensor, nodes: Tensor, *, variant: Variant) -> Tensor:
-    """List the node inputs that depend on the pair, [P, V, C]: none, or for `structure` the cosines to its ends.
-
-    The larger of the two comes first, so that G cannot tell (i, j) from (j, i). `nodes` int64 [P, V], -1 where absent,
-    whose inputs are 0.
-    """
-    if variant == "paper":
-        return memory.new_empty((*nodes.shape, 0))
-    cosines = cosines_to_ends(memory, pairs, nodes)
-    return torch.stack([cosines.amax(2), cosines.amin(2)], dim=2) * (nodes >= 0)[:, :, None]
-
-
-def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
-    """Multiply each node's feature with those of its pair, [P, V, 2]; meaningless for absent nodes.
-
-    A few pairs at a time: their features would be D / H times the size of all else in a chunk.
-    """
-    size = max(1, 4 * cells_per_chunk(memory.device) // max(1, nodes.shape[1] * memory.shape[1]))
-    return torch.cat(
-        [
-            F.embedding(some.clamp(min=0), memory) @ F.embedding(ends, memory).transpose(1, 2)
-            for some, ends in zip(nodes.split(size), pairs.split(size), strict=True)
-        ]
-    )
-
-
-def pair_scalars(memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
-    """List what can be said of a pair without a network, [P, 3].
-
-    Its cosine; the overlap (Jaccard index) of its lists; and the same softly, the sum over all leaves of the smaller
-    cosine to the two ends over that of the larger, negative cosines counted as 0.
-    """
-    cosines = cosines_to_ends(memory, subgraphs.pairs, subgraphs.nodes).clamp(min=0)
-    cosines = cosines * (subgraphs.nodes >= 0)[:, :, None]
-    soft = cosines.amin(2).sum(1) / cosines.amax(2).sum(1).clamp(min=1e-6)
-    ends = F.embedding(subgraphs.pairs, memory)
-    return torch.stack([(ends[:, 0] * ends[:, 1]).sum(1), overlap(subgraphs).to(memory.dtype), soft], dim=1)
-
-
-def cells_per_chunk(device: torch.device) -> int:
-    """Say how many numbers a tensor of one chunk may hold on this device."""
-    return CELLS_PER_CHUNK.get(device.type, CELLS_PER_CHUNK["cpu"])
 
 
 class PairGCN(nn.Module):
@@ -123,6 +72,11 @@ class PairGCN(nn.Module):
         self.mlp_2 = nn.Linear(mlp_hidden, 1)
         self.reset_parameters(generator)
 
+    @property
+    def needs_similarities(self) -> bool:
+        """Say whether this variant looks k-reciprocal similarities up."""
+        return self.variant == "reciprocal"
+
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights so that activations keep about unit size.
@@ -146,24 +100,29 @@ class PairGCN(nn.Module):
         memory: Tensor,
         subgraphs: SubgraphBatch,
         *,
+        similarities: SimilarityTable | None = None,
         projected: Tensor | None = None,
     ) -> Tensor:
         """Return logits [P] for memory [N, D], differentiable in the parameters and the memory.
 
-        `projected` is `project(memory)` where the caller keeps it for several batches.
+        `similarities` of the N images are needed by the variant `reciprocal` alone; `projected` is `project(memory)`
+        where the caller keeps it for several batches.
         """
         if self.fits_at_once(memory.device, len(subgraphs), num_leaves=subgraphs.nodes.shape[1]):
-            return self.judge(memory, self.project(memory) if projected is None else projected, subgraphs)
+            projected = self.project(memory) if projected is None else projected
+            return self.judge(Images(memory, projected, similarities), subgraphs)
         if projected is None:
-            memory, subgraphs = keep_touched(memory, subgraphs)
+            if similarities is None:  # which know images by the numbers they have
+                memory, subgraphs = keep_touched(memory, subgraphs)
             projected = self.project(memory)
+        images = Images(memory, projected, similarities)
         packed, num_leaves, order = pack(subgraphs)
         cells_per_node = cells_per_chunk(memory.device) // len(self.theta_2)
         logits, start = [projected[:0, 0]], 0  # without pairs, an empty tensor that can still be differentiated
         while start < len(packed):
             stop = min(start + max(1, cells_per_node // (2 + int(num_leaves[start]))), len(packed))
             chunk = packed.rows(start, stop, num_leaves=int(num_leaves[stop - 1]))
-            logits.append(self.judge(memory, projected, chunk))
+            logits.append(self.judge(images, chunk))
             start = stop
         return torch.cat(logits)[order.argsort()]
 
@@ -186,26 +145,25 @@ class PairGCN(nn.Module):
         labels = label_columns(torch.arange(NUM_LABELS, device=memory.device), dtype=memory.dtype)
         return F.pad((by_feature + (labels @ of_label)[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
-    def judge(self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+    def judge(self, images: Images, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of one chunk."""
         if self.read_out == "scalars":
-            return self.decide(memory, subgraphs, None)
-        stars = weigh(subgraphs, link=self.link, dtype=projected.dtype)
-        ends = self.first_product(memory, projected, subgraphs.pairs, subgraphs.pairs, END_LABEL)
-        leaves = self.first_product(memory, projected, subgraphs.pairs, subgraphs.nodes, subgraphs.labels)
+            return self.decide(images.memory, subgraphs, None)
+        stars = weigh(subgraphs, link=self.link, dtype=images.projected.dtype)
+        ends = self.first_product(images, subgraphs.pairs, subgraphs.pairs, END_LABEL)
+        leaves = self.first_product(images, subgraphs.pairs, subgraphs.nodes, subgraphs.labels)
         y_1 = convolve(Nodes(ends, leaves), stars)
         y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
-        return self.decide(memory, subgraphs, torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
+        return self.decide(images.memory, subgraphs, torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
 
-    def first_product(
-        self, memory: Tensor, projected: Tensor, pairs: Tensor, nodes: Tensor, labels: Tensor | int
-    ) -> Tensor:
+    def first_product(self, images: Images, pairs: Tensor, nodes: Tensor, labels: Tensor | int) -> Tensor:
         """Return Y^(0) Theta_1 of some nodes of each pair, [P, V, H]; 0 for absent nodes."""
+        memory, projected, similarities = images
         rows = (nodes + labels * len(memory)).where(nodes >= 0, len(projected) - 1)
         product = F.embedding(rows, projected)
         if self.columns[-1] == 0:
             return product
-        columns = pair_columns(memory, pairs, nodes, variant=self.variant)
+        columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
         theta = self.theta_1[-self.columns[-1] :]
         return torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
 
@@ -217,7 +175,14 @@ class PairGCN(nn.Module):
         return self.mlp_2(F.relu(self.mlp_1(torch.cat(seen, dim=1)))).squeeze(1)
 
     @torch.no_grad()
-    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self,
+        memory: Tensor,
+        neighbor_ids: Tensor,
+        pairs: Tensor,
+        *,
+        similarities: SimilarityTable | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return the likelihoods g_ij [P] of pairs [P, 2], building their graphs from neighbour ids [N, K].
 
         The graphs tell along the way how far the lists of a pair's ends overlap, [P], which is returned beside them.
@@ -226,28 +191,38 @@ class PairGCN(nn.Module):
         """
         if self.fits_at_once(memory.device, len(pairs), num_leaves=2 * neighbor_ids.shape[1]):
             subgraphs = build_subgraphs(pairs, neighbor_ids)
-            return self(memory, subgraphs).sigmoid(), overlap(subgraphs)
+            return self(memory, subgraphs, similarities=similarities).sigmoid(), overlap(subgraphs)
         pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None
         likelihoods, overlaps = memory.new_empty(len(pairs)), torch.empty(len(pairs), device=memory.device)
         for chosen in groups_of_like_length(neighbor_ids, pairs):
             subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
-            likelihoods[chosen] = self(memory, subgraphs, projected=projected).sigmoid()
+            logits = self(memory, subgraphs, similarities=similarities, projected=projected)
+            likelihoods[chosen] = logits.sigmoid()
             overlaps[chosen] = overlap(subgraphs)
         return likelihoods[where], overlaps[where]
 
-    def forward_reference(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+    def forward_reference(
+        self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
+    ) -> Tensor:
         """Return the logits [P] of `forward` from one PyG graph a pair, labelled by the general DRNL."""
         from torch_geometric.nn import SAGEConv, global_max_pool
         from torch_geometric.utils import add_self_loops
 
         batch = batch_graphs(subgraphs, link=self.link).to(memory.device)
+        of_pair = pair_columns(
+            memory,
+            batch.pair[batch.batch],
+            batch.node_ids[:, None],
+            variant=self.variant,
+            similarities=similarities,
+        )
         y = torch.cat(
             [
                 feature_columns(memory[batch.node_ids], variant=self.variant) * feature_scale(memory.shape[1]),
                 label_columns(batch.labels, dtype=memory.dtype),
-                pair_columns(memory, batch.pair[batch.batch], batch.node_ids[:, None], variant=self.variant)[:, 0],
+                of_pair[:, 0],
             ],
             dim=1,
         )
@@ -259,6 +234,14 @@ class PairGCN(nn.Module):
             layers.append(y)
         pooled = global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs))
         return self.decide(memory, subgraphs, None if self.read_out == "scalars" else pooled)
+
+
+class Images(NamedTuple):
+    """What graphs draw on: `memory` [N, D], `projected` [3 N + 1, H], and `similarities` where a variant needs them."""
+
+    memory: Tensor
+    projected: Tensor
+    similarities: SimilarityTable | None
 
 
 class Nodes(NamedTuple):
@@ -315,14 +298,6 @@ def keep_touched(memory: Tensor, subgraphs: SubgraphBatch) -> tuple[Tensor, Subg
     nodes = position[subgraphs.nodes.clamp(min=0)].where(is_leaf, -1)
     renumbered = SubgraphBatch(position[subgraphs.pairs], nodes, subgraphs.in_i, subgraphs.in_j, subgraphs.link)
     return memory[is_touched], renumbered
-
-
-def count_columns(num_features: int, variant: Variant) -> tuple[int, int, int]:
-    """Count the input columns of feature, label and pair, by listing them for nothing."""
-    memory = torch.empty(0, num_features)
-    nothing = torch.empty(0, 2, dtype=torch.int64)
-    of_pair = pair_columns(memory, nothing, nothing, variant=variant)
-    return feature_columns(memory, variant=variant).shape[1], NUM_LABELS, of_pair.shape[2]
 
 
 def unordered(pairs: Tensor, *, num_images: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
 from mprd.pairs import PADDING, MetaSet
+from mprd.reciprocal import SimilarityTable, measure_similarities
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
 
@@ -60,6 +61,7 @@ class NeighborLists:
         self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
         self.found: NeighborTable | None = None
         """The lists of all images, once they were searched."""
+        self.measured: SimilarityTable | None = None
 
     def comparable(self, features: Tensor, camids: Tensor | None) -> Tensor:
         """Return what features `[n, D]` of images under the cameras `[n]` are compared by."""
@@ -108,6 +110,13 @@ class NeighborLists:
         self.refresh(torch.cat([ids, near.flatten()]).unique())
         return table.num_capped
 
+    @property
+    def similarities(self) -> SimilarityTable:
+        """Give the k-reciprocal similarities by what lists are drawn from, measured once: it must stand still."""
+        if self.measured is None:
+            self.measured = measure_similarities(self.features)
+        return self.measured
+
     def widen(self, width: int) -> None:
         """Make room for longer lists."""
         self.ids = F.pad(self.ids, (0, max(0, width - self.ids.shape[1])), value=PADDING)
@@ -142,10 +151,23 @@ class Labels:
 class PairJudge(Protocol):
     """Whoever says how likely a pair shows one person: the GCN, or a control in its place."""
 
-    def __call__(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+    @property
+    def needs_similarities(self) -> bool:
+        """Say whether it looks k-reciprocal similarities up."""
+
+    def __call__(
+        self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
+    ) -> Tensor:
         """Return logits `[P]` from built graphs."""
 
-    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self,
+        memory: Tensor,
+        neighbor_ids: Tensor,
+        pairs: Tensor,
+        *,
+        similarities: SimilarityTable | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return likelihoods `[P]` of pairs `[P, 2]`, and how far the lists of their ends overlap `[P]`."""
 
 
@@ -155,10 +177,16 @@ class ListOverlap:
     The likelihood is the Jaccard index of NN(i) and NN(j), i and j themselves left out.
     """
 
-    def __call__(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+    needs_similarities = False
+
+    def __call__(
+        self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
+    ) -> Tensor:
         return overlap(subgraphs).to(memory.dtype).logit()
 
-    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor, *, similarities: SimilarityTable | None = None
+    ) -> tuple[Tensor, Tensor]:
         overlaps = overlap(build_subgraphs(pairs, neighbor_ids))
         return overlaps.to(memory.dtype), overlaps
 
@@ -191,6 +219,7 @@ class CandidateLabeller:
         self.is_live = is_live
         self.num_capped = 0 if is_live else lists.refresh().num_capped
         """Lists cut by `neighbors.k_max` in the search made here."""
+        self.similarities = lists.similarities if judge.needs_similarities else None
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
@@ -198,7 +227,9 @@ class CandidateLabeller:
         if self.is_live:
             num_capped = self.lists.refresh_around(ids)
         pair_ids, places = self.candidates(ids)
-        likelihoods, overlaps = self.judge.predict(self.memory, self.lists.ids, pair_ids)
+        likelihoods, overlaps = self.judge.predict(
+            self.memory, self.lists.ids, pair_ids, similarities=self.similarities
+        )
         return self.decide(ids, places, likelihoods, overlaps, num_capped=num_capped)
 
     def candidates(self, ids: Tensor) -> tuple[Tensor, Places]:
@@ -222,7 +253,8 @@ class CandidateLabeller:
         sizes = [len(pair_ids) for pair_ids, _ in candidates]
         stream = build(torch.cat([pair_ids for pair_ids, _ in candidates]), self.lists.ids, sizes)
         for ids, (_, places), subgraphs in zip(chunks, candidates, stream, strict=True):
-            yield self.decide(ids, places, self.judge(self.memory, subgraphs).sigmoid(), overlap(subgraphs))
+            logits = self.judge(self.memory, subgraphs, similarities=self.similarities)
+            yield self.decide(ids, places, logits.sigmoid(), overlap(subgraphs))
 
 
 @dataclass(frozen=True)

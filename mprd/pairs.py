@@ -6,18 +6,15 @@ A rule returns a boolean `[B, N]` in which an image's own index is always true (
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.reranking import jaccard_distances
+from mprd.reciprocal import AVERAGED, NEAREST, reciprocal_similarities
 
 PADDING = -1
-NEAREST, AVERAGED = 20, 6
-"""k1 and k2 of k-reciprocal similarity, the values of its authors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,24 +129,6 @@ def reciprocal(features: Tensor, *, above: float, k1: int = NEAREST, k2: int = A
         blocks.append(mask_to_ids((similarities > above) | own_index(targets, len(features))))
         width = max(width, blocks[-1].shape[1])
     return torch.cat([F.pad(ids, (0, width - ids.shape[1]), value=PADDING) for ids in blocks])
-
-
-def reciprocal_scores(
-    features: Tensor, first: Tensor, second: Tensor, *, k1: int = NEAREST, k2: int = AVERAGED
-) -> Tensor:
-    """Return the k-reciprocal Jaccard similarity of pairs of images, ids `[P]` and `[P]`, as `reciprocal` sees it."""
-    scores = features.new_empty(len(first))
-    for targets, similarities in reciprocal_similarities(features, k1=k1, k2=k2):
-        row = first - targets[0]
-        own = (row >= 0) & (row < len(targets))
-        scores[own] = similarities[row[own], second[own]]
-    return scores
-
-
-def reciprocal_similarities(features: Tensor, *, k1: int, k2: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image ids `[B]`, in order, and their k-reciprocal Jaccard similarities to all images `[B, N]`."""
-    for rows, distances in jaccard_distances(features, k1=min(k1, len(features) - 1), k2=k2):
-        yield torch.arange(rows.start, rows.stop, device=features.device), 1 - distances
 
 
 def supervised(pids: Tensor, targets: Tensor) -> Tensor:

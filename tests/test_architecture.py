@@ -47,9 +47,11 @@ ORDER = [
     "subgraphs",
     "ray_data",
     "executors",
+    "reranking",
+    "reciprocal",
+    "gcn_inputs",
     "gcn",
     "losses",
-    "reranking",
     "pairs",
     "gcn_pairs",
     "gcn_pool",
@@ -201,5 +203,5 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 def test_no_file_is_longer_than_it_may_be() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     # config is a list of documented settings and grows by a line or two for each
-    limits = {"config": 440}
+    limits = {"config": 450}
     assert {name: n for name, n in lengths.items() if n > limits.get(name, 400)} == {}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mprd import pairs
+from mprd import pairs, reciprocal
 from mprd.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
 from mprd.config import Config
 from mprd.pairs import PADDING
@@ -75,14 +75,26 @@ def test_reciprocal_takes_what_loops_say_is_above_the_threshold(above: float) ->
     assert counts.min() < counts.max()
 
 
-def test_reciprocal_scores_of_pairs_are_what_loops_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a block a row, so that pairs are looked up in many
-    monkeypatch.setattr(pairs, "jaccard_distances", partial(jaccard_distances, memory_mb=0))
+def test_a_table_holds_the_similarities_that_loops_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a block a row, so that there are many
+    monkeypatch.setattr(reciprocal, "jaccard_distances", partial(jaccard_distances, memory_mb=0))
     features = groups(3, 5, loners=4, spread=0.4)
-    distances = slow_jaccard(features.numpy(), 6, 3)
-    first, second = torch.tensor([0, 18, 3, 3, 7]), torch.tensor([1, 0, 4, 3, 12])
-    found = pairs.reciprocal_scores(features, first, second, k1=6, k2=3)
-    np.testing.assert_allclose(found, 1 - distances[first, second], atol=1e-6)
+    expected = 1 - slow_jaccard(features.numpy(), 6, 3)
+    everyone = torch.arange(len(features))
+    found = reciprocal.measure_similarities(features, k1=6, k2=3)
+    np.testing.assert_allclose(found.between(everyone[:, None], everyone), expected, atol=1e-6)
+    assert 0 < (expected == 0).sum() == len(features) ** 2 - len(found.keys)
+
+
+def test_a_copy_is_to_others_what_its_image_is() -> None:
+    features = groups(3, 5, loners=4, spread=0.4)
+    table = reciprocal.measure_similarities(features, k1=6, k2=3)
+    with_copies = table.with_copies(torch.tensor([4, 1]))
+    first, second = torch.tensor([19, 0, 20, 19]), torch.tensor([0, 20, 1, 20])
+    assert len(features) == 19
+    assert torch.equal(with_copies.between(first, second), table.between(*torch.tensor([[4, 0, 1, 4], [0, 1, 1, 1]])))
+    nobody = torch.zeros(0, 2).long()
+    assert reciprocal.SimilarityTable.empty().between(nobody, nobody[:, :1]).shape == (0, 2)
 
 
 def test_jaccard_distances_do_not_depend_on_the_blocks() -> None:

@@ -104,6 +104,8 @@ def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, t
         ("neighbors.metric=csls", "pairs.refresh=epoch"),
         ("neighbors.source=clean", "neighbors.standardise=true", "neighbors.metric=camera", "neighbors.density_k=3"),
         ("gcn.variant=paper", "gcn.link=keep", "gcn.optimizer=sgd"),
+        ("gcn.variant=reciprocal", "neighbors.source=mean"),
+        ("gcn.variant=reciprocal", "pairs.refresh=epoch", "meta.num_ids=0"),
         ("train.optimizer=adamw", "train.lr_new=0.001", "backbone.recalibrate_bn=true"),
         ("train.warmup_epochs=2",),
     ],
@@ -185,7 +187,9 @@ def stop_after(trainer_step: int, path: Path) -> Hooks:
 
 # 24 images: an epoch is 3 GCN steps and 3 CNN steps; the first, the last, both phases, both ends of an epoch
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8, 11, 14, 18])
-@pytest.mark.parametrize("overrides", [(), ("neighbors.source=mean",), ("pairs.refresh=epoch",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("gcn.variant=reciprocal", "neighbors.source=mean"), ("pairs.refresh=epoch",)]
+)
 def test_resuming_at_any_step_ends_in_the_same_bits(
     num_steps: int, overrides: tuple[str, ...], tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:

@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.gcn import NUM_SCALARS, PairGCN, pair_scalars
+from mprd.gcn import Images, PairGCN
+from mprd.gcn_inputs import NUM_SCALARS, pair_scalars
+from mprd.reciprocal import SimilarityTable
 from mprd.subgraphs import build_subgraphs, from_arrow, to_arrow
 
 PADDING = -1
-SETTINGS = list(product(["paper", "structure"], ["keep", "drop"]))
+VARIANTS = ["paper", "structure", "reciprocal"]
+SETTINGS = list(product(VARIANTS, ["keep", "drop"]))
 
 
 def table(lists: list[list[int]]) -> Tensor:
@@ -47,6 +50,23 @@ def make_gcn(num_features: int, dtype: torch.dtype = torch.float64, **settings) 
     return gcn.to(dtype)
 
 
+def draw_similarities(num_images: int) -> Tensor:
+    """Draw a symmetric matrix in which half of the entries are 0 and an image's own is 1."""
+    drawn = torch.rand(num_images, num_images, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    upper = (2 * drawn - 1).clamp(min=0).triu(1)
+    return upper + upper.T + torch.eye(num_images)
+
+
+def known(gcn: PairGCN, memory: Tensor) -> dict[str, SimilarityTable]:
+    """Give the similarities to a variant that needs them."""
+    if not gcn.needs_similarities:
+        return {}
+    matrix, num_images = draw_similarities(len(memory)), len(memory)
+    keys = matrix.flatten().nonzero().squeeze(1)
+    values = matrix.flatten()[keys]
+    return {"similarities": SimilarityTable(keys, values, torch.arange(num_images), num_images)}
+
+
 def grads(logits: Tensor, gcn: PairGCN, memory: Tensor) -> list[Tensor]:
     weights = torch.linspace(-1, 1, len(logits), dtype=logits.dtype)
     return list(
@@ -60,7 +80,7 @@ def assert_paths_agree(gcn: PairGCN, memory: Tensor, pairs: Tensor, lists: list[
     raw = memory.clone().requires_grad_()
     memory = torch.nn.functional.normalize(raw, dim=1)  # which way a tie between |x_i|^2 and |x_j|^2 falls is left open
     subgraphs = build_subgraphs(pairs, table(lists))
-    fast, reference = gcn(memory, subgraphs), gcn.forward_reference(memory, subgraphs)
+    fast, reference = (path(memory, subgraphs, **known(gcn, memory)) for path in (gcn, gcn.forward_reference))
     torch.testing.assert_close(fast, reference, atol=atol, rtol=0)
     for a, b in zip(grads(fast, gcn, raw), grads(reference, gcn, raw), strict=True):
         torch.testing.assert_close(a, b, atol=atol, rtol=0)
@@ -78,6 +98,9 @@ def slow_logit(gcn: PairGCN, memory: np.ndarray, lists: list[list[int]], i: int,
             y.append([math.sqrt(memory.shape[1]) * x for x in memory[n]] + one_hot)
         else:
             y.append([*one_hot, *sorted((float(memory[n] @ memory[i]), float(memory[n] @ memory[j])), reverse=True)])
+        if gcn.variant == "reciprocal":
+            near = draw_similarities(len(memory))[n]
+            y[-1] += [4 * float(x) for x in sorted((near[i], near[j]), reverse=True)]
     layers = []
     for weights in (theta["theta_1"], theta["theta_2"]):
         rows = []
@@ -107,7 +130,7 @@ def test_logits_equal_a_loop_written_from_eq_5(variant: str, link: str) -> None:
     lists, memory = random_lists(9, 5), unit_rows(9, 7)
     gcn = make_gcn(7, variant=variant, link=link)
     pairs = all_pairs(9)
-    logits = gcn(memory, build_subgraphs(pairs, table(lists)))
+    logits = gcn(memory, build_subgraphs(pairs, table(lists)), **known(gcn, memory))
     expected = [slow_logit(gcn, memory.numpy(), lists, i, j) for i, j in pairs.tolist()]
     np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-12)
 
@@ -116,8 +139,9 @@ def test_logits_equal_a_loop_written_from_eq_5(variant: str, link: str) -> None:
 def test_graphs_with_holes_unsorted_as_on_an_accelerator_have_the_same_logits(variant: str, link: str) -> None:
     memory, gcn = unit_rows(12, 7), make_gcn(7, variant=variant, link=link, read_out="both")
     subgraphs = build_subgraphs(all_pairs(12), table(random_lists(12, 7, shortest=0)))
-    with_holes = gcn.judge(memory, gcn.project(memory), subgraphs)
-    torch.testing.assert_close(with_holes, gcn(memory, subgraphs), atol=1e-12, rtol=0)
+    looked_up = known(gcn, memory)
+    with_holes = gcn.judge(Images(memory, gcn.project(memory), looked_up.get("similarities")), subgraphs)
+    torch.testing.assert_close(with_holes, gcn(memory, subgraphs, **looked_up), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("variant", "link"), SETTINGS)
@@ -151,7 +175,7 @@ def test_special_pairs_equal_real_graphs(name: str, variant: str, link: str) -> 
     gcn = make_gcn(7, variant=variant, link=link)
     memory, pairs = unit_rows(6, 7), torch.tensor([[0, 1], [1, 0]])
     assert_paths_agree(gcn, memory, pairs, SPECIAL[name], atol=1e-11)
-    logits = gcn(memory, build_subgraphs(pairs, table(SPECIAL[name]))).detach()
+    logits = gcn(memory, build_subgraphs(pairs, table(SPECIAL[name])), **known(gcn, memory)).detach()
     assert math.isclose(float(logits[0]), slow_logit(gcn, memory.numpy(), SPECIAL[name], 0, 1), abs_tol=1e-12)
 
 
@@ -169,9 +193,15 @@ def test_gradcheck(variant: str, link: str) -> None:
     names, values = zip(*gcn.named_parameters(), strict=True)
 
     def logits(memory: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(gcn, dict(zip(names, values, strict=True)), (memory, subgraphs))
+        weights = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(gcn, weights, (memory, subgraphs), known(gcn, memory))
 
     assert torch.autograd.gradcheck(logits, (memory, *values), atol=1e-6)
+
+
+def test_a_variant_that_looks_similarities_up_says_so_where_there_are_none() -> None:
+    with pytest.raises(ValueError, match=r"gcn\.variant: reciprocal looks similarities up, but got none"):
+        make_gcn(7, variant="reciprocal")(unit_rows(5, 7), build_subgraphs(all_pairs(5), table(random_lists(5, 3))))
 
 
 def test_keeping_or_dropping_the_link_changes_linked_pairs_alone() -> None:
@@ -190,26 +220,28 @@ def test_a_pair_has_the_same_logit_from_both_sides(variant: str, link: str) -> N
         random_lists(10, 5),
         all_pairs(10),
     )
-    one, other = (gcn(memory, build_subgraphs(some, table(lists))) for some in (pairs, pairs.flip(1)))
+    one, other = (
+        gcn(memory, build_subgraphs(some, table(lists)), **known(gcn, memory)) for some in (pairs, pairs.flip(1))
+    )
     torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("variant", ["paper", "structure"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_chunks_leave_no_seam(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lists, pairs = random_lists(12, 7, shortest=0), all_pairs(12)
     gcn, memory, subgraphs = make_gcn(7, variant=variant), unit_rows(12, 7), build_subgraphs(pairs, table(lists))
-    whole = gcn(memory, subgraphs)
-    monkeypatch.setattr("mprd.gcn.CELLS_PER_CHUNK", {"cpu": 300})
-    torch.testing.assert_close(gcn(memory, subgraphs), whole, atol=1e-12, rtol=0)
+    whole = gcn(memory, subgraphs, **known(gcn, memory))
+    monkeypatch.setattr("mprd.gcn_inputs.CELLS_PER_CHUNK", {"cpu": 300})
+    torch.testing.assert_close(gcn(memory, subgraphs, **known(gcn, memory)), whole, atol=1e-12, rtol=0)
 
 
 def test_a_few_pairs_of_a_large_memory_equal_those_from_a_kept_projection() -> None:
     lists, pairs = random_lists(400, 4), torch.tensor([[3, 77], [399, 0], [5, 6]])
-    for variant in ("paper", "structure"):
+    for variant in VARIANTS:
         gcn, memory = make_gcn(7, variant=variant), unit_rows(400, 7)
         subgraphs = build_subgraphs(pairs, table(lists))
-        kept = gcn(memory, subgraphs, projected=gcn.project(memory))
-        torch.testing.assert_close(gcn(memory, subgraphs), kept, atol=1e-12, rtol=0)
+        kept = gcn(memory, subgraphs, projected=gcn.project(memory), **known(gcn, memory))
+        torch.testing.assert_close(gcn(memory, subgraphs, **known(gcn, memory)), kept, atol=1e-12, rtol=0)
         assert_paths_agree(gcn, memory, pairs, lists, atol=1e-11)
 
 
@@ -225,7 +257,7 @@ def jaccard(lists: list[list[int]], i: int, j: int) -> float:
     return len(one & other) / max(1, len(one | other))
 
 
-@pytest.mark.parametrize("variant", ["paper", "structure"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_likelihoods_are_those_of_the_graphs_in_the_order_of_the_pairs(
     variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,11 +268,13 @@ def test_likelihoods_are_those_of_the_graphs_in_the_order_of_the_pairs(
     )
     for group in (2**15, 10):
         monkeypatch.setattr("mprd.gcn.PAIRS_PER_GROUP", group)
-        likelihoods, overlaps = gcn.predict(memory, table(lists), pairs)
+        likelihoods, overlaps = gcn.predict(memory, table(lists), pairs, **known(gcn, memory))
         assert overlaps.tolist() == [pytest.approx(jaccard(lists, i, j)) for i, j in pairs.tolist()]
         assert not likelihoods.requires_grad
         torch.testing.assert_close(likelihoods[:90].float(), expected, atol=1e-6, rtol=0)
-        one_by_one = torch.cat([gcn.predict(memory, table(lists), pair[None])[0] for pair in pairs[90:120]])
+        one_by_one = torch.cat(
+            [gcn.predict(memory, table(lists), pair[None], **known(gcn, memory))[0] for pair in pairs[90:120]]
+        )
         torch.testing.assert_close(likelihoods[90:120], one_by_one, atol=1e-12, rtol=0)
 
 

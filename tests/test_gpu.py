@@ -27,7 +27,8 @@ pretending = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU, an
 RULES = ("jaccard", "knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
 LIVE = ("neighbors.source=memory", "neighbors.metric=cosine", "neighbors.standardise=false")
 SETTINGS = {
-    "as recommended": ("pairs.decide=agreement", "pairs.mu=0.1", "neighbors.source=mean"),
+    "as recommended": ("gcn.variant=reciprocal", "pairs.decide=agreement", "pairs.mu=0.1", "neighbors.source=mean"),
+    "structure": ("pairs.decide=agreement", "pairs.mu=0.1"),
     "as in the paper": (*LIVE, "gcn.variant=paper", "meta.pairs=random"),
     "a graph, and scalars": ("gcn.read_out=both", "data.camera_style=colour"),
     **{name: (f"pairs.labeller={name}",) for name in RULES},
