@@ -10,8 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mprd import schedules
-
 Preset = Literal["demo", "bench", "recommended", "market1501", "dukemtmcreid", "msmt17"]
 ListSource = Literal["memory", "clean", "mean"]
 Labeller = Literal["gcn", "jaccard", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
@@ -221,8 +219,6 @@ class PairsConfig(Section):
     Cluster-Contrast."""
     mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Likelihood above which a pair is positive (Eq. 7)."""
-    mu_start: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Threshold of the first epoch with labels, from which it rises to `mu` in the last; without one it stays."""
     decide: Decision = "likelihood"
     """What must exceed `mu`, or `jaccard`: what is said of the pair (Eq. 7), or how far both images agree in what is
     said of them and all others, which labels all images at once, `refresh` or not."""
@@ -409,11 +405,6 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-
-    def mu_at(self, epoch: int) -> float:
-        """Give the threshold of Eq. 7 in an epoch, counted from 0."""
-        first, start, end = self.train.warmup_epochs, self.pairs.mu_start, self.pairs.mu
-        return schedules.mu(epoch, self.train.epochs, first=first, start=start, end=end)
 
     @property
     def searches_live(self) -> bool:

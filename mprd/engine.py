@@ -343,7 +343,6 @@ class Trainer:
             self.lists(),
             gcn=self.state.gcn,
             memory=self.state.memory.features,
-            mu=self.config.mu_at(self.state.epoch),
             is_live=self.config.searches_live,
             pids=self.pids,
             meta=self.state.meta,

@@ -308,7 +308,6 @@ def choose_labeller(
     *,
     gcn: PairGCN,
     memory: Tensor,
-    mu: float,
     is_live: bool,
     pids: Tensor | None,
     meta: MetaSet,
@@ -316,7 +315,7 @@ def choose_labeller(
 ) -> CandidateLabeller | RuleLabeller:
     """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
     if name == "gcn":
-        return CandidateLabeller(gcn, memory, lists, mu=mu, is_live=is_live, decide=config.decide)
+        return CandidateLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live, decide=config.decide)
     if name == "jaccard":
         judge = ListOverlap()
         return CandidateLabeller(judge, memory, lists, mu=config.jaccard, is_live=is_live, decide=config.decide)

@@ -78,7 +78,7 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
         trained_gcn(snapshot) if decides == "g_ij" else ListOverlap(),
         memory,
         lists,
-        mu=config.jaccard if decides == "list overlap" else snapshot.config.mu_at(snapshot.num_epochs - 1),
+        mu=config.jaccard if decides == "list overlap" else config.mu,
         is_live=False,
         decide="likelihood" if decides is None else config.decide,
     )

@@ -1,4 +1,4 @@
-"""Gamma, eta, mu and the learning rate: pure functions of the epoch, which counts from 0."""
+"""Gamma, eta and the learning rate: pure functions of the epoch, which counts from 0."""
 
 from __future__ import annotations
 
@@ -41,16 +41,6 @@ def eta(
     if kind == "exponential":
         return start * (end / start) ** t
     return start
-
-
-def mu(epoch: int, num_epochs: int, *, first: int, start: float | None, end: float) -> float:
-    """Return the threshold of Eq. 7: linear from `start` in the epoch `first` to `end` in the last.
-
-    Constant in the paper, and without a start. It never falls: an end below the start stands from the beginning.
-    """
-    if start is None or start >= end:
-        return end
-    return start + (end - start) * progress(max(0, epoch - first), num_epochs - first)
 
 
 def learning_rate(epoch: int, base: float, *, step: int, factor: float) -> float:

@@ -17,11 +17,11 @@ PACKAGE = Path(__file__).parent.parent / "mprd"
 ORDER = [
     "errors",
     "device",
-    "schedules",
     "config",
     "config_loading",
     "studies",
     "seeding",
+    "schedules",
     "world",
     "batch_norm",
     "data.decode",
@@ -203,5 +203,5 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 def test_no_file_is_longer_than_it_may_be() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     # config is a list of documented settings and grows by a line or two for each
-    limits = {"config": 460}
+    limits = {"config": 450}
     assert {name: n for name, n in lengths.items() if n > limits.get(name, 400)} == {}

@@ -22,7 +22,6 @@ from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row
 from mprd.errors import Interrupted, NonFiniteLoss, UserError
-from mprd.labelling import CandidateLabeller
 from mprd.neighbors import find_neighbors
 from mprd.state import TrainState
 
@@ -116,19 +115,6 @@ def test_every_variant_of_the_tables_trains(overrides: tuple[str, ...], tiny_con
     assert torch.isfinite(trainer.state.memory.features).all()
     norms = trainer.state.memory.features.norm(dim=1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
-
-
-def test_the_threshold_of_an_epoch_reaches_its_labeller(tiny_config: Config, tiny_root: Path) -> None:
-    rising = changed(tiny_config, tiny_root, "pairs.mu_start=0.2", "pairs.mu=0.6", "train.epochs=5")
-    found = []
-    for epoch in range(5):
-        trainer = Trainer(rising, open_data(rising), device=CPU, hooks=Hooks())
-        trainer.fill_memory()
-        trainer.state.begin_epoch(epoch)
-        labeller = trainer.build_labeller()
-        assert isinstance(labeller, CandidateLabeller)
-        found.append(labeller.mu)
-    assert found == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6])
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_config: Config, tiny_root: Path) -> None:

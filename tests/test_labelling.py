@@ -74,9 +74,9 @@ def labels_overlap(i: int) -> list[float]:
 
 
 def test_every_name_has_its_labeller() -> None:
-    rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "mu": 0.6, "is_live": True, "pids": torch.arange(6)}
+    rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "is_live": True, "pids": torch.arange(6)}
     rest["meta"] = MetaSet.empty()
-    config = PairsConfig(jaccard=0.2)
+    config = PairsConfig(mu=0.6, jaccard=0.2)
     gcn, jaccard, knn = (
         choose_labeller(name, config, lists_by_hand(), **rest)
         for name in ("gcn", "jaccard", "knn")

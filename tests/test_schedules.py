@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from mprd.schedules import eta, gamma, learning_rate, mu
+from mprd.schedules import eta, gamma, learning_rate
 
 
 def test_gamma_falls_linearly_from_one_to_a_half() -> None:
@@ -29,15 +29,6 @@ def test_eta_takes_the_values_of_its_kind(kind: str, expected: list[float]) -> N
     values = [eta(e, 5, kind=kind, start=1.0, end=0.1) for e in range(5)]  # type: ignore[arg-type]
     assert values == pytest.approx(expected, abs=1e-6)
     assert all(a >= b for a, b in pairwise(values))
-
-
-def test_mu_rises_from_the_first_epoch_with_labels_to_the_last_and_never_falls() -> None:
-    def values(start: float | None, end: float) -> list[float]:
-        return [mu(e, 7, first=2, start=start, end=end) for e in range(7)]
-
-    assert values(0.2, 0.6) == pytest.approx([0.2, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert values(None, 0.6) == values(0.7, 0.6) == [0.6] * 7
-    assert mu(0, 1, first=0, start=0.2, end=0.6) == 0.2
 
 
 def test_the_learning_rate_falls_tenfold_after_twenty_epochs() -> None:
