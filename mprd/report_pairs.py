@@ -28,8 +28,8 @@ class Candidates:
     """The pairs (i, j), j in NN_k(i), as this state of the networks sees them; those of labelled images left out."""
 
     scores: dict[str, np.ndarray]
-    """`[P]` each: `cosine` of the memory, `list overlap` of NN(i) and NN(j), `g_ij` where the GCN is trained, and
-    `agreement` where that decides."""
+    """`[P]` each: `cosine` of the memory, `list overlap` of NN(i) and NN(j), `k-reciprocal` similarity by what lists
+    are drawn from, `g_ij` where the GCN is trained, and `agreement` where that decides."""
     is_true: np.ndarray | None
     """Whether both show one person, boolean `[P]`; None without identities."""
     decides: str | None
@@ -90,7 +90,11 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
     first, second = where.nonzero()[:, 0], lists.ids[where]
     pairs = torch.stack([first, second], dim=1)
     cosines = [(memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1) for chunk in pairs.split(CHUNK)]
-    scores = {"cosine": torch.cat([memory.new_zeros(0), *cosines]), "list overlap": join(found, "overlaps")[where]}
+    scores = {
+        "cosine": torch.cat([memory.new_zeros(0), *cosines]),
+        "list overlap": join(found, "overlaps")[where],
+        "k-reciprocal": lists.similarities.between(first, second),
+    }
     if decides == "g_ij":
         scores = {"g_ij": join(found, "likelihoods")[where], **scores}
     if labeller.decide_by == "agreement":
