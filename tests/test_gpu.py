@@ -95,6 +95,7 @@ def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(num_steps: int, 
     ("name", "settings"),
     [
         ("gcn_step", ()),
+        ("gcn_step", ("gcn.variant=reciprocal", "neighbors.source=mean")),
         ("cnn_step", ("pairs.decide=agreement", "pairs.mu=0.1")),
         ("cnn_step", ("pairs.labeller=reciprocal",)),
     ],
