@@ -52,12 +52,16 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return unit features after the batch norm, `[B, D]`: the paper's F~(x)."""
-        return F.normalize(self.neck(self.pool(images)), dim=1)
+        after = self.neck(self.pool(images))
+        self.cut.track_all()
+        return F.normalize(after, dim=1)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit features after and before the batch norm, each `[B, D]`."""
         pooled = self.pool(images)
-        return F.normalize(self.neck(pooled), dim=1), F.normalize(pooled, dim=1)
+        after = self.neck(pooled)
+        self.cut.track_all()
+        return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
 
     def train(self, mode: bool = True) -> Backbone:
         """Switch modes; frozen batch norms stay in evaluation mode."""

@@ -29,6 +29,9 @@ class BatchCut:
         """`[R, G]`, each worker's images of each group."""
         self.is_whole = True
         """Whether no group is divided between workers."""
+        self.untracked: list[tuple[GlobalBatchNorm, Tensor, int]] = []
+        """Norms whose running statistics still lack the other workers' groups, their moments `[G, 2, C]`, 0 for groups
+        held elsewhere, and the cells of a map."""
 
     def shares(self, num_images: int) -> Shares:
         """Say which images of a batch each worker holds."""
@@ -45,6 +48,19 @@ class BatchCut:
         ]
         self.counts = torch.tensor(held, dtype=torch.float64)
         self.is_whole = set(edges) <= set(ends)
+        self.untracked = []
+
+    def track_all(self) -> None:
+        """Bring the running statistics up to date, those of all norms in one message; every worker must call it."""
+        if not self.untracked:
+            return
+        norms, moments, cells = zip(*self.untracked, strict=True)
+        # of each group all workers but one hold zeros
+        whole = self.world.sum(torch.cat([part.flatten() for part in moments]))
+        parts = whole.split([part.numel() for part in moments])
+        for norm, own, part, cells_of_norm in zip(norms, moments, parts, cells, strict=True):
+            norm.track(part.view_as(own), cells=cells_of_norm)
+        self.untracked = []
 
     @property
     def own(self) -> list[int]:
@@ -53,7 +69,10 @@ class BatchCut:
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm that takes its training statistics as `cut` says; evaluation is torch's."""
+    """A batch norm that takes its training statistics as `cut` says; evaluation is torch's.
+
+    Where no group is divided, the running statistics move when the batch is through: `cut.track_all`.
+    """
 
     cut: BatchCut
 
@@ -63,8 +82,13 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, maps: Tensor) -> Tensor:
         if not self.training:
             return super().forward(maps)
-        moments = gather_moments(maps, self.cut)
-        self.track(moments, cells=maps[0, 0].numel())
+        moments, cells = own_moments(maps, self.cut), maps[0, 0].numel()
+        if self.cut.is_whole:
+            # what others hold is needed for the running statistics alone, which can wait until the batch is through
+            self.cut.untracked.append((self, moments, cells))
+        else:
+            moments = merge_moments(moments, self.cut)
+            self.track(moments, cells=cells)
         return Normalise.apply(maps, self.weight, self.bias, moments, self.eps, self.cut)
 
     @torch.no_grad()
@@ -82,14 +106,18 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 @torch.no_grad()
-def gather_moments(maps: Tensor, cut: BatchCut) -> Tensor:
-    """Return mean and biased variance of each group over all workers, `[G, 2, C]`."""
+def own_moments(maps: Tensor, cut: BatchCut) -> Tensor:
+    """Return mean and biased variance of this worker's part of each group, `[G, 2, C]`; 0 where it has none."""
     own = maps.new_zeros(len(cut.groups), 2, maps.shape[1], dtype=wide(maps.dtype))
     for group, part in enumerate(maps.split(cut.own)):
         if len(part):
             own[group, 0], own[group, 1] = mean_and_variance(part.to(own.dtype))
-    if cut.world.size == 1:
-        return own
+    return own
+
+
+@torch.no_grad()
+def merge_moments(own: Tensor, cut: BatchCut) -> Tensor:
+    """Return mean and biased variance of each group over all workers, `[G, 2, C]`, from each worker's."""
     parts = cut.world.gather(own[None], [1] * cut.world.size)
     weights = (cut.counts / cut.counts.sum(0)).to(parts)[:, :, None]
     means, variances = parts.unbind(2)

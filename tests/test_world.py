@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -198,6 +199,7 @@ def normalise(world: World, shape: tuple[int, ...], bn_group: int) -> dict[str, 
     cut.set_batch(shape[0])
     own = maps[shares.own].clone().requires_grad_()
     out = network(own)
+    cut.track_all()
     (out * weights[shares.own]).sum().backward()
     world.sum_gradients(network.parameters())
     return {
@@ -247,6 +249,25 @@ def test_batch_norm_on_two_workers_is_that_of_the_global_batch(tmp_path: Path) -
     for answers in on_workers(2, normalise_all, folder=tmp_path):
         for (shape, bn_group), found in zip(BATCHES, answers, strict=True):
             assert_close(found, expected(shape, bn_group))
+
+
+def count_messages(world: World) -> list[int]:
+    """Count the messages of a network with two norms, forward, under statistics of the whole batch and of groups."""
+    counts = []
+    for bn_group in (0, 4):
+        network, cut = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)), BatchCut(world, bn_group)
+        share_statistics(network, cut)
+        cut.set_batch(8)
+        messages = [mock.patch.object(dist, name, wraps=getattr(dist, name)) for name in ("all_gather", "all_reduce")]
+        with messages[0] as gather, messages[1] as reduce:
+            network(torch.rand(4, 3))
+            cut.track_all()
+        counts.append(gather.call_count + reduce.call_count)
+    return counts
+
+
+def test_groups_that_nobody_divides_cost_one_message_for_all_norms(tmp_path: Path) -> None:
+    assert on_workers(2, count_messages, folder=tmp_path) == [[2, 1], [2, 1]]
 
 
 @pytest.mark.parametrize(("shape", "bn_group"), [((8, 3, 2, 2), 4), ((7, 3), 2), ((5, 3), 5)])
