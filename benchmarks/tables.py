@@ -25,6 +25,7 @@ from pathlib import Path
 
 from mprd.config_loading import load_config
 from mprd.console import chosen_rows
+from mprd.diagnostics import PAIR_SCORES
 from mprd.report_page import mean_rows
 from mprd.run_folder import RunFolder
 from mprd.studies import Point, load_study
@@ -42,13 +43,6 @@ COLUMNS = {
     "label_free_score": "label-free score",
 }
 PICKS = {"by label-free score": "mAP of its best epoch", "best on test": "best mAP on test"}
-SCORES = {
-    "gcn_auc": "g",
-    "agreement_auc": "agreement",
-    "cosine_auc": "cosine",
-    "jaccard_auc": "list overlap",
-    "reciprocal_auc": "k-reciprocal",
-}
 LAST_THIRD = 3
 
 
@@ -142,12 +136,13 @@ def cell(values: list[float | None], *, factor: float = 100, places: int = 1) ->
 
 def write_table(jobs: list[Job]) -> str:
     """Write a row for each point with finished runs: the last epoch, and AUC over the last third of the epochs."""
-    names = [*COLUMNS.values(), *PICKS.values(), *(f"AUC of {name}" for name in SCORES.values()), "minutes of training"]
+    of_scores = [f"AUC of {name}" for name in PAIR_SCORES.values()]
+    names = [*COLUMNS.values(), *PICKS.values(), *of_scores, "minutes of training"]
     lines = ["| | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for point, done in finished_runs(jobs).items():
         cells = [cell([rows[-1].get(name) for rows in done]) for name in COLUMNS]
         cells += [cell([chosen_rows(rows)[pick].get("mAP") for rows in done]) for pick in PICKS]
-        cells += [cell([mean_auc(rows, name) for rows in done], factor=1, places=3) for name in SCORES]
+        cells += [cell([mean_auc(rows, name) for rows in done], factor=1, places=3) for name in PAIR_SCORES]
         seconds = [sum(row["gcn_seconds"] + row["cnn_seconds"] for row in rows) for rows in done]
         cells.append(cell(seconds, factor=1 / 60))
         lines.append(f"| {point} | {len(done)} | " + " | ".join(cells) + " |")

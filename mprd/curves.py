@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mprd.diagnostics import PAIR_SCORES
+
 PANELS = (
     ("Loss", (("cnn_loss", "CNN, Eq. 2"), ("gcn_loss", "GCN, Eq. 6"))),
     ("Retrieval", (("mAP", "mAP"), ("rank1", "Rank-1"), ("label_free_score", "label-free score"))),
@@ -17,16 +19,7 @@ PANELS = (
             ("pair_recall_cross", "recall, cross-camera"),
         ),
     ),
-    (
-        "AUC on the candidates",
-        (
-            ("gcn_auc", "$g_{ij}$"),
-            ("cosine_auc", "cosine"),
-            ("jaccard_auc", "list overlap"),
-            ("reciprocal_auc", "k-reciprocal Jaccard"),
-            ("agreement_auc", "agreement"),
-        ),
-    ),
+    ("AUC on the candidates", tuple(PAIR_SCORES.items())),
     ("Sizes", (("positives", "$|P_i|$"), ("neighbors", "$k_i$"))),
     ("Schedules", (("gamma", "gamma, Eq. 1"), ("eta", "eta, Eq. 10"))),
 )
