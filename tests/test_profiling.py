@@ -42,7 +42,7 @@ def test_a_profiled_run_says_where_its_time_went_and_ends_in_the_same_bits(
     tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:
     live = ("neighbors.source=memory", "neighbors.metric=cosine", "neighbors.standardise=false")
-    live += ("train.epochs=2", "train.batch_size=4")
+    live += ("gcn.variant=structure", "train.epochs=2", "train.batch_size=4")
     config = load_config("demo", overrides=(*TINY, *live), values={"data": {"root": tiny_root}})
     folder = RunFolder(tmp_path / "profiled")
     rows = run_local(config, folder, resume=False, console=Console(quiet=True), profiled=True)
