@@ -88,6 +88,14 @@ def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_similarities_of_all_images_are_refused_where_the_memory_moves_between_batches() -> None:
+    live = ("neighbors={source: memory, metric: cosine, standardise: false}", "pairs.decide=likelihood")
+    with pytest.raises(UserError, match=r"gcn\.variant: reciprocal needs pairs\.refresh=epoch or"):
+        load_config("demo", overrides=live)
+    assert load_config("demo", overrides=(*live, "gcn.variant=structure")).searches_live
+    assert not load_config("demo", overrides=(*live, "pairs.refresh=epoch")).searches_live
+
+
 def test_an_unknown_preset_suggests_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean market1501"):
         load_config("market")
