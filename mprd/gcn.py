@@ -74,8 +74,8 @@ class PairGCN(nn.Module):
 
     @property
     def needs_similarities(self) -> bool:
-        """Say whether this variant looks k-reciprocal similarities up."""
-        return self.variant == "reciprocal"
+        """Say whether its graphs look k-reciprocal similarities up."""
+        return self.variant == "reciprocal" and self.read_out != "scalars"
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

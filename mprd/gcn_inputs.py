@@ -41,8 +41,8 @@ def pair_columns(
 ) -> Tensor:
     """List the node inputs that depend on the pair, [P, V, C].
 
-    None for `paper`; for `structure` the cosines to its ends; for `reciprocal` the k-reciprocal `similarities` to its
-    ends besides. The larger of two comes first, so that G cannot tell (i, j) from (j, i). `nodes` int64 [P, V], -1
+    None for `paper`; the cosines to its ends for `structure`; for `reciprocal` the k-reciprocal `similarities` to them
+    as well. The larger of two comes first, so that G cannot tell (i, j) from (j, i). `nodes` int64 [P, V], -1
     where absent, whose inputs are 0.
     """
     if variant == "paper":
