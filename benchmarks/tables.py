@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -151,13 +152,16 @@ def write_table(jobs: list[Job]) -> str:
 
 def draw(jobs: list[Job], file: Path) -> None:
     """Draw mAP against the epoch, and where P moves between precision and recall, a line a point: means over seeds."""
+    from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    finished, per_line = finished_runs(jobs), 3
+    figure = Figure(figsize=(10, 3.8 + 0.2 * math.ceil(len(finished) / per_line)), layout="constrained")
     FigureCanvasAgg(figure)
     curve, path = figure.subplots(1, 2)
-    for point, runs in finished_runs(jobs).items():
+    curve.set_prop_cycle(color=colormaps["tab10" if len(finished) <= 10 else "tab20"].colors)
+    for point, runs in finished.items():
         rows = mean_rows(runs)
         evaluated = [(row["epoch"] + 1, 100 * row["mAP"]) for row in rows if "mAP" in row]
         label = f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}"
@@ -168,7 +172,7 @@ def draw(jobs: list[Job], file: Path) -> None:
             path.plot(*labelled[-1], "o", color=line.get_color())
     curve.set(xlabel="epoch", ylabel="mAP, percent", title="Retrieval")
     path.set(xlabel="recall of P, percent", ylabel="precision, percent", title="Labels, epoch by epoch to the dot")
-    figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=per_line, fontsize="small")
     for axes in (curve, path):
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
