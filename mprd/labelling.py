@@ -61,7 +61,6 @@ class NeighborLists:
         self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
         self.found: NeighborTable | None = None
         """The lists of all images, once they were searched."""
-        self.measured: SimilarityTable | None = None
 
     def comparable(self, features: Tensor, camids: Tensor | None) -> Tensor:
         """Return what features `[n, D]` of images under the cameras `[n]` are compared by."""
@@ -110,12 +109,10 @@ class NeighborLists:
         self.refresh(torch.cat([ids, near.flatten()]).unique())
         return table.num_capped
 
-    @property
+    @cached_property
     def similarities(self) -> SimilarityTable:
         """Give the k-reciprocal similarities by what lists are drawn from, measured once: it must stand still."""
-        if self.measured is None:
-            self.measured = measure_similarities(self.features)
-        return self.measured
+        return measure_similarities(self.features)
 
     def widen(self, width: int) -> None:
         """Make room for longer lists."""
@@ -219,7 +216,11 @@ class CandidateLabeller:
         self.is_live = is_live
         self.num_capped = 0 if is_live else lists.refresh().num_capped
         """Lists cut by `neighbors.k_max` in the search made here."""
-        self.similarities = lists.similarities if judge.needs_similarities else None
+
+    @property
+    def similarities(self) -> SimilarityTable | None:
+        """Give what the judge looks up, if anything; measured at the first label, so not on resuming behind them."""
+        return self.lists.similarities if self.judge.needs_similarities else None
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
