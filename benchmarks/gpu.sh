@@ -11,9 +11,9 @@ quick=""
 if ! nvidia-smi --query-gpu=name,memory.total --format=csv,noheader || [ "${1:-}" = "--quick" ]; then quick="--quick"; fi
 timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster" \
   tests/test_gpu.py tests/test_augment_batch.py tests/test_cache.py tests/test_engine.py tests/test_gcn.py tests/test_neighbors.py tests/test_agreement.py \
-  -k "gpu or cuda or batch or fused or bfloat or broken or pyg or reference"
+  -k "gpu or cuda or recorded or batch or fused or bfloat or broken or pyg or reference"
 tests=$?
-timeout 430 "$python" benchmarks/run_all.py $quick --timeout 70 labelling neighbors evaluation epoch input run
+timeout 430 "$python" benchmarks/run_all.py $quick --timeout 70 labelling neighbors evaluation epoch input run "run --cuda-graphs"
 benchmarks=$?
 echo "tests: $tests, benchmarks: $benchmarks"
 exit $((tests | benchmarks))

@@ -12,19 +12,29 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).parent
-BENCHMARKS = ("labelling", "neighbors", "evaluation", "epoch", "extract", "search", "input", "run", "subgraphs")
-NEEDS = {"subgraphs": "ray"}
-"""Packages that the core does without."""
+ON_A_GPU = "run --cuda-graphs"
+BENCHMARKS = ("labelling", "neighbors", "evaluation", "epoch", "extract", "search", "input", "run", ON_A_GPU, "subgraphs")
+"""Scripts of this folder, with their options."""
+
+
+def left_out(name: str) -> str | None:
+    """Say why a benchmark cannot be run here; None where it can."""
+    if name == "subgraphs" and find_spec("ray") is None:
+        return "ray is not installed"
+    return "no GPU" if name == ON_A_GPU and not torch.cuda.is_available() else None
 
 
 def run(name: str, *, quick: bool, timeout: float) -> dict:
-    """Run one benchmark; a failure is recorded with its last line, not hidden, and so is a package that is not here."""
-    if name in NEEDS and find_spec(NEEDS[name]) is None:
-        return {"benchmark": name, "left_out": f"{NEEDS[name]} is not installed"}
-    command = [sys.executable, str(HERE / f"{name}.py"), *(["--quick"] if quick else [])]
+    """Run one benchmark; a failure is recorded with its last line, not hidden, and so is what is missing here."""
+    if reason := left_out(name):
+        return {"benchmark": name, "left_out": reason}
+    script, *options = name.split()
+    command = [sys.executable, str(HERE / f"{script}.py"), *options, *(["--quick"] if quick else [])]
     started = time.monotonic()
-    shown = ["python", f"benchmarks/{name}.py", *command[2:]]
+    shown = ["python", f"benchmarks/{script}.py", *command[2:]]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:

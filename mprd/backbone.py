@@ -18,6 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mprd.batch_norm import BatchCut, share_statistics
+from mprd.cuda_graph import RecordedPasses
 from mprd.errors import UserError
 from mprd.world import World
 
@@ -40,13 +41,16 @@ class Backbone(nn.Module):
         self.is_frozen_bn = False
         self.is_bf16 = False
         """Whether the trunk computes in bfloat16; everything behind it is float32."""
+        self.recorded: RecordedPasses | None = None
+        """The trunk's training passes as CUDA graphs, where they are wanted."""
         self.cut = BatchCut(World(), 0)
         """How a batch is cut into groups and workers' shares."""
 
     def pool(self, images: Tensor) -> Tensor:
         """Return the pooled feature before the appended batch norm, `[B, D]`, not normalised."""
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
-            maps = self.trunk(images)
+        # a cache of cast weights would save nothing, for each is cast once a pass, and cannot be recorded
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16, cache_enabled=False):
+            maps = (self.recorded or self.trunk)(images)
         # the mean in float32: bf16 and fp16 lose digits over the 128 cells of the map
         return stripe_means(maps.float() if maps.dtype != torch.float64 else maps, self.num_stripes)
 
@@ -73,12 +77,20 @@ class Backbone(nn.Module):
 
 
 def speed_up(backbone: Backbone, config: TrainConfig) -> Backbone:
-    """Choose precision, layout and compilation of the trunk, in place; names and values of the weights stay."""
+    """Choose precision, layout, compilation and launch of the trunk, in place; names and values of the weights stay.
+
+    Raises UserError where CUDA graphs are wanted without a CUDA device.
+    """
     backbone.is_bf16 = config.precision == "bf16"
     if config.channels_last:
         backbone.to(memory_format=torch.channels_last)
     if config.compile:
         backbone.trunk.compile()
+    if config.cuda_graphs:
+        device = backbone.neck.weight.device
+        if device.type != "cuda":
+            raise UserError(f"train.cuda_graphs: true needs a CUDA device, but this run is on {device}")
+        backbone.recorded = RecordedPasses(backbone.trunk)
     return backbone
 
 

@@ -358,6 +358,8 @@ class TrainConfig(Section):
     """Keep weights and maps with the channels innermost, which most convolutions run faster on."""
     compile: bool = False
     """Compile the network up to its last map (torch.compile): minutes at the start, and other rounding."""
+    cuda_graphs: bool = False
+    """Launch its training pass at once, as CUDA graphs, where a fast GPU waits for the host; for one worker."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Save when so many seconds have passed since the last save; 0 turns the clock off."""
     checkpoint_steps: int = Field(0, ge=0)
@@ -430,6 +432,8 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
+        if self.train.cuda_graphs and (self.train.compile or self.backbone.bn_group):
+            raise ValueError("train.cuda_graphs goes with neither train.compile nor backbone.bn_group")
         # these need a pass over all images, which no batch can afford
         of_all_images = {
             "neighbors.standardise": self.neighbors.standardise,

@@ -39,6 +39,7 @@ ORDER = [
     "data.augment",
     "data.augment_batch",
     "data.images",
+    "cuda_graph",
     "backbone",
     "features",
     "memory",

@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map
 
+from mprd.backbone import build_backbone
 from mprd.config_loading import load_config
 from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import epoch_row
+from mprd.errors import UserError
 from mprd.labelling import CandidateLabeller, Labels
+from mprd.requirements import check_requirements
 from mprd.state import TrainState
+from mprd.world import World
 
 from .conftest import TINY
 from .pretended_gpu import Remote, pretended_gpu, zero_gradients_only
@@ -136,6 +141,72 @@ def test_a_step_with_live_labels_waits_a_few_times(tiny_root: Path, monkeypatch:
 
 
 @pretending
+@pytest.mark.parametrize("settings", [(), ("backbone.freeze_bn=true",)])
+def test_training_passes_are_launched_as_recorded_and_nothing_else_is(
+    settings: tuple[str, ...], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched, recordings = [], []
+
+    def record(network: nn.Module, samples: tuple[torch.Tensor]) -> Any:
+        recordings.append(len(samples[0]))
+        # as torch does: run it for a while, which moves running statistics
+        before = [buffer.clone() for buffer in network.buffers()]
+        for _ in range(3):
+            network(*samples)
+        moved = [bool((buffer != old).any().cpu()) for buffer, old in zip(network.buffers(), before, strict=True)]
+        assert any(moved) != ("backbone.freeze_bn=true" in settings)
+
+        def launch(images: torch.Tensor) -> torch.Tensor:
+            assert torch.is_grad_enabled()
+            assert network.training
+            launched.append(images.shape)
+            return network(images)
+
+        return launch
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    # 24 images: batches of 5, 5, 5, 5 and 4
+    settings = (*settings, "train.batch_size=5")
+    with pretended_gpu():
+        plain, rows = run(tiny_root, *settings, device="cuda")
+        assert not launched
+        recorded, rows_recorded = run(tiny_root, *settings, "train.cuda_graphs=true", device="cuda")
+    for name, part in plain.items():
+        assert torch.equal(recorded[name], part), name
+    assert [row["cnn_loss"] for row in rows_recorded] == [row["cnn_loss"] for row in rows]
+    assert launched == 2 * [*4 * [(5, 3, 32, 16)], (4, 3, 32, 16)]
+    assert recordings == [5, 4]
+
+
+def test_what_is_recorded_meets_no_cache_of_autocast() -> None:
+    # torch refuses to record under one
+    config = load_config("demo")
+    backbone, cached = build_backbone(config.backbone), []
+    backbone.is_bf16 = True
+
+    def recorded(images: torch.Tensor) -> torch.Tensor:
+        assert torch.is_autocast_enabled("cpu")
+        cached.append(torch.is_autocast_cache_enabled())
+        return backbone.trunk(images)
+
+    backbone.recorded = recorded
+    backbone(torch.rand(2, 3, 32, 16))
+    assert cached == [False]
+
+
+def test_cuda_graphs_want_a_gpu_and_one_worker(tiny_root: Path) -> None:
+    for other in ("train.compile=true", "backbone.bn_group=4"):
+        with pytest.raises(UserError, match="cuda_graphs goes with neither"):
+            load_config("demo", overrides=("train.cuda_graphs=true", other))
+    overrides = (*TINY, "train.cuda_graphs=true")
+    config = load_config("demo", overrides=overrides, values={"data": {"root": tiny_root}})
+    with pytest.raises(UserError, match="is for one worker, but there are 2"):
+        check_requirements(config, open_data(config), World(rank=0, size=2))
+    with pytest.raises(UserError, match="needs a CUDA device, but this run is on cpu"):
+        run(tiny_root, "train.cuda_graphs=true", device="cpu")
+
+
+@pretending
 def test_the_pretended_gpu_refuses_and_counts() -> None:
     with pretended_gpu() as gpu:
         there = torch.arange(4.0, device="cuda")
@@ -170,3 +241,14 @@ def test_the_first_losses_on_a_gpu_are_those_of_the_cpu(tiny_root: Path, monkeyp
         run(tiny_root, *settings, device="cuda")
     assert len(losses) == len(here) >= 20
     assert losses[:20] == pytest.approx(here[:20], rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_recorded_passes_are_those_launched_one_by_one(precision: str, tiny_root: Path) -> None:
+    # small steps, so that what kernels leave to chance does not grow
+    settings = ("train.lr_new=0.0001", "train.batch_size=5", "train.epochs=2", f"train.precision={precision}")
+    plain, rows = run(tiny_root, *settings, device="cuda")
+    recorded, rows_recorded = run(tiny_root, *settings, "train.cuda_graphs=true", device="cuda")
+    assert [row["cnn_loss"] for row in rows_recorded] == pytest.approx([row["cnn_loss"] for row in rows], rel=1e-3)
+    torch.testing.assert_close(recorded["memory"], plain["memory"], atol=1e-2, rtol=0)
