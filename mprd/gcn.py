@@ -150,22 +150,23 @@ class PairGCN(nn.Module):
         if self.read_out == "scalars":
             return self.decide(images.memory, subgraphs, None)
         stars = weigh(subgraphs, link=self.link, dtype=images.projected.dtype)
-        ends = self.first_product(images, subgraphs.pairs, subgraphs.pairs, END_LABEL)
-        leaves = self.first_product(images, subgraphs.pairs, subgraphs.nodes, subgraphs.labels)
-        y_1 = convolve(Nodes(ends, leaves), stars)
+        y_1 = convolve(self.first_product(images, subgraphs), stars)
         y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
         return self.decide(images.memory, subgraphs, torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
 
-    def first_product(self, images: Images, pairs: Tensor, nodes: Tensor, labels: Tensor | int) -> Tensor:
-        """Return Y^(0) Theta_1 of some nodes of each pair, [P, V, H]; 0 for absent nodes."""
+    def first_product(self, images: Images, subgraphs: SubgraphBatch) -> Nodes:
+        """Return Y^(0) Theta_1; 0 for absent leaves."""
         memory, projected, similarities = images
+        pairs = subgraphs.pairs
+        nodes = torch.cat([pairs, subgraphs.nodes], dim=1)
+        labels = torch.cat([torch.full_like(pairs, END_LABEL), subgraphs.labels], dim=1)
         rows = (nodes + labels * len(memory)).where(nodes >= 0, len(projected) - 1)
         product = F.embedding(rows, projected)
-        if self.columns[-1] == 0:
-            return product
-        columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
-        theta = self.theta_1[-self.columns[-1] :]
-        return torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
+        if self.columns[-1] > 0:
+            columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
+            theta = self.theta_1[-self.columns[-1] :]
+            product = torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
+        return Nodes(product[:, :2], product[:, 2:])
 
     def decide(self, memory: Tensor, subgraphs: SubgraphBatch, pooled: Tensor | None) -> Tensor:
         """Turn pooled vectors [P, 2 H], the pairs' scalars, or both into logits [P]."""
