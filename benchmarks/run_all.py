@@ -47,6 +47,16 @@ def run(name: str, *, quick: bool, timeout: float) -> dict:
     return {"benchmark": name, **took, **json.loads(lines[-1])}
 
 
+def save(results: list[dict], *, quick: bool) -> Path:
+    """Write what there is into the file of the device that the results name, and return its path."""
+    device = next((r["device"] for r in results if "device" in r), "unknown")
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    file = HERE / "results" / f"{slug}{'-quick' if quick else ''}-{datetime.date.today().isoformat()}.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    return file
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -57,12 +67,10 @@ def main() -> None:
     for name in args.names or BENCHMARKS:
         results.append(run(name, quick=args.quick, timeout=args.timeout))
         print(json.dumps(results[-1]), flush=True)
-    device = next((r["device"] for r in results if "device" in r), "unknown")
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    file = HERE / "results" / f"{slug}{'-quick' if args.quick else ''}-{datetime.date.today().isoformat()}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"wrote {file.relative_to(HERE.parent)}")
+        # as it goes: whoever lent the machine may end this before the last one
+        if any("device" in result for result in results):
+            save(results, quick=args.quick)
+    print(f"wrote {save(results, quick=args.quick).relative_to(HERE.parent)}")
     raise SystemExit(any("failed" in result for result in results))
 
 

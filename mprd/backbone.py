@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 def speed_up(backbone: Backbone, config: TrainConfig) -> Backbone:
     """Choose precision, layout, compilation and launch of the trunk, in place; names and values of the weights stay.
 
-    Raises UserError where CUDA graphs are wanted without a CUDA device.
+    Raises UserError where CUDA graphs are wanted without a CUDA device, or by several workers.
     """
     backbone.is_bf16 = config.precision == "bf16"
     if config.channels_last:
@@ -87,7 +87,9 @@ def speed_up(backbone: Backbone, config: TrainConfig) -> Backbone:
     if config.compile:
         backbone.trunk.compile()
     if config.cuda_graphs:
-        device = backbone.neck.weight.device
+        device, world = backbone.neck.weight.device, backbone.cut.world
+        if world.size > 1:
+            raise UserError(f"train.cuda_graphs: true is for one worker, but there are {world.size}")
         if device.type != "cuda":
             raise UserError(f"train.cuda_graphs: true needs a CUDA device, but this run is on {device}")
         backbone.recorded = RecordedPasses(backbone.trunk)

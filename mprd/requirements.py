@@ -23,8 +23,6 @@ def check_requirements(config: Config, dataset: ReidDataset, world: World) -> No
             f"{root}: neighbors.k = {config.neighbors.k} needs more training images than that, but there are "
             f"{len(train)}"
         )
-    if config.train.cuda_graphs and world.size > 1:
-        raise UserError(f"train.cuda_graphs: true is for one worker, but there are {world.size}")
     for name, size in (("train", config.train.batch_size), ("eval", config.eval.batch_size)):
         smallest = len(train) // -(-len(train) // size)
         if smallest < world.size:

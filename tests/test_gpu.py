@@ -13,13 +13,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from mprd.backbone import build_backbone
+from mprd.backbone import build_backbone, speed_up
 from mprd.config_loading import load_config
 from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import epoch_row
 from mprd.errors import UserError
 from mprd.labelling import CandidateLabeller, Labels
-from mprd.requirements import check_requirements
 from mprd.state import TrainState
 from mprd.world import World
 
@@ -201,7 +200,7 @@ def test_cuda_graphs_want_a_gpu_and_one_worker(tiny_root: Path) -> None:
     overrides = (*TINY, "train.cuda_graphs=true")
     config = load_config("demo", overrides=overrides, values={"data": {"root": tiny_root}})
     with pytest.raises(UserError, match="is for one worker, but there are 2"):
-        check_requirements(config, open_data(config), World(rank=0, size=2))
+        speed_up(build_backbone(config.backbone, world=World(rank=0, size=2)), config.train)
     with pytest.raises(UserError, match="needs a CUDA device, but this run is on cpu"):
         run(tiny_root, "train.cuda_graphs=true", device="cpu")
 
