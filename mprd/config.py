@@ -215,13 +215,15 @@ class PairsConfig(Section):
     """P_i and N_i*: which pairs train the CNN (Eq. 3, Eq. 7, Tables 1 and 2)."""
 
     labeller: Labeller = "gcn"
-    """Who says which pairs are positive; `mlcr` is MPLP's labels under the MMCL loss, `dbscan`
-    Cluster-Contrast."""
+    """Who says which pairs are positive; `mlcr`: MPLP's labels under the MMCL loss, `dbscan`: Cluster-Contrast."""
     mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Likelihood above which a pair is positive (Eq. 7)."""
     decide: Decision = "likelihood"
     """What must exceed `mu`, or `jaccard`: what is said of the pair (Eq. 7), or how far both images agree in what is
     said of them and all others, which labels all images at once, `refresh` or not."""
+    limit: bool = False
+    """At most as many positives under an image's own camera, and under the others, as any labelled image has; where
+    labelled identities are whole (`meta.all_listed`). For `gcn` and the controls `jaccard` and `reciprocal`."""
     refresh: Literal["batch", "epoch"] = "batch"
     """Neighbours and P_i anew for each batch (Alg. 1) or once an epoch."""
     knn_k: int = Field(8, ge=1)
@@ -233,8 +235,7 @@ class PairsConfig(Section):
     jaccard: Share = 0.3
     """Overlap of the lists of i and j above which the `jaccard` labeller, a control, takes a candidate."""
     reciprocal: Share = 0.4
-    """k-reciprocal Jaccard similarity above which the `reciprocal` labeller, a control, takes any image, once an
-    epoch."""
+    """k-reciprocal Jaccard similarity above which the `reciprocal` labeller, a control, takes any image."""
     relabel_meta: bool = False
     """Give labelled images their true labels: MLCR(+5id) of Table 2. With the paper's rules alone."""
 
@@ -248,19 +249,6 @@ class PairsConfig(Section):
         """Whether P of all images is written before an epoch's first step, and stands until its last."""
         agrees = self.judges_candidates and self.decide == "agreement"
         return self.refresh == "epoch" or agrees or self.labeller == "reciprocal"
-
-
-class MetaConfig(Section):
-    """Z, the few labelled identities that jump-start the GCN (Sec. 4.2)."""
-
-    num_ids: int = Field(5, ge=0)
-    """M (Sec. 4.2); 0 is MPRD(0id)."""
-    labels: Path | None = None
-    """CSV `file,identity` of labelled training images, paths below data.root; without it file names tell identities."""
-    pairs: Literal["random", "candidates"] = "random"
-    """Where labelled pairs come from (Sec. 4.2): the paper's random draws, or each image's own neighbours."""
-    eta: EtaConfig = Field(default_factory=lambda: EtaConfig())
-    """Weight of the meta gradient (Eq. 10)."""
 
 
 class EtaConfig(Section):
@@ -282,6 +270,21 @@ class EtaConfig(Section):
         if self.kind == "exponential" and self.end <= 0:
             raise ValueError("meta.eta.end must be above 0 for the exponential schedule")
         return self
+
+
+class MetaConfig(Section):
+    """Z, the few labelled identities that jump-start the GCN (Sec. 4.2)."""
+
+    num_ids: int = Field(5, ge=0)
+    """M (Sec. 4.2); 0 is MPRD(0id)."""
+    labels: Path | None = None
+    """CSV `file,identity` of labelled training images, paths below data.root; without it file names tell identities."""
+    all_listed: bool = False
+    """The file lists every training image of its identities, so that `pairs.limit` can go by it."""
+    pairs: Literal["random", "candidates"] = "random"
+    """Where labelled pairs come from (Sec. 4.2): the paper's random draws, or each image's own neighbours."""
+    eta: EtaConfig = EtaConfig()
+    """Weight of the meta gradient (Eq. 10)."""
 
 
 class ClustersConfig(Section):
@@ -383,13 +386,8 @@ class EvalConfig(Section):
     @property
     def extras(self) -> list[Extra]:
         """What the final evaluation shows beside the headline."""
-        return choose_extras(rerank=self.rerank, standardise=self.standardise)
-
-
-def choose_extras(*, rerank: bool, standardise: bool) -> list[Extra]:
-    """List the extras that are wanted."""
-    wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise}
-    return [extra for extra, is_wanted in wanted.items() if is_wanted]
+        wanted: dict[Extra, bool] = {"reranked": self.rerank, "standardised": self.standardise}
+        return [extra for extra, is_wanted in wanted.items() if is_wanted]
 
 
 class Config(Section):
@@ -424,7 +422,13 @@ class Config(Section):
     @property
     def uses_meta(self) -> bool:
         """Whether anything learns from the labelled images."""
-        return self.pairs.labeller == "gcn" or self.pairs.relabel_meta
+        return self.pairs.labeller == "gcn" or self.pairs.relabel_meta or self.limits_positives
+
+    @property
+    def limits_positives(self) -> bool:
+        """Whether labelled images tell how many positives an image has at most: wanted, and their identities whole."""
+        are_whole = self.meta.num_ids > 0 and (self.meta.labels is None or self.meta.all_listed)
+        return self.pairs.limit and are_whole and self.pairs.labeller in ("gcn", "jaccard", "reciprocal")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
@@ -444,6 +448,3 @@ class Config(Section):
             if is_asked and self.searches_live:
                 raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=clean")
         return self
-
-
-MetaConfig.model_rebuild()

@@ -29,7 +29,7 @@ from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabelle
 from mprd.memory import FeatureMemory
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
-from mprd.pairs import PADDING, MetaSet
+from mprd.pairs import PADDING, MetaSet, PositiveLimit
 from mprd.reciprocal import SimilarityTable
 from mprd.requirements import check_requirements
 from mprd.seeding import Draw, generator
@@ -116,14 +116,14 @@ class Trainer:
         meta = self.choose_meta()
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
         self.state.meta = meta
+        self.limit = PositiveLimit.of_labelled(meta, self.camids, self.num_images) if config.limits_positives else None
         self.extracted_lists: NeighborLists | None = None
 
     def choose_meta(self) -> MetaSet:
         """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
         if not self.config.uses_meta:
             return MetaSet.empty(self.device)
-        train, root = self.dataset.train, self.dataset.root
-        chosen = choose_labelled(train, root, self.config.meta, seed=self.config.train.seed)
+        chosen = choose_labelled(self.dataset.train, self.dataset.root, self.config.meta, seed=self.config.train.seed)
         return MetaSet(*(torch.as_tensor(part, device=self.device) for part in chosen))
 
     # -- the state of an epoch --------------------------------------------------------------------
@@ -347,6 +347,7 @@ class Trainer:
             pids=self.pids,
             meta=self.state.meta,
             clusters=self.state.clusters,
+            limit=self.limit,
         )
 
     def label_all(self, labeller: CandidateLabeller | RuleLabeller) -> None:

@@ -28,9 +28,9 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
-    from mprd.config import choose_extras
+    from mprd.config import EvalConfig
 
-    extras = choose_extras(rerank=rerank, standardise=standardise)
+    extras = EvalConfig(rerank=rerank, standardise=standardise).extras
     run_command(lambda: report(run, data=data, best=best, extras=extras, as_json=json_))
 
 

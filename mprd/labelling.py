@@ -19,7 +19,7 @@ from mprd.config import Decision, Labeller, ListSource, NeighborsConfig, PairsCo
 from mprd.gcn import PairGCN
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
-from mprd.pairs import PADDING, MetaSet
+from mprd.pairs import PADDING, MetaSet, PositiveLimit
 from mprd.reciprocal import SimilarityTable, measure_similarities
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
@@ -200,11 +200,13 @@ class CandidateLabeller:
         mu: float,
         is_live: bool,
         decide: Decision = "likelihood",
+        limit: PositiveLimit | None = None,
     ) -> None:
         """Judge with the memory `[N, D]` as node features.
 
         Args:
             mu: what the likelihood of a pair must exceed, or the agreement of its ends, as `decide` says.
+            limit: how many positives an image has at most.
             is_live: search the batch's lists, and those of its neighbours, anew for each batch (Alg. 1);
                 otherwise all lists are searched here, once.
         """
@@ -213,6 +215,7 @@ class CandidateLabeller:
         self.lists = lists
         self.mu = mu
         self.decide_by = decide
+        self.limit = limit
         self.is_live = is_live
         self.num_capped = 0 if is_live else lists.refresh().num_capped
         """Lists cut by `neighbors.k_max` in the search made here."""
@@ -245,7 +248,8 @@ class CandidateLabeller:
         """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `places`."""
         near = self.lists.ids[ids]
         judged, shared = (values.new_zeros(near.shape).index_put_(places, values) for values in (likelihoods, overlaps))
-        return Labels(pairs.accept(ids, near, judged, mu=self.mu), near, judged, shared, num_capped=num_capped)
+        positives = pairs.accept(ids, near, judged, mu=self.mu, limit=self.limit)
+        return Labels(positives, near, judged, shared, num_capped=num_capped)
 
     @torch.no_grad()
     def label_all(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
@@ -271,6 +275,8 @@ class RuleLabeller:
     meta: MetaSet
     clusters: ClusterMemory | None = None
     """For `dbscan`; None where no clusters were found."""
+    limit: PositiveLimit | None = None
+    """For `reciprocal` alone."""
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
@@ -288,7 +294,7 @@ class RuleLabeller:
     @cached_property
     def reciprocal(self) -> Tensor:
         """Return P of all images under `reciprocal`, `[N, W]`."""
-        return pairs.reciprocal(self.features, above=self.config.reciprocal)
+        return pairs.reciprocal(self.features, above=self.config.reciprocal, limit=self.limit)
 
     def mask(self, ids: Tensor) -> Tensor:
         """Return the rule's boolean `[B, N]`."""
@@ -313,14 +319,13 @@ def choose_labeller(
     pids: Tensor | None,
     meta: MetaSet,
     clusters: ClusterMemory | None = None,
+    limit: PositiveLimit | None = None,
 ) -> CandidateLabeller | RuleLabeller:
     """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
-    if name == "gcn":
-        return CandidateLabeller(gcn, memory, lists, mu=config.mu, is_live=is_live, decide=config.decide)
-    if name == "jaccard":
-        judge = ListOverlap()
-        return CandidateLabeller(judge, memory, lists, mu=config.jaccard, is_live=is_live, decide=config.decide)
-    return RuleLabeller(name, lists.features, config, pids, meta, clusters)
+    if name not in ("gcn", "jaccard"):
+        return RuleLabeller(name, lists.features, config, pids, meta, clusters, limit)
+    judge, mu = (gcn, config.mu) if name == "gcn" else (ListOverlap(), config.jaccard)
+    return CandidateLabeller(judge, memory, lists, mu=mu, is_live=is_live, decide=config.decide, limit=limit)
 
 
 def label_all(
@@ -336,11 +341,11 @@ def label_all(
     parts = labeller.label_all(own, build) if isinstance(labeller, CandidateLabeller) else map(labeller.label, own)
     labels = (gather_labels(part, share.counts, world) for part, share in zip(parts, shares, strict=True))
     if isinstance(labeller, CandidateLabeller) and labeller.decide_by == "agreement":
-        return zip(chunks, agree(labels, mu=labeller.mu), strict=True)
+        return zip(chunks, agree(labels, mu=labeller.mu, limit=labeller.limit), strict=True)
     return zip(chunks, labels, strict=True)
 
 
-def agree(labels: Iterable[Labels], *, mu: float) -> Iterator[Labels]:
+def agree(labels: Iterable[Labels], *, mu: float, limit: PositiveLimit | None = None) -> Iterator[Labels]:
     """Label all images anew, given the labels of all in order: positive are those who agree by more than mu."""
     labels = list(labels)
     candidates = torch.cat([part.candidates for part in labels if part.candidates is not None])
@@ -351,7 +356,7 @@ def agree(labels: Iterable[Labels], *, mu: float) -> Iterator[Labels]:
         scores = agreements(graph, ids)
         yield replace(
             part,
-            positives=pairs.mask_to_ids((scores > mu) | pairs.own_index(ids, len(everyone))),
+            positives=pairs.accept_all(ids, scores, mu=mu, limit=limit),
             agreements=scores.gather(1, near.clamp(min=0)).masked_fill(near == PADDING, 0),
         )
 

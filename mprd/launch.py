@@ -252,8 +252,21 @@ class Recorder:
 
     def begin(self, trainer: Trainer) -> None:
         """Save the start, and what the network retrieves before it is trained."""
+        self.say_limit(trainer)
         self.folder.write_untrained(untrained_row(trainer))
         self.save(trainer.state)
+
+    def say_limit(self, trainer: Trainer) -> None:
+        """Say how many positives an image has at most, or why a limit that was wanted is none."""
+        pairs, meta, limit = self.config.pairs, self.config.meta, trainer.limit
+        if limit is not None:
+            logger.info(
+                "pairs.limit: at most %d positives under an image's camera and %d under others, as labelled ones have",
+                limit.same,
+                limit.other,
+            )
+        elif pairs.limit and self.config.uses_meta and meta.num_ids > 0:
+            logger.info("pairs.limit: none, for meta.labels may leave images of a person out (see meta.all_listed)")
 
     def forget_from(self, epoch: int) -> None:
         """Drop the rows of epochs that will be trained again."""

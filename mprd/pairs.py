@@ -70,6 +70,52 @@ class PositiveTable:
         return (self.ids != PADDING).sum(1)
 
 
+@dataclass(frozen=True, eq=False)
+class PositiveLimit:
+    """How many positives an image has at most, under its own camera and under the others (not in the paper).
+
+    Whoever labels a few identities knows as well in how many images of which cameras each appears.
+    """
+
+    camids: Tensor
+    """`[N]`, the images' cameras; all the same where nobody knows."""
+    same: int
+    """Positives under the image's own camera, itself left out."""
+    other: int
+    """Positives under the other cameras."""
+
+    @classmethod
+    def of_labelled(cls, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit:
+        """Measure the most that any image of Z has within Z, which must hold whole identities and not be empty."""
+        camids = meta.ids.new_zeros(num_images) if camids is None else camids
+        is_mate = meta.pids[:, None] == meta.pids
+        is_near = camids[meta.ids][:, None] == camids[meta.ids]
+        same, other = (is_mate & is_near).sum(1).amax() - 1, (is_mate & ~is_near).sum(1).amax()
+        return cls(camids, int(same), int(other))
+
+    def keep(self, rows: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+        """Keep the positives of highest score.
+
+        Args:
+            rows: `[B]`, the images i.
+            ids: `[B, W]`, P_i padded with -1; i is always kept.
+            scores: `[B, W]`; whatever stands at i and at padding does not count.
+
+        Returns:
+            `[B, W]`: -1 where a positive was dropped.
+        """
+        is_own, is_absent = ids == rows[:, None], ids == PADDING
+        order = scores.masked_fill(is_own | is_absent, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        is_near = self.camids[ids] == self.camids[rows][:, None]
+        is_kept = is_own.clone()
+        for group, most in ((is_near, self.same), (~is_near, self.other)):
+            counts = (group & ~is_own & ~is_absent).gather(1, order).cumsum(1)
+            # places in order, and back
+            ranks = torch.empty_like(counts).scatter_(1, order, counts)
+            is_kept |= group & ~is_own & (ranks <= most)
+        return ids.masked_fill(~is_kept, PADDING)
+
+
 def mask_to_ids(mask: Tensor) -> Tensor:
     """Turn a boolean `[B, N]` into ids `[B, W]`, rising, padded with -1."""
     counts = mask.sum(1)
@@ -79,8 +125,10 @@ def mask_to_ids(mask: Tensor) -> Tensor:
     return ids
 
 
-def accept(rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float) -> Tensor:
-    """Keep the candidates with g_ij > mu (Eq. 7).
+def accept(
+    rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float, limit: PositiveLimit | None = None
+) -> Tensor:
+    """Keep the candidates with g_ij > mu (Eq. 7), or the likeliest of them.
 
     Args:
         rows: `[B]`, the images i.
@@ -91,7 +139,22 @@ def accept(rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float) 
         `[B, 1 + K]`: P_i with i first, -1 where a candidate was refused.
     """
     refused = (likelihoods <= mu) | (candidates == PADDING)
-    return torch.cat([rows[:, None], candidates.masked_fill(refused, PADDING)], dim=1)
+    accepted = candidates.masked_fill(refused, PADDING)
+    accepted = accepted if limit is None else limit.keep(rows, accepted, likelihoods)
+    return torch.cat([rows[:, None], accepted], dim=1)
+
+
+def accept_all(rows: Tensor, scores: Tensor, *, mu: float, limit: PositiveLimit | None = None) -> Tensor:
+    """Keep, of all images, those whose score with the images `rows` `[B]` is above mu, or the best of them.
+
+    Args:
+        scores: `[B, N]`.
+
+    Returns:
+        `[B, W]`: P_i with i, padded with -1.
+    """
+    ids = mask_to_ids((scores > mu) | own_index(rows, scores.shape[1]))
+    return ids if limit is None else limit.keep(rows, ids, scores.gather(1, ids.clamp(min=0)))
 
 
 def own_index(targets: Tensor, num_images: int) -> Tensor:
@@ -113,7 +176,9 @@ def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
     return (memory[targets] @ memory.T > similarity) | own_index(targets, len(memory))
 
 
-def reciprocal(features: Tensor, *, above: float, k1: int = NEAREST, k2: int = AVERAGED) -> Tensor:
+def reciprocal(
+    features: Tensor, *, above: float, limit: PositiveLimit | None = None, k1: int = NEAREST, k2: int = AVERAGED
+) -> Tensor:
     """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
 
     The best that is said of a pair without learning (Zhong et al., CVPR 2017); not in the paper.
@@ -122,11 +187,11 @@ def reciprocal(features: Tensor, *, above: float, k1: int = NEAREST, k2: int = A
         features: `[N, D]`, unit length.
 
     Returns:
-        Ids `[N, W]`, rising, padded with -1.
+        Ids `[N, W]`, padded with -1.
     """
     blocks, width = [], 1
     for targets, similarities in reciprocal_similarities(features, k1=k1, k2=k2):
-        blocks.append(mask_to_ids((similarities > above) | own_index(targets, len(features))))
+        blocks.append(accept_all(targets, similarities, mu=above, limit=limit))
         width = max(width, blocks[-1].shape[1])
     return torch.cat([F.pad(ids, (0, width - ids.shape[1]), value=PADDING) for ids in blocks])
 

@@ -15,6 +15,7 @@ from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.labelled import choose_labelled
 from mprd.engine import Hooks, Trainer, fit
 from mprd.errors import UserError
+from mprd.pairs import PADDING
 
 from .conftest import TINY
 
@@ -117,7 +118,7 @@ def test_a_file_trains_as_the_same_identities_in_names_do(tiny_root: Path, label
     chosen = zip(by_name.state.meta.ids.tolist(), by_name.state.meta.pids.tolist(), strict=True)
     lines = [f"{paths[row].relative_to(tiny_root)},number {pid}" for row, pid in chosen]
     labels.write_text("\n".join(["file,identity", *reversed(lines)]))
-    by_file = build(tiny_root, *FOLDER, f"meta.labels={labels}")
+    by_file = build(tiny_root, *FOLDER, f"meta.labels={labels}", "meta.all_listed=true")
     assert by_file.pids is None
     assert by_file.state.meta.ids.tolist() == by_name.state.meta.ids.tolist()
     for trainer in (by_name, by_file):
@@ -130,3 +131,42 @@ def test_a_file_trains_as_the_same_identities_in_names_do(tiny_root: Path, label
     changed = build(tiny_root, *FOLDER, f"meta.labels={labels}")
     with pytest.raises(UserError, match=r"last\.pt: made with other labelled images; meta\.labels"):
         changed.state.load_state_dict(checkpoint.load(tmp_path / "last.pt"), path=tmp_path / "last.pt")
+
+
+def largest_positives(trainer: Trainer) -> tuple[int, int]:
+    """Return the most positives of any image under its own camera and under others."""
+    assert trainer.camids is not None
+    most = [0, 0]
+    for i, row in enumerate(trainer.state.positives.ids.tolist()):
+        mates = [j for j in row if j not in (i, PADDING)]
+        near = sum(int(trainer.camids[j] == trainer.camids[i]) for j in mates)
+        most = [max(most[0], near), max(most[1], len(mates) - near)]
+    return most[0], most[1]
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("pairs.decide=likelihood",), ("pairs.labeller=reciprocal",)], ids=["gcn", "eq7", "reciprocal"]
+)
+def test_no_image_has_more_positives_than_a_labelled_one(tiny_root: Path, settings: tuple[str, ...]) -> None:
+    # a network that knows nothing yet calls nearly all positive, so that the limit alone holds P down
+    loose = ("pairs.mu=0.01", "pairs.reciprocal=0", "neighbors.k=8", "neighbors.k_max=8", *settings)
+    limited, free = build(tiny_root, *loose), build(tiny_root, *loose, "pairs.limit=false")
+    for trainer in (limited, free):
+        trainer.label_all(trainer.build_labeller())
+    # an identity has two images under each of two cameras
+    assert largest_positives(limited) == (1, 2)
+    assert max(largest_positives(free)) > 2
+
+
+def test_a_file_limits_positives_only_where_it_lists_whole_identities(tiny_root: Path, labels: Path) -> None:
+    named = build(tiny_root)
+    lines = ["file,identity"]
+    for row, pid in zip(named.state.meta.ids.tolist(), named.state.meta.pids.tolist(), strict=True):
+        lines.append(f"{named.dataset.train.paths[row].relative_to(tiny_root)},{pid}")
+    labels.write_text("\n".join(lines))
+    assert build(tiny_root, *FOLDER, f"meta.labels={labels}").limit is None
+    whole = build(tiny_root, *FOLDER, f"meta.labels={labels}", "meta.all_listed=true").limit
+    assert whole is not None
+    assert (whole.same, whole.other) == (1, 2)
+    assert build(tiny_root, "meta.num_ids=0").limit is None
+    assert build(tiny_root, "pairs.labeller=knn").limit is None

@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from mprd.pairs import (
+    PADDING,
     MetaSet,
+    PositiveLimit,
     PositiveTable,
     accept,
+    accept_all,
     knn,
     mask_to_ids,
     mplp,
@@ -37,6 +40,60 @@ def test_a_pair_is_positive_only_above_mu_and_i_always_is() -> None:
     candidates = torch.tensor([[1, 2, 3], [5, 6, -1]])
     likelihoods = torch.tensor([[0.5, 0.51, 0.9], [0.1, 0.2, 0.99]])
     assert accept(rows, candidates, likelihoods, mu=0.5).tolist() == [[4, -1, 2, 3], [7, -1, -1, -1]]
+
+
+def likeliest(i: int, ids: list[int], scores: list[float], limit: PositiveLimit) -> set[int]:
+    """Keep the best of an image's positives one at a time, as long as there is room under its camera or the others."""
+    camids, room = limit.camids.tolist(), {True: limit.same, False: limit.other}
+    kept = {i}
+    for _, j in sorted((-score, j) for j, score in zip(ids, scores, strict=True) if j not in (i, PADDING)):
+        is_near = camids[j] == camids[i]
+        if room[is_near] > 0:
+            room[is_near] -= 1
+            kept.add(j)
+    return kept
+
+
+@pytest.mark.parametrize(("same", "other"), [(0, 1), (2, 3), (1, 0), (99, 99)])
+def test_a_limit_keeps_the_likeliest_under_the_own_camera_and_under_others(same: int, other: int) -> None:
+    draw = torch.Generator().manual_seed(same)
+    limit = PositiveLimit(torch.randint(3, (40,), generator=draw), same, other)
+    rows = torch.tensor([5, 0, 39, 5])
+    scores = torch.rand(4, 40, generator=draw)
+    found = accept_all(rows, scores, mu=0.4, limit=limit)
+    kept = limit.keep(rows, *padded_at_random(rows, scores, draw))
+    for b, i in enumerate(rows.tolist()):
+        above = [j for j in range(40) if scores[b, j] > 0.4]
+        expected = likeliest(i, above, scores[b, above].tolist(), limit)
+        assert set(found[b].tolist()) - {PADDING} == expected
+        everyone = likeliest(i, list(range(40)), scores[b].tolist(), limit)
+        assert set(kept[b].tolist()) - {PADDING} == everyone
+
+
+def padded_at_random(rows: torch.Tensor, scores: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """List all images in random order with padding between them, whose scores would win."""
+    order = torch.rand(len(rows), 50, generator=draw).argsort(1)
+    ids = torch.where(order < 40, order, PADDING)
+    return ids, scores.gather(1, ids.clamp(min=0)).masked_fill(ids == PADDING, 9)
+
+
+def test_a_limit_holds_for_candidates_as_well() -> None:
+    candidates = torch.tensor([[1, 2, 3], [0, 3, PADDING]])
+    likelihoods = torch.tensor([[0.6, 0.8, 0.7], [0.9, 0.2, 1.0]])
+    limit = PositiveLimit(torch.tensor([0, 0, 1, 1]), same=0, other=1)
+    found = accept(torch.tensor([0, 2]), candidates, likelihoods, mu=0.5, limit=limit)
+    assert found.tolist() == [[0, -1, 2, -1], [2, 0, -1, -1]]
+
+
+def test_labelled_images_say_how_many_positives_there_are_at_most() -> None:
+    camids = torch.tensor([0, 0, 1, 2, 0, 1, 2, 2])
+    # identity 7: cameras 0, 0, 1, 2; identity 3: cameras 1, 2
+    meta = MetaSet(torch.tensor([0, 1, 2, 3, 5, 6]), torch.tensor([7, 7, 7, 7, 3, 3]))
+    limit = PositiveLimit.of_labelled(meta, camids, 8)
+    assert (limit.same, limit.other) == (1, 3)
+    limit = PositiveLimit.of_labelled(meta, None, 8)
+    assert (limit.same, limit.other) == (3, 0)
+    assert limit.camids.tolist() == [0] * 8
 
 
 def test_the_table_starts_with_the_image_itself_and_grows_when_it_must() -> None:
