@@ -107,8 +107,7 @@ class BackboneConfig(Section):
     freeze_bn: bool = False
     """Keep the backbone's own batch norms at their stored statistics while training."""
     bn_group: int = Field(0, ge=0)
-    """Images whose statistics a batch norm takes together while training; 0 is the whole batch. Never the
-    images that one of several workers happens to hold."""
+    """Images whose statistics a batch norm takes together in training, on any number of workers; 0: the whole batch."""
 
     @model_validator(mode="after")
     def _group_has_a_variance(self) -> BackboneConfig:
@@ -140,14 +139,11 @@ class NeighborsConfig(Section):
     k_max: int = Field(64, ge=1)
     """Most neighbours; how often it cuts is counted and logged."""
     metric: Literal["cosine", "csls", "camera"] = "cosine"
-    """Similarity that orders the lists: the paper's cosine, or cosine corrected for local density
-    (over all images, or within each camera)."""
+    """Similarity that orders the lists: cosine, or corrected for local density over all images or in each camera."""
     density_k: int | None = Field(None, ge=1)
-    """Nearest images, of all (`csls`) or of each camera (`camera`), whose mean cosine is the local density; 8 and 5
-    where null."""
+    """Nearest images, of all (`csls`: 8) or of each camera (`camera`: 5), whose mean cosine is the local density."""
     standardise: bool = False
-    """Standardise each dimension of the features within each camera before images are compared to draw lists, by the
-    rules, or to find clusters."""
+    """Standardise features within each camera before they are compared: for lists, by the rules, for clusters."""
     source: ListSource = "memory"
     """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
     search: Literal["exact", "ivf", "hnsw"] = "exact"
@@ -285,6 +281,11 @@ class MetaConfig(Section):
     """Where labelled pairs come from (Sec. 4.2): the paper's random draws, or each image's own neighbours."""
     eta: EtaConfig = EtaConfig()
     """Weight of the meta gradient (Eq. 10)."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether Z is known to hold all training images of its identities, and any."""
+        return self.num_ids > 0 and (self.labels is None or self.all_listed)
 
 
 class ClustersConfig(Section):
@@ -426,9 +427,8 @@ class Config(Section):
 
     @property
     def limits_positives(self) -> bool:
-        """Whether labelled images tell how many positives an image has at most: wanted, and their identities whole."""
-        are_whole = self.meta.num_ids > 0 and (self.meta.labels is None or self.meta.all_listed)
-        return self.pairs.limit and are_whole and self.pairs.labeller in ("gcn", "jaccard", "reciprocal")
+        """Whether labelled images tell how many positives an image has at most."""
+        return self.pairs.limit and self.meta.is_whole and self.pairs.labeller in ("gcn", "jaccard", "reciprocal")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:

@@ -29,6 +29,8 @@ FIGURES = (
     ("mAP_standardised", "mAP, cameras taken out"),
     ("pair_precision", "pair precision"),
     ("pair_recall", "pair recall"),
+    ("labelled_precision", "precision, labelled"),
+    ("labelled_recall", "recall, labelled"),
     ("label_free_score", "label-free score"),
 )
 
@@ -123,8 +125,10 @@ def epoch_line(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str
     parts = [f"epoch {row['epoch'] + 1:>2}/{num_epochs}"]
     parts += [f"{name} {row[key]:.3f}" for key, name in (("cnn_loss", "loss"), ("gcn_loss", "gcn")) if is_set(row, key)]
     parts.append(f"|P| {row['positives']:.1f}")
-    shares = (("pair_precision", "prec"), ("pair_recall", "rec"), ("mAP", "mAP"), ("rank1", "R1"))
-    parts += [f"{name} {100 * row[key]:.1f}" for key, name in shares if is_set(row, key)]
+    # who is on all images says more of P than who is on the labelled ones
+    source, of = ("pair", "") if "pair_precision" in row else ("labelled", " of labelled")
+    shares = {f"{source}_precision": f"prec{of}", f"{source}_recall": f"rec{of}", "mAP": "mAP", "rank1": "R1"}
+    parts += [f"{name} {100 * row[key]:.1f}" for key, name in shares.items() if is_set(row, key)]
     if is_set(row, "images_per_second"):
         parts.append(f"{row['images_per_second']:.0f} img/s")
     parts.append(f"{seconds_left / 60:.1f} min left")

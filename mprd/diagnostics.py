@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mprd.pairs import PADDING, PositiveTable
+from mprd.pairs import PADDING, MetaSet, PositiveTable
 
 PAIR_SCORES = {
     "gcn_auc": "g",
@@ -41,6 +41,26 @@ def pair_quality(positives: PositiveTable, pids: Tensor, camids: Tensor | None) 
         quality["pair_precision_cross"] = share(cross_true, (is_pair & is_cross).sum())
         quality["pair_recall_cross"] = share(cross_true, (same - same_camera).sum())
     return quality
+
+
+def labelled_quality(positives: PositiveTable, meta: MetaSet) -> dict[str, float | None]:
+    """Return precision and recall of the P_i of labelled images, which needs no other identity.
+
+    They flatter where the GCN learns from the pairs within Z. A share of nothing is None.
+
+    Args:
+        meta: Z, holding all images of its identities.
+    """
+    ids = positives.ids[meta.ids]
+    is_pair = (ids != PADDING) & (ids != meta.ids[:, None])
+    # identities counted from 0, and -1 for the unknown
+    pids = torch.full((len(positives),), -1, device=ids.device)
+    pids[meta.ids] = meta.pids.unique(return_inverse=True)[1]
+    is_true = is_pair & (pids[ids.clamp(min=0)] == pids[meta.ids][:, None])
+    return {
+        "labelled_precision": share(is_true.sum(), is_pair.sum()),
+        "labelled_recall": share(is_true.sum(), (group_sizes(meta.pids) - 1).sum()),
+    }
 
 
 def group_sizes(ids: Tensor) -> Tensor:

@@ -52,9 +52,12 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
 
 def label_quality(trainer: Trainer) -> dict[str, float | None]:
     """Return how right P and the GCN's scores were; for the reader only, never for training."""
+    state, quality = trainer.state, {}
+    if len(state.meta) and trainer.config.meta.is_whole:
+        quality = diagnostics.labelled_quality(state.positives, state.meta)
     if trainer.pids is None:
-        return {}
-    quality = diagnostics.pair_quality(trainer.state.positives, trainer.pids, trainer.camids)
+        return quality
+    quality |= diagnostics.pair_quality(state.positives, trainer.pids, trainer.camids)
     if trainer.state.tally.candidates:
         judged = torch.cat([part.to(trainer.device) for part in trainer.state.tally.candidates])
         # pairs of a labelled image would flatter the GCN that was trained on them

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mprd.diagnostics import auc, mean_random_cosine, neighborhood_agreement, pair_quality
-from mprd.pairs import PositiveTable
+from mprd.diagnostics import auc, labelled_quality, mean_random_cosine, neighborhood_agreement, pair_quality
+from mprd.pairs import MetaSet, PositiveTable
 
 
 def test_precision_and_recall_leave_self_pairs_out() -> None:
@@ -25,6 +25,17 @@ def test_precision_and_recall_leave_self_pairs_out() -> None:
 def test_precision_of_no_pairs_is_none() -> None:
     quality = pair_quality(PositiveTable(3), torch.tensor([1, 1, 2]), None)
     assert quality == {"pair_precision": None, "pair_recall": 0.0}
+
+
+def test_labelled_images_tell_how_right_their_own_positives_are() -> None:
+    positives = PositiveTable(6)
+    # 4 and 2 are one person, 1 and 5 another, nobody knows who 0 and 3 are
+    positives.set_rows(torch.tensor([4, 1, 0]), torch.tensor([[4, 2, 3, -1], [1, 4, 0, -1], [0, 1, 2, 3]]))
+    meta = MetaSet(torch.tensor([1, 2, 4, 5]), torch.tensor([70, 9, 9, 70]))
+    found = labelled_quality(positives, meta)
+    # 4's 2 is right, its 3 is not; neither of 1's is; 2 and 5 have none
+    assert found == {"labelled_precision": pytest.approx(1 / 4), "labelled_recall": pytest.approx(1 / 4)}
+    assert labelled_quality(PositiveTable(6), meta) == {"labelled_precision": None, "labelled_recall": 0.0}
 
 
 def test_auc_counts_ties_half() -> None:

@@ -11,9 +11,11 @@ import torch
 from mprd import checkpoint
 from mprd.config import Config, MetaConfig
 from mprd.config_loading import load_config
+from mprd.console import epoch_line
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.labelled import choose_labelled
 from mprd.engine import Hooks, Trainer, fit
+from mprd.epoch_row import epoch_row
 from mprd.errors import UserError
 from mprd.pairs import PADDING
 
@@ -112,12 +114,18 @@ def build(root: Path, *overrides: str) -> Trainer:
     return trainer
 
 
+def write_labels(trainer: Trainer, labels: Path, root: Path) -> list[str]:
+    """Write the labelled images of a trainer as a file; return its lines in the order of the images."""
+    paths = trainer.dataset.train.paths
+    chosen = zip(trainer.state.meta.ids.tolist(), trainer.state.meta.pids.tolist(), strict=True)
+    lines = [f"{paths[row].relative_to(root)},number {pid}" for row, pid in chosen]
+    labels.write_text("\n".join(["file,identity", *reversed(lines)]))
+    return lines
+
+
 def test_a_file_trains_as_the_same_identities_in_names_do(tiny_root: Path, labels: Path, tmp_path: Path) -> None:
     by_name = build(tiny_root)
-    paths = by_name.dataset.train.paths
-    chosen = zip(by_name.state.meta.ids.tolist(), by_name.state.meta.pids.tolist(), strict=True)
-    lines = [f"{paths[row].relative_to(tiny_root)},number {pid}" for row, pid in chosen]
-    labels.write_text("\n".join(["file,identity", *reversed(lines)]))
+    lines = write_labels(by_name, labels, tiny_root)
     by_file = build(tiny_root, *FOLDER, f"meta.labels={labels}", "meta.all_listed=true")
     assert by_file.pids is None
     assert by_file.state.meta.ids.tolist() == by_name.state.meta.ids.tolist()
@@ -159,14 +167,28 @@ def test_no_image_has_more_positives_than_a_labelled_one(tiny_root: Path, settin
 
 
 def test_a_file_limits_positives_only_where_it_lists_whole_identities(tiny_root: Path, labels: Path) -> None:
-    named = build(tiny_root)
-    lines = ["file,identity"]
-    for row, pid in zip(named.state.meta.ids.tolist(), named.state.meta.pids.tolist(), strict=True):
-        lines.append(f"{named.dataset.train.paths[row].relative_to(tiny_root)},{pid}")
-    labels.write_text("\n".join(lines))
+    write_labels(build(tiny_root), labels, tiny_root)
     assert build(tiny_root, *FOLDER, f"meta.labels={labels}").limit is None
     whole = build(tiny_root, *FOLDER, f"meta.labels={labels}", "meta.all_listed=true").limit
     assert whole is not None
     assert (whole.same, whole.other) == (1, 2)
     assert build(tiny_root, "meta.num_ids=0").limit is None
     assert build(tiny_root, "pairs.labeller=knn").limit is None
+
+
+@pytest.mark.parametrize("all_listed", [True, False])
+def test_labels_are_judged_by_whole_identities_where_no_others_are_known(
+    tiny_root: Path, labels: Path, all_listed: bool
+) -> None:
+    write_labels(build(tiny_root), labels, tiny_root)
+    trainer = build(tiny_root, *FOLDER, f"meta.labels={labels}", f"meta.all_listed={str(all_listed).lower()}")
+    row = epoch_row(trainer)
+    assert "pair_precision" not in row
+    line = epoch_line(row, 3, 0.0)
+    if all_listed:
+        # P_i = {i} before training
+        assert (row["labelled_precision"], row["labelled_recall"]) == (None, 0.0)
+        assert "rec of labelled 0.0" in line
+    else:
+        assert "labelled_recall" not in row
+        assert "rec" not in line
