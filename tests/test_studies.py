@@ -58,7 +58,7 @@ def test_the_numbers_of_labelled_identities_are_those_asked_for() -> None:
 def test_the_tables_name_the_papers_methods_and_its_figures() -> None:
     first, second = load_study("table1"), load_study("table2")
     methods = ["Super.", "KNN", "SS", "MPLP", "MPRD w/o", "MPRD#", "MPRD", "Single"]
-    ways = ["MPRD by likelihood", "MPRD by agreement", "MPRD, cosines alone"]
+    ways = ["MPRD, no limit", "MPRD by likelihood", "MPRD by agreement", "MPRD, cosines alone"]
     controls = ["List overlap", "List overlap by agreement", "Reciprocal", "MLP on scalars", "Cluster-Contrast"]
     assert [point.name for point in first.points] == methods + ways + controls
     assert [point.name for point in second.points] == ["MLCR", "MLCR(+5id)", "MPRD(0id)", "MPRD"]
