@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from mprd.config_loading import build_config, load_config
+from mprd.console import FIGURES
 from mprd.errors import UserError
 from mprd.optuna_study import OptunaStudy
 from mprd.studies import Study, build_study
@@ -203,9 +204,7 @@ def test_a_trials_settings_lie_over_those_of_the_study() -> None:
 
 
 def test_seeds_are_averaged_and_their_spread_is_the_sample_deviation() -> None:
-    keys = dict.fromkeys(("rank5", "rank10", "mAP_trapezoid", "mINP", "mAP_before_bn"))
-    keys |= dict.fromkeys(("mAP_reranked", "mAP_standardised"))
-    keys |= dict.fromkeys(("rank1", "pair_precision", "pair_recall", "label_free_score"))
+    keys = dict.fromkeys(key for key, _ in FIGURES)
     rows = [{**keys, "mAP": value, "rank1": 0.5} for value in (0.2, 0.3, 0.7)]
     figures = spreads(rows)
     assert figures["mAP"].mean == pytest.approx(0.4, abs=1e-12)
