@@ -29,8 +29,8 @@ FIGURES = (
     ("mAP_standardised", "mAP, cameras taken out"),
     ("pair_precision", "pair precision"),
     ("pair_recall", "pair recall"),
-    ("labelled_precision", "precision, labelled"),
-    ("labelled_recall", "recall, labelled"),
+    ("labelled_precision", "known precision"),
+    ("labelled_recall", "known recall"),
     ("label_free_score", "label-free score"),
 )
 
