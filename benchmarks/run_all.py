@@ -17,7 +17,8 @@ import torch
 HERE = Path(__file__).parent
 ON_A_GPU = "run --cuda-graphs"
 ON_ANY = ("labelling", "neighbors", "evaluation", "epoch", "extract", "search", "input", "run")
-BENCHMARKS = (*ON_ANY, ON_A_GPU, "subgraphs")
+ON_CPUS = "workers"
+BENCHMARKS = (*ON_ANY, ON_A_GPU, ON_CPUS, "subgraphs")
 """Scripts of this folder, with their options."""
 
 
@@ -25,6 +26,8 @@ def left_out(name: str) -> str | None:
     """Say why a benchmark cannot be run here; None where it can."""
     if name == "subgraphs" and find_spec("ray") is None:
         return "ray is not installed"
+    if name == ON_CPUS and torch.cuda.is_available():
+        return "of CPUs alone"
     return "no GPU" if name == ON_A_GPU and not torch.cuda.is_available() else None
 
 

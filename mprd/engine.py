@@ -278,8 +278,9 @@ class Trainer:
         logits = self.world.join(own, self.world.shares(len(step)).counts)
         unlabelled, meta = step.losses(logits)
         loss = unlabelled + (self.eta() if self.config.gcn.sources == "both" else 1.0) * meta
-        self.descend(state.gcn, state.gcn_optimizer, loss, whole=loss.detach(), name="GCN")
-        state.tally.add("gcn_loss", loss.detach())
+        # every worker has the whole loss, and gradients of its own pairs alone
+        whole = self.descend(state.gcn, state.gcn_optimizer, loss, part=loss / self.world.size, name="GCN")
+        state.tally.add("gcn_loss", whole)
         state.tally.add("gcn_steps", 1)
 
     # -- the CNN's epoch: Alg. 1 lines 8-12 -------------------------------------------------------
@@ -315,10 +316,8 @@ class Trainer:
             state.memory.update(ids, everyones, gamma=self.gamma())
         if not self.config.pairs.is_once_an_epoch:
             self.set_positives(ids, labelling.gather_labels(labeller.label(own), shares.counts, self.world))
-        # the workers' parts of the batch's mean
         loss = shares.weight * self.batch_loss(features, own)
-        whole = self.world.sum(loss).detach()
-        self.descend(state.backbone, state.optimizer, loss, whole=whole, name="CNN")
+        whole = self.descend(state.backbone, state.optimizer, loss, part=loss, name="CNN")
         if update == "after":
             state.memory.update(ids, everyones, gamma=self.gamma())
         if state.clusters is not None:
@@ -376,12 +375,15 @@ class Trainer:
         margins = {"alpha": c.alpha, "lambda_1": c.lambda_1, "lambda_2": c.lambda_2}
         return losses.binomial_deviance(similarities, positives, delta=c.delta, r=c.r, **margins)
 
-    def descend(self, network: nn.Module, optimizer: Any, loss: Tensor, *, whole: Tensor, name: str) -> None:
-        """Take one step down this worker's part of the `whole` loss, and none where that is no number.
+    def descend(self, network: nn.Module, optimizer: Any, loss: Tensor, *, part: Tensor, name: str) -> Tensor:
+        """Take one step down the loss; return the whole of it, what the workers' `part` add up to.
 
-        A CPU raises NonFiniteLoss before the step. An accelerator, rather than wait for the number, leaves the step
-        out by itself, and raises when the host looks: every CHECK_STEPS steps, and before anything is saved.
+        Where it is no number a CPU raises NonFiniteLoss before the step. An accelerator, rather than wait, leaves
+        the step out by itself, and raises when the host looks: every CHECK_STEPS steps, and before anything is saved.
         """
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        whole = self.world.sum_gradients(network.parameters(), part)
         if whole.device.type == "cpu":
             if not torch.isfinite(whole):
                 raise non_finite(name, float(whole), self.state)
@@ -389,10 +391,8 @@ class Trainer:
             optimizer.found_inf = (~torch.isfinite(whole)).float()
             if self.state.step % CHECK_STEPS == 0:
                 self.state.check_losses()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.world.sum_gradients(network.parameters())
         optimizer.step()
+        return whole
 
 
 def as_tensor(ids: Any, device: torch.device) -> Tensor | None:

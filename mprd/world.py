@@ -15,6 +15,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+GATHERED = 2**18
+"""Numbers up to which a sum is taken of what everybody gathers: gloo needs a third of the time of its own sum."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -80,6 +83,8 @@ class World:
         """Add up a tensor over the workers; it must be the same shape everywhere."""
         if self.size == 1:
             return value
+        if value.numel() <= GATHERED:
+            return self.gather(value[None], [1] * self.size).sum(0)
         total = value.detach().clone()
         dist.all_reduce(total)
         return total
@@ -93,17 +98,17 @@ class World:
         return self.sum_number(float(flag)) > 0
 
     @torch.no_grad()
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the workers, all of them in one message."""
+    def sum_gradients(self, parameters: Iterable[Tensor], part: Tensor) -> Tensor:
+        """Replace each gradient by its sum over the workers, and return that of their parts of the loss, in one."""
         if self.size == 1:
-            return
+            return part.detach()
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        sizes = [parameter.numel() for parameter in trained]
-        for parameter, total in zip(trained, flat.split(sizes), strict=True):
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), part.detach().reshape(1)])
+        *totals, whole = self.sum(flat).split([*(parameter.numel() for parameter in trained), 1])
+        for parameter, total in zip(trained, totals, strict=True):
             parameter.grad = total.view_as(parameter)
+        return whole[0]
 
 
 def joined_world(device: torch.device) -> World:

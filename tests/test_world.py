@@ -133,7 +133,7 @@ def exchange(world: World) -> dict[str, Any]:
     weight = torch.zeros(2, 2, requires_grad=True)
     unused, frozen = torch.zeros(1, requires_grad=True), torch.zeros(1)
     weight.grad = torch.full((2, 2), float(rank + 1))
-    world.sum_gradients([weight, unused, frozen])
+    whole = world.sum_gradients([weight, unused, frozen], torch.tensor(rank + 0.25))
     return {
         "gathered": world.gather(rows, [2, 1]),
         "joined": joined.detach(),
@@ -143,6 +143,7 @@ def exchange(world: World) -> dict[str, Any]:
         "sum": world.sum_number(rank + 1.5),
         "any": (world.any(rank == 1), world.any(False)),
         "gradients": (weight.grad, unused.grad, frozen.grad),
+        "loss": float(whole),
     }
 
 
@@ -162,6 +163,7 @@ def test_two_workers_gather_join_and_sum(tmp_path: Path) -> None:
         assert answer["any"] == (True, False)
         weight, unused, frozen = answer["gradients"]
         assert (weight.tolist(), unused.tolist(), frozen) == ([[3, 3], [3, 3]], [0], None)
+        assert answer["loss"] == 1.5
     assert first["own gradient"].tolist() == [[1, 1], [10, 10]]
     assert second["own gradient"].tolist() == [[100, 100]]
 
@@ -201,7 +203,7 @@ def normalise(world: World, shape: tuple[int, ...], bn_group: int) -> dict[str, 
     out = network(own)
     cut.track_all()
     (out * weights[shares.own]).sum().backward()
-    world.sum_gradients(network.parameters())
+    world.sum_gradients(network.parameters(), out.sum())
     return {
         "out": world.gather(out, shares.counts).detach(),
         "maps": world.gather(own.grad, shares.counts),
