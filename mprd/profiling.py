@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from mprd.engine import Trainer
@@ -119,14 +120,15 @@ class Profile:
                 return
             yield item
 
-    def timed_steps(self, descend: Callable[..., None]) -> Callable[..., None]:
+    def timed_steps(self, descend: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Time the steps of both networks, and keep the trace of some of the CNN's."""
 
-        def call(*args: Any, name: str, **kwargs: Any) -> None:
+        def call(*args: Any, name: str, **kwargs: Any) -> Tensor:
             with self.part("GCN" if name == "GCN" else "network"):
-                descend(*args, name=name, **kwargs)
+                whole = descend(*args, name=name, **kwargs)
             if name == "CNN":
                 self.count_step()
+            return whole
 
         return call
 
