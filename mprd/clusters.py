@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.camera_bias import take_out_cameras
-from mprd.config import Config
+from mprd.config import ClustersConfig, Config
 from mprd.pairs import PADDING
 from mprd.reranking import jaccard_distances
 
@@ -29,18 +29,17 @@ def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) ->
 
     Unit features `[N, D]`, compared as they are or, under `neighbors.standardise`, standardised by camera.
     """
-    c = config.clusters
     compared = take_out_cameras(features, camids) if config.neighbors.standardise else features
-    labels = cluster_images(compared, eps=c.eps, min_samples=c.min_samples, k1=c.k1, k2=c.k2)
+    labels = cluster_images(compared, config.clusters)
     if int(labels.max()) < 1:
-        logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", c.eps)
+        logger.warning(
+            "clusters.eps = %g finds no two clusters; this epoch trains as single does", config.clusters.eps
+        )
         return None
     return ClusterMemory.from_features(features, labels)
 
 
-def cluster_images(
-    features: Tensor, *, eps: float, min_samples: int = 4, k1: int = 30, k2: int = 6, memory_mb: int = 512
-) -> Tensor:
+def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512) -> Tensor:
     """Cluster unit features `[N, D]` by DBSCAN on k-reciprocal Jaccard distances; return labels int64 `[N]`.
 
     Clusters are counted from 0, outliers are -1. Distances above `eps` are never stored.
@@ -51,21 +50,26 @@ def cluster_images(
 
     num_images = len(features)
     rows, columns, values = [], [], []
-    for block, distances in jaccard_distances(features, k1=min(k1, num_images - 1), k2=k2, memory_mb=memory_mb):
-        near = (distances <= eps).nonzero()
+    for block, distances in jaccard_distances(features, k1=min(c.k1, num_images - 1), k2=c.k2, memory_mb=memory_mb):
+        near = (distances <= c.eps).nonzero()
         rows.append((near[:, 0] + block.start).cpu())
         columns.append(near[:, 1].cpu())
         # a stored distance of exactly 0 would be taken for none
         values.append(distances[near[:, 0], near[:, 1]].clamp(min=1e-9).double().cpu())
     entries = (torch.cat(values).numpy(), (torch.cat(rows).numpy(), torch.cat(columns).numpy()))
     graph = csr_array(entries, shape=(num_images, num_images))
-    found = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit_predict(graph)
+    found = DBSCAN(eps=c.eps, min_samples=c.min_samples, metric="precomputed").fit_predict(graph)
     return torch.from_numpy(found.astype(np.int64)).to(features.device)
+
+
+def is_same_cluster(labels: Tensor, ids: Tensor) -> Tensor:
+    """Mark the images of each image's cluster, boolean `[B, N]`; an outlier has none."""
+    return (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
 
 
 def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
     """List the images of each image's cluster, `[B, W]` padded with -1; an outlier has itself alone."""
-    is_member = (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
+    is_member = is_same_cluster(labels, ids)
     is_member[torch.arange(len(ids), device=ids.device), ids] = True
     width = int(is_member.sum(1).max())
     order = is_member.long().argsort(dim=1, descending=True, stable=True)[:, :width]

@@ -289,7 +289,10 @@ class MetaConfig(Section):
 
 
 class ClustersConfig(Section):
-    """Cluster-Contrast, the yardstick behind `pairs.labeller: dbscan`; its authors' values where not said otherwise."""
+    """DBSCAN, and Cluster-Contrast, the yardstick behind `pairs.labeller: dbscan`; its authors' values if not said."""
+
+    mu: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Under `pairs.decide: agreement`, takes the place of `pairs.mu` within a cluster; none: no clusters."""
 
     eps: float = Field(0.6, gt=0, lt=1)
     """Jaccard distance within which images are neighbours for DBSCAN."""
@@ -305,7 +308,6 @@ class ClustersConfig(Section):
     """Of InfoNCE."""
     old_weight: Share = 0.1
     """Weight of the old centroid when an image moves it."""
-
 
 class LossConfig(Section):
     """Binomial deviance (Eq. 2), and the r that it shares with MMCL."""
@@ -436,6 +438,8 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
+        if self.clusters.mu and not (self.pairs.judges_candidates and self.pairs.decide == "agreement"):
+            raise ValueError("clusters.mu needs pairs.labeller=gcn or jaccard, and pairs.decide=agreement")
         if self.train.cuda_graphs and (self.train.compile or self.backbone.bn_group):
             raise ValueError("train.cuda_graphs goes with neither train.compile nor backbone.bn_group")
         # these need a pass over all images, which no batch can afford

@@ -25,8 +25,9 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.data.labelled import choose_labelled
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import PairSources, PoolStep, draw_pool
-from mprd.labelling import CandidateLabeller, Labels, NeighborLists, RuleLabeller, choose_labeller, list_features
+from mprd.labelling import CandidateLabeller, Labels, RuleLabeller, choose_labeller
 from mprd.memory import FeatureMemory
+from mprd.neighbor_lists import NeighborLists, list_features
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
 from mprd.pairs import PADDING, MetaSet, PositiveLimit
@@ -338,11 +339,10 @@ class Trainer:
         """Build this epoch's labeller; with clean or epoch-wise lists it searches all of them at once."""
         return choose_labeller(
             self.labeller,
-            self.config.pairs,
+            self.config,
             self.lists(),
             gcn=self.state.gcn,
             memory=self.state.memory.features,
-            is_live=self.config.searches_live,
             pids=self.pids,
             meta=self.state.meta,
             clusters=self.state.clusters,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from mprd import pairs
 from mprd.agreement import agreements, likelihood_graph
-from mprd.camera_bias import CameraStatistics
-from mprd.clusters import ClusterMemory, cluster_members
-from mprd.config import Decision, Labeller, ListSource, NeighborsConfig, PairsConfig
+from mprd.clusters import ClusterMemory, cluster_images, cluster_members, is_same_cluster
+from mprd.config import ClustersConfig, Config, Decision, Labeller, PairsConfig
 from mprd.gcn import PairGCN
-from mprd.neighbor_search import NeighborSearch
-from mprd.neighbors import NeighborTable, find_neighbors
+from mprd.neighbor_lists import NeighborLists
 from mprd.pairs import PADDING, MetaSet, PositiveLimit
-from mprd.reciprocal import SimilarityTable, measure_similarities
+from mprd.reciprocal import SimilarityTable
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
 
@@ -28,103 +26,6 @@ Places = tuple[Tensor, Tensor]
 """Rows and columns `[P]` of entries of a table."""
 LABEL_CHUNK = 256
 """Images labelled at a time in a pass over all of them."""
-
-
-class NeighborLists:
-    """NN_k of the training images; rows are searched when asked for, the rest stays as it was."""
-
-    def __init__(
-        self,
-        features: Tensor,
-        camids: Tensor | None,
-        config: NeighborsConfig,
-        search_all: NeighborSearch = find_neighbors,
-        *,
-        stands_still: bool = False,
-    ) -> None:
-        """Search in `features` `[N, D]`: the memory itself, which may change between calls, or clean features.
-
-        Args:
-            search_all: searches the lists of all images; those of a batch are always searched here, exactly.
-            stands_still: the features never change, so that all lists are searched once.
-
-        Raises UserError where the features are to be standardised by cameras that nobody knows.
-        """
-        self.cameras = CameraStatistics.measure(features, camids) if config.standardise else None
-        self.source = features
-        self.features = self.comparable(features, camids)
-        """What is compared: the source, or the source standardised by camera."""
-        self.camids = camids
-        self.config = config
-        self.search_all = search_all
-        self.stands_still = stands_still
-        self.ids = torch.full((len(features), config.k), PADDING, device=features.device)
-        self.found: NeighborTable | None = None
-        """The lists of all images, once they were searched."""
-
-    def comparable(self, features: Tensor, camids: Tensor | None) -> Tensor:
-        """Return what features `[n, D]` of images under the cameras `[n]` are compared by."""
-        if self.cameras is None:
-            return features
-        assert camids is not None, "features are standardised, and some come without their cameras"
-        return self.cameras.standardise(features, camids)
-
-    def search(self, rows: Tensor | None = None) -> NeighborTable:
-        """Find the neighbours of some rows, or of all."""
-        if rows is None:
-            return self.search_all(self.features, camids=self.camids, **self.rule())
-        return find_neighbors(self.features, camids=self.camids, rows=rows, **self.rule())
-
-    def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
-        """Return the neighbour ids `[X, K]` of features `[X, D]` that are not in the memory."""
-        queries = self.comparable(queries, camids)
-        return find_neighbors(
-            self.features, camids=self.camids, queries=queries, query_camids=camids, **self.rule()
-        ).ids
-
-    def rule(self) -> dict[str, Any]:
-        """Return the settings of the search."""
-        c = self.config
-        rule = {"k": c.k, "similarity": c.similarity, "k_max": c.k_max, "metric": c.metric}
-        # shards and indexes know the cosine alone
-        return rule if c.metric == "cosine" else {**rule, "density_k": c.density_k}
-
-    def refresh(self, rows: Tensor | None = None) -> NeighborTable:
-        """Search rows anew (all when None), keep the lists in `ids`, and return what was found."""
-        if rows is None and self.stands_still and self.found is not None:
-            return self.found
-        table = self.search(rows)
-        if rows is None:
-            self.ids, self.found = table.ids, table
-        else:
-            self.widen(table.ids.shape[1])
-            self.ids[rows] = F.pad(table.ids, (0, self.ids.shape[1] - table.ids.shape[1]), value=PADDING)
-        return table
-
-    def refresh_around(self, ids: Tensor) -> int:
-        """Search the lists of a batch and of its neighbours; return how many of the batch's were cut by k_max."""
-        table = self.refresh(ids)
-        # the image itself in place of padding, which a mask would have to count
-        near = table.ids.where(table.ids != PADDING, ids[:, None])
-        self.refresh(torch.cat([ids, near.flatten()]).unique())
-        return table.num_capped
-
-    @cached_property
-    def similarities(self) -> SimilarityTable:
-        """Give the k-reciprocal similarities by what lists are drawn from, measured once: it must stand still."""
-        return measure_similarities(self.features)
-
-    def widen(self, width: int) -> None:
-        """Make room for longer lists."""
-        self.ids = F.pad(self.ids, (0, max(0, width - self.ids.shape[1])), value=PADDING)
-
-
-def list_features(source: ListSource, memory: Tensor, extract: Callable[[], Tensor]) -> Tensor:
-    """Return the features `[N, D]` that lists are drawn from, given the memory and who extracts clean ones."""
-    if source == "memory":
-        return memory
-    clean = extract()
-    return clean if source == "clean" else F.normalize(clean + memory, dim=1)
 
 
 @dataclass(frozen=True)
@@ -201,12 +102,14 @@ class CandidateLabeller:
         is_live: bool,
         decide: Decision = "likelihood",
         limit: PositiveLimit | None = None,
+        clusters: ClustersConfig | None = None,
     ) -> None:
         """Judge with the memory `[N, D]` as node features.
 
         Args:
             mu: what the likelihood of a pair must exceed, or the agreement of its ends, as `decide` says.
             limit: how many positives an image has at most.
+            clusters: within which images may agree by less.
             is_live: search the batch's lists, and those of its neighbours, anew for each batch (Alg. 1);
                 otherwise all lists are searched here, once.
         """
@@ -216,6 +119,7 @@ class CandidateLabeller:
         self.mu = mu
         self.decide_by = decide
         self.limit = limit
+        self.clusters = clusters
         self.is_live = is_live
         self.num_capped = 0 if is_live else lists.refresh().num_capped
         """Lists cut by `neighbors.k_max` in the search made here."""
@@ -224,6 +128,14 @@ class CandidateLabeller:
     def similarities(self) -> SimilarityTable | None:
         """Give what the judge looks up, if anything; measured at the first label, so not on resuming behind them."""
         return self.lists.similarities if self.judge.needs_similarities else None
+
+    def least_agreement(self, num_images: int) -> Callable[[Tensor], Tensor]:
+        """Return who says by what the images `ids` `[B]` must agree with each of all, `[B, N]`."""
+        mu, clusters = self.memory.new_full((1, num_images), self.mu), self.clusters
+        if clusters is None or clusters.mu is None:
+            return lambda ids: mu
+        labels, less = cluster_images(self.lists.features, clusters), clusters.mu
+        return lambda ids: mu.where(~is_same_cluster(labels, ids), less)
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
@@ -310,22 +222,31 @@ class RuleLabeller:
 
 def choose_labeller(
     name: Labeller,
-    config: PairsConfig,
+    config: Config,
     lists: NeighborLists,
     *,
     gcn: PairGCN,
     memory: Tensor,
-    is_live: bool,
     pids: Tensor | None,
     meta: MetaSet,
     clusters: ClusterMemory | None = None,
     limit: PositiveLimit | None = None,
 ) -> CandidateLabeller | RuleLabeller:
-    """Give the labeller of this name; those that judge candidates search all lists at once unless `is_live`."""
+    """Give the labeller of this name; those that judge candidates search all lists at once, or else live (Alg. 1)."""
+    rule = config.pairs
     if name not in ("gcn", "jaccard"):
-        return RuleLabeller(name, lists.features, config, pids, meta, clusters, limit)
-    judge, mu = (gcn, config.mu) if name == "gcn" else (ListOverlap(), config.jaccard)
-    return CandidateLabeller(judge, memory, lists, mu=mu, is_live=is_live, decide=config.decide, limit=limit)
+        return RuleLabeller(name, lists.features, rule, pids, meta, clusters, limit)
+    judge, mu = (gcn, rule.mu) if name == "gcn" else (ListOverlap(), rule.jaccard)
+    return CandidateLabeller(
+        judge,
+        memory,
+        lists,
+        mu=mu,
+        is_live=config.searches_live,
+        decide=rule.decide,
+        limit=limit,
+        clusters=config.clusters,
+    )
 
 
 def label_all(
@@ -341,12 +262,15 @@ def label_all(
     parts = labeller.label_all(own, build) if isinstance(labeller, CandidateLabeller) else map(labeller.label, own)
     labels = (gather_labels(part, share.counts, world) for part, share in zip(parts, shares, strict=True))
     if isinstance(labeller, CandidateLabeller) and labeller.decide_by == "agreement":
-        return zip(chunks, agree(labels, mu=labeller.mu, limit=labeller.limit), strict=True)
+        least = labeller.least_agreement(len(everyone))
+        return zip(chunks, agree(labels, least, limit=labeller.limit), strict=True)
     return zip(chunks, labels, strict=True)
 
 
-def agree(labels: Iterable[Labels], *, mu: float, limit: PositiveLimit | None = None) -> Iterator[Labels]:
-    """Label all images anew, given the labels of all in order: positive are those who agree by more than mu."""
+def agree(
+    labels: Iterable[Labels], least: Callable[[Tensor], Tensor], *, limit: PositiveLimit | None = None
+) -> Iterator[Labels]:
+    """Label all images anew, given the labels of all in order: positive are those who agree by more than `least`."""
     labels = list(labels)
     candidates = torch.cat([part.candidates for part in labels if part.candidates is not None])
     likelihoods = torch.cat([part.likelihoods for part in labels if part.likelihoods is not None])
@@ -356,7 +280,7 @@ def agree(labels: Iterable[Labels], *, mu: float, limit: PositiveLimit | None = 
         scores = agreements(graph, ids)
         yield replace(
             part,
-            positives=pairs.accept_all(ids, scores, mu=mu, limit=limit),
+            positives=pairs.accept_all(ids, scores, mu=least(ids), limit=limit),
             agreements=scores.gather(1, near.clamp(min=0)).masked_fill(near == PADDING, 0),
         )
 

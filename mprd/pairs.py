@@ -144,11 +144,12 @@ def accept(
     return torch.cat([rows[:, None], accepted], dim=1)
 
 
-def accept_all(rows: Tensor, scores: Tensor, *, mu: float, limit: PositiveLimit | None = None) -> Tensor:
+def accept_all(rows: Tensor, scores: Tensor, *, mu: float | Tensor, limit: PositiveLimit | None = None) -> Tensor:
     """Keep, of all images, those whose score with the images `rows` `[B]` is above mu, or the best of them.
 
     Args:
         scores: `[B, N]`.
+        mu: one number, or `[B or 1, N]`.
 
     Returns:
         `[B, W]`: P_i with i, padded with -1.

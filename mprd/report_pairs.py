@@ -12,7 +12,8 @@ from mprd import checkpoint, diagnostics
 from mprd.data.labelled import choose_labelled
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
-from mprd.labelling import CandidateLabeller, Labels, ListOverlap, NeighborLists, label_all, list_features
+from mprd.labelling import CandidateLabeller, Labels, ListOverlap, label_all
+from mprd.neighbor_lists import NeighborLists, list_features
 from mprd.pairs import PADDING
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.agreement import POWER, agreements, likelihood_graph
-from mprd.config import Config
+from mprd.config import ClustersConfig, Config, NeighborsConfig
 from mprd.config_loading import load_config
 from mprd.data.datasets import load_dataset
 from mprd.engine import Hooks, Trainer, fit
 from mprd.epoch_row import epoch_row
-from mprd.labelling import Labels, agree
+from mprd.errors import UserError
+from mprd.labelling import CandidateLabeller, Labels, ListOverlap, agree
+from mprd.neighbor_lists import NeighborLists
 from mprd.pairs import PADDING
 
 Table = tuple[Tensor, Tensor]
@@ -66,7 +69,7 @@ def test_a_common_mate_makes_positives_of_images_that_are_no_candidates_of_each_
     candidates = torch.tensor([[1, PADDING], [0, 2], [1, 3], [2, PADDING]])
     likelihoods = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.3], [0.3, 0.0]])
     labels = Labels(torch.arange(4)[:, None], candidates, likelihoods, likelihoods)
-    (found,) = agree([labels], mu=0.45)
+    (found,) = agree([labels], lambda ids: torch.tensor(0.45))
     assert [set(row) - {PADDING} for row in found.positives.tolist()] == [{0, 1, 2}, {0, 1, 2}, {0, 1, 2}, {3}]
     assert found.agreements is not None
     assert found.agreements[0].tolist() == pytest.approx([2 / math.sqrt(6), 0], rel=1e-3)
@@ -80,10 +83,42 @@ def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
         for ids in torch.arange(600).split(256)
     ]
     rows = rows_by_hand(candidates, likelihoods)
-    found = [set(row) - {PADDING} for part in agree(parts, mu=0.4) for row in part.positives.tolist()]
+    labels = agree(parts, lambda ids: torch.tensor(0.4))
+    found = [set(row) - {PADDING} for part in labels for row in part.positives.tolist()]
     for i in (0, 255, 256, 599):
         assert found[i] == {j for j in range(600) if j == i or cosine_by_hand(rows[i], rows[j]) > 0.4}
     assert max(map(len, found)) > 1
+
+
+def test_images_of_one_cluster_are_positives_at_a_lower_agreement() -> None:
+    # two groups of six around one direction each, and agreements that come from likelihoods alone
+    features = F.normalize(torch.eye(2).repeat_interleave(6, 0) + 0.05 * torch.arange(24).view(12, 2) / 24)
+    lists = NeighborLists(features, None, NeighborsConfig(k=2))
+    rule = ClustersConfig(mu=0.3, eps=0.5, k1=5, k2=2)
+    labeller = CandidateLabeller(
+        ListOverlap(), features, lists, mu=0.6, is_live=True, decide="agreement", clusters=rule
+    )
+    least = labeller.least_agreement(12)(torch.tensor([0, 7]))
+    torch.testing.assert_close(least, torch.tensor([[0.3] * 6 + [0.6] * 6, [0.6] * 6 + [0.3] * 6]))
+    without = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, is_live=True, clusters=ClustersConfig())
+    torch.testing.assert_close(without.least_agreement(12)(torch.tensor([0])), torch.full((1, 12), 0.6))
+
+
+def test_each_pair_has_the_threshold_that_is_asked_of_it() -> None:
+    candidates = torch.tensor([[1, PADDING], [0, 2], [1, PADDING]])
+    likelihoods = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    labels = Labels(torch.arange(3)[:, None], candidates, likelihoods, likelihoods)
+    # the rows are (1, 1, 0), (1, 1, 1) and (0, 1, 1): 0 and 2 agree by 1/2, both with 1 by 2/sqrt(6) = 0.816
+    asked = torch.tensor([[0.9, 0.8, 0.6], [0.8, 0.9, 0.85], [0.4, 0.85, 0.9]])
+    (found,) = agree([labels], lambda ids: asked[ids])
+    assert [set(row) - {PADDING} for row in found.positives.tolist()] == [{0, 1}, {0, 1}, {0, 2}]
+
+
+def test_clusters_have_a_say_in_agreement_alone() -> None:
+    assert load_config("demo", overrides=("clusters.mu=0.2",)).clusters.mu == 0.2
+    for setting in ("pairs.decide=likelihood", "pairs.labeller=mplp"):
+        with pytest.raises(UserError, match=r"clusters\.mu needs"):
+            load_config("demo", overrides=("clusters.mu=0.2", setting))
 
 
 def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config, tmp_path: Path) -> None:

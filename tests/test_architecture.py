@@ -57,6 +57,7 @@ ORDER = [
     "gcn_pairs",
     "gcn_pool",
     "camera_bias",
+    "neighbor_lists",
     "clusters",
     "agreement",
     "labelling",
@@ -204,5 +205,5 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 def test_no_file_is_longer_than_it_may_be() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     # config is a list of documented settings and grows by a line or two for each
-    limits = {"config": 450}
+    limits = {"config": 455}
     assert {name: n for name, n in lengths.items() if n > limits.get(name, 400)} == {}

@@ -12,8 +12,8 @@ from mprd.camera_bias import LEAST_IMAGES, CameraStatistics, take_out_cameras
 from mprd.clusters import find_clusters
 from mprd.config import Config, NeighborsConfig
 from mprd.errors import UserError
-from mprd.labelling import NeighborLists
 from mprd.metrics import rank_features
+from mprd.neighbor_lists import NeighborLists
 from mprd.retrieval import without_cameras
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from mprd import pairs, reciprocal
 from mprd.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
-from mprd.config import Config
+from mprd.config import ClustersConfig, Config
 from mprd.pairs import PADDING
 from mprd.reranking import jaccard_distances
 
@@ -106,12 +106,12 @@ def test_jaccard_distances_do_not_depend_on_the_blocks() -> None:
 
 
 def test_groups_are_found_and_loners_are_left_out() -> None:
-    labels = cluster_images(groups(3, 8, loners=2), eps=0.5, k1=7, k2=3)
+    labels = cluster_images(groups(3, 8, loners=2), ClustersConfig(eps=0.5, k1=7, k2=3))
     assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [-1, -1]
 
 
 def test_exact_copies_are_neighbours() -> None:
-    labels = cluster_images(torch.eye(2).repeat_interleave(5, 0), eps=0.5, k1=4, k2=2)
+    labels = cluster_images(torch.eye(2).repeat_interleave(5, 0), ClustersConfig(eps=0.5, k1=4, k2=2))
     assert labels.tolist() == [0] * 5 + [1] * 5
 
 

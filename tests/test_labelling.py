@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from mprd.config import NeighborsConfig, PairsConfig
+from mprd.config import Config, NeighborsConfig, PairsConfig
 from mprd.gcn import PairGCN
-from mprd.labelling import CandidateLabeller, ListOverlap, NeighborLists, RuleLabeller, choose_labeller
+from mprd.labelling import CandidateLabeller, ListOverlap, RuleLabeller, choose_labeller
+from mprd.neighbor_lists import NeighborLists
 from mprd.pairs import MetaSet
 from mprd.subgraphs import build_serially
 
@@ -74,9 +75,9 @@ def labels_overlap(i: int) -> list[float]:
 
 
 def test_every_name_has_its_labeller() -> None:
-    rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "is_live": True, "pids": torch.arange(6)}
+    rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "pids": torch.arange(6)}
     rest["meta"] = MetaSet.empty()
-    config = PairsConfig(mu=0.6, jaccard=0.2)
+    config = Config(pairs=PairsConfig(mu=0.6, jaccard=0.2))
     gcn, jaccard, knn = (
         choose_labeller(name, config, lists_by_hand(), **rest)
         for name in ("gcn", "jaccard", "knn")
