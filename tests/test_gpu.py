@@ -227,9 +227,10 @@ def test_the_pretended_gpu_refuses_and_counts() -> None:
 def test_the_first_losses_on_a_gpu_are_those_of_the_cpu(tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     descend, losses = Trainer.descend, []
 
-    def watched(trainer: Trainer, *args: Any, **settings: Any) -> None:
-        losses.append(float(settings["whole"]))
-        descend(trainer, *args, **settings)
+    def watched(trainer: Trainer, *args: Any, **settings: Any) -> torch.Tensor:
+        whole = descend(trainer, *args, **settings)
+        losses.append(float(whole))
+        return whole
 
     monkeypatch.setattr(Trainer, "descend", watched)
     # at the demo's rate so few identities blow up the last bit of anything
