@@ -61,7 +61,8 @@ class NeighborLists:
         """Find the neighbours of some rows, or of all."""
         if rows is None:
             return self.search_all(self.features, camids=self.camids, **self.rule())
-        return find_neighbors(self.features, camids=self.camids, rows=rows, **self.rule())
+        # unit rows by Eq. 1 and the backbone; a look would read all of the memory, twice a step, and be waited for
+        return find_neighbors(self.features, camids=self.camids, rows=rows, is_checked=True, **self.rule())
 
     def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
         """Return the neighbour ids `[X, K]` of features `[X, D]` that are not in the memory."""

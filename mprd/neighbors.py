@@ -72,6 +72,7 @@ def find_neighbors(
     query_camids: Tensor | None = None,
     density_k: int | None = None,
     density: Density | None = None,
+    is_checked: bool = False,
     block_rows: int = 512,
 ) -> NeighborTable:
     """List k_i = max(k, number of cosines above `similarity`) neighbours an image, at most `k_max` (Sec. 5.2).
@@ -79,10 +80,12 @@ def find_neighbors(
     `features` [N, D] are unit rows; an image is never its own neighbour. `rows` int64 [R] searches for these images
     alone; `queries` [R, D] searches for images from outside, none excluded. The count always comes from the cosine,
     order and membership from `metric`; `camera` needs `camids` int64 [N] (and `query_camids` [R]). Both `csls` and
-    `camera` correct by the `density_k` nearest; `density` spares the pass over all images that they start with.
+    `camera` correct by the `density_k` nearest; `density` spares the pass over all images that they start with, and
+    `is_checked` the look at all features of a caller who knows that they are unit rows.
     Raises UserError where fewer than k others exist.
     """
-    check_features(features, "features")
+    if not is_checked:
+        check_features(features, "features")
     search_rows = torch.arange(len(features), device=features.device) if rows is None else rows.to(features.device)
     num_others = len(features) - (queries is None)
     check_counts(num_others, k, k_max)

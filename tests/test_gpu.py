@@ -135,8 +135,8 @@ def test_a_step_with_live_labels_waits_a_few_times(tiny_root: Path, monkeypatch:
     monkeypatch.setattr(CandidateLabeller, "label", watched)
     with pretended_gpu() as gpu:
         run(tiny_root, *SETTINGS["as in the paper"], device="cuda")
-    # two searches, each checked and cut, the images around the batch, where candidates stand, the longest list
-    assert set(waits) == {7}
+    # two searches, each cut, the images around the batch, where candidates stand, the longest list
+    assert set(waits) == {5}
 
 
 @pretending
