@@ -125,7 +125,10 @@ def cluster(address: str, *, num_cpus: int | None = None) -> Iterator[None]:
     try:
         ray.init(address=address, **options)
     except ConnectionError as error:
-        raise UserError(f"--address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        # the error does not tell that a cluster turned us away
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else "; one with a token wants RAY_AUTH_MODE=token here as well"
+        raise UserError(f"--address {address}: no Ray cluster answers there ({reason}){hint}") from None
     try:
         yield
     finally:

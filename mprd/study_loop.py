@@ -65,8 +65,10 @@ ERROR = "error.txt"
 
 def keep_error(folder: RunFolder, error: Exception) -> str:
     """Write an error in one line, and its traceback below, into the run folder; return the line."""
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    first, *rest = str(error).strip().splitlines() or ["no message"]
+    # Ray's errors announce a worker's traceback, which ends with the cause
+    cause = f" {rest[-1].strip()}" if rest and first.endswith(":") else ""
+    reason = f"{type(error).__name__}: {first}{cause}"
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.path / ERROR, f"{reason}\n\n{''.join(traceback.format_exception(error))}")
     return reason

@@ -21,8 +21,10 @@ from mprd.config_loading import build_config, load_config
 from mprd.console import FIGURES
 from mprd.errors import UserError
 from mprd.optuna_study import OptunaStudy
+from mprd.run_folder import RunFolder
 from mprd.studies import Study, build_study
 from mprd.study_folder import Ledger, StudyFolder, Trial, trial_config
+from mprd.study_loop import keep_error, read_error
 from mprd.study_report import PointResult as Result
 from mprd.study_report import Spread, choose_best, rank_correlation, spreads
 from mprd.tune import app, launch
@@ -191,6 +193,22 @@ def test_a_stop_rule_ends_a_poor_trial_after_its_grace(tmp_path: Path, kind: str
     stops = [ledger.report(poor, {"epoch": epoch, "label_free_score": 0.1}) for epoch in range(4)]
     assert stops[0] is False
     assert stops[3] is True
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("pairs.mu must be below 1", "RuntimeError: pairs.mu must be below 1"),
+        ("It failed:\n  File x, line 1\n  ValueError: no crop\n", "RuntimeError: It failed: ValueError: no crop"),
+        ("two lines\nof which the first says it", "RuntimeError: two lines"),
+        ("it failed:", "RuntimeError: it failed:"),
+        ("", "RuntimeError: no message"),
+    ],
+)
+def test_an_error_is_written_down_with_its_cause_in_the_first_line(message: str, reason: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert keep_error(folder, RuntimeError(message)) == reason
+    assert read_error(folder) == reason
 
 
 def test_a_trials_settings_lie_over_those_of_the_study() -> None:
