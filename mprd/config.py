@@ -72,7 +72,7 @@ class DataConfig(Section):
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What an unreadable image does: stop with its name, or be left out and counted."""
     num_workers: int = Field(1, ge=0)
-    """Processes that decode and augment; 0 does it in the training process."""
+    """Processes that decode and augment, at most one a core; 0 does it in the training process."""
     cache: Literal["auto", "ram", "device", "none"] = "auto"
     """Decoded images, packed on disk once and mapped into memory: `ram` leaves them there, `device` copies them to
     the accelerator, `auto` copies what takes a quarter of its free memory and packs what half of the RAM holds."""

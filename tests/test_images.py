@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_a_batch_is_float32_and_its_ids_are_int64(tmp_path: Path) -> None:
 
 def test_no_batches_yield_nothing(tmp_path: Path) -> None:
     assert list(make_loader(PlainImages(image_set(tmp_path, 1), CONFIG), [], num_workers=2)) == []
+
+
+def test_no_more_processes_load_than_there_are_cores(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    images, num_cores = PlainImages(image_set(tmp_path, 1), CONFIG), len(os.sched_getaffinity(0))
+    batches = [[0]] * (num_cores + 4)
+    assert make_loader(images, batches, num_workers=num_cores + 3).loader.num_workers == num_cores
+    assert make_loader(images, batches[:1], num_workers=num_cores + 3).loader.num_workers == 1
+    # torch would tell of more
+    assert not recwarn.list
 
 
 def test_augmentation_does_not_depend_on_workers_or_batches(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -232,7 +233,8 @@ def make_loader(images: Dataset[Item], batches: Sequence[Sequence[int]], *, num_
     anew for every pass. The global generators stay as they are.
     """
     ids = [[int(index) for index in batch] for batch in batches]
-    num_workers = min(num_workers, len(ids))
+    # more processes than cores would only take turns
+    num_workers = min(num_workers, len(ids), len(os.sched_getaffinity(0)))
     loader = DataLoader(
         Guarded(images),
         batch_sampler=ids,
