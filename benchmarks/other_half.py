@@ -16,35 +16,32 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from mprd.data.layouts import MARKET_NAME, Crop, read_folder
+from mprd.errors import UserError
+
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
 
-def person_and_camera(file: Path) -> tuple[str, str]:
-    """Read identity and camera off a name `0001_c1s1_000151_00.jpg`."""
-    pid, camera = file.name.split("_")[:2]
-    return pid, camera.split("s")[0]
+def read_people(folder: Path) -> list[Crop]:
+    """List the crops of a folder by name, junk and distractors, which show nobody known, left out."""
+    return [crop for crop in read_folder(folder, MARKET_NAME) if int(crop.pid or 0) > 0]
 
 
-def choose_queries(files: list[Path]) -> set[Path]:
+def choose_queries(crops: list[Crop]) -> set[Crop]:
     """Choose the queries among the new test images."""
-    counts = Counter(map(person_and_camera, files))
-    firsts = {key: file for file in reversed(files) for key in [person_and_camera(file)]}
+    counts = Counter((crop.pid, crop.camid) for crop in crops)
+    firsts = {(crop.pid, crop.camid): crop for crop in reversed(crops)}
     if max(counts.values()) > 1:
-        return {file for key, file in firsts.items() if counts[key] > 1}
-    first_camera = min(camera for _, camera in counts)
-    return {file for (_, camera), file in firsts.items() if camera == first_camera}
+        return {crop for key, crop in firsts.items() if counts[key] > 1}
+    first_camera = min(int(crop.camid or 0) for crop in crops)
+    return {crop for crop in crops if int(crop.camid or 0) == first_camera}
 
 
-def link(files: Iterable[Path], folder: Path) -> None:
-    """Link files into a new folder."""
+def link(crops: Iterable[Crop], folder: Path) -> None:
+    """Link images into a new folder."""
     folder.mkdir(parents=True)
-    for file in files:
-        (folder / file.name).symlink_to(file.resolve())
-
-
-def images(folder: Path) -> list[Path]:
-    """List the images of a folder by name, junk and distractors without an identity left out."""
-    return [file for file in sorted(folder.glob("*.jpg")) if not file.name.startswith(("-1", "0000"))]
+    for crop in crops:
+        (folder / crop.path.name).symlink_to(crop.path.resolve())
 
 
 def main() -> None:
@@ -57,13 +54,16 @@ def main() -> None:
             parser.error(f"{args.root}: has no folder {name}")
     if args.out.exists():
         parser.error(f"{args.out}: is there already")
-    test = images(args.root / TRAIN)
+    try:
+        test, *train = (read_people(args.root / name) for name in (TRAIN, QUERY, GALLERY))
+    except UserError as error:
+        parser.error(str(error))
     queries = choose_queries(test)
-    link([*images(args.root / QUERY), *images(args.root / GALLERY)], args.out / TRAIN)
-    link(queries, args.out / QUERY)
-    link((file for file in test if file not in queries), args.out / GALLERY)
-    sizes = ", ".join(f"{len(images(args.out / name))} in {name}" for name in (TRAIN, QUERY, GALLERY))
-    print(f"{args.out}: {sizes}")
+    gallery = [crop for crop in test if crop not in queries]
+    parts = {TRAIN: [crop for split in train for crop in split], QUERY: queries, GALLERY: gallery}
+    for name, crops in parts.items():
+        link(crops, args.out / name)
+    print(f"{args.out}: " + ", ".join(f"{len(crops)} in {name}" for name, crops in parts.items()))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,8 @@ def test_the_first_image_of_a_person_under_a_camera_asks_where_it_leaves_another
 
 def test_the_first_camera_asks_where_nobody_has_two_images_under_one(tmp_path: Path) -> None:
     train = ["0001_c2s1_1", "0001_c1s1_2", "0002_c1s1_3", "0002_c2s1_4"]
-    exchange(tmp_path / "root", tmp_path / "out", dict(zip(HALVES, (train, ["0003_c1s1_5"], []), strict=True)))
+    files = dict(zip(HALVES, (train, ["0003_c1s1_5"], ["0003_c2s1_6"]), strict=True))
+    exchange(tmp_path / "root", tmp_path / "out", files)
     found = names(tmp_path / "out")
     assert found["query"] == ["0001_c1s1_2", "0002_c1s1_3"]
     assert found["bounding_box_test"] == ["0001_c2s1_1", "0002_c2s1_4"]
@@ -51,3 +52,17 @@ def test_a_missing_folder_and_one_in_the_way_are_named(missing: str | None, mess
     assert done.returncode == 2
     assert message in done.stderr
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_name_that_does_not_parse_is_named(tmp_path: Path) -> None:
+    files = dict(zip(HALVES, (["0001_c1s1_1", "someone"], ["0003_c1s1_5"], ["0003_c2s1_6"]), strict=True))
+    done = exchange(tmp_path / "root", tmp_path / "out", files)
+    assert done.returncode == 2
+    assert "someone.jpg: the name does not parse" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_cameras_are_numbers(tmp_path: Path) -> None:
+    files = dict(zip(HALVES, (["0001_c10s1_1", "0001_c2s1_2"], ["0003_c1s1_5"], ["0003_c2s1_6"]), strict=True))
+    exchange(tmp_path / "root", tmp_path / "out", files)
+    assert names(tmp_path / "out")["query"] == ["0001_c2s1_2"]
