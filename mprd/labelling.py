@@ -102,14 +102,14 @@ class CandidateLabeller:
         is_live: bool,
         decide: Decision = "likelihood",
         limit: PositiveLimit | None = None,
-        clusters: ClustersConfig | None = None,
+        clustering: ClustersConfig | None = None,
     ) -> None:
         """Judge with the memory `[N, D]` as node features.
 
         Args:
             mu: what the likelihood of a pair must exceed, or the agreement of its ends, as `decide` says.
             limit: how many positives an image has at most.
-            clusters: within which images may agree by less.
+            clustering: finds the clusters within which images may agree by less.
             is_live: search the batch's lists, and those of its neighbours, anew for each batch (Alg. 1);
                 otherwise all lists are searched here, once.
         """
@@ -119,7 +119,7 @@ class CandidateLabeller:
         self.mu = mu
         self.decide_by = decide
         self.limit = limit
-        self.clusters = clusters
+        self.clustering = clustering
         self.is_live = is_live
         self.num_capped = 0 if is_live else lists.refresh().num_capped
         """Lists cut by `neighbors.k_max` in the search made here."""
@@ -129,12 +129,12 @@ class CandidateLabeller:
         """Give what the judge looks up, if anything; measured at the first label, so not on resuming behind them."""
         return self.lists.similarities if self.judge.needs_similarities else None
 
-    def least_agreement(self, num_images: int) -> Callable[[Tensor], Tensor]:
-        """Return who says by what the images `ids` `[B]` must agree with each of all, `[B, N]`."""
-        mu, clusters = self.memory.new_full((1, num_images), self.mu), self.clusters
-        if clusters is None or clusters.mu is None:
+    def least_agreement(self) -> Callable[[Tensor], Tensor]:
+        """Return who says by what the images `ids` `[B]` must agree with each of all, `[B or 1, N]`."""
+        mu = self.memory.new_full((1, len(self.memory)), self.mu)
+        if self.clustering is None or self.clustering.mu is None:
             return lambda ids: mu
-        labels, less = cluster_images(self.lists.features, clusters), clusters.mu
+        labels, less = cluster_images(self.lists.features, self.clustering), self.clustering.mu
         return lambda ids: mu.where(~is_same_cluster(labels, ids), less)
 
     def label(self, ids: Tensor) -> Labels:
@@ -245,7 +245,7 @@ def choose_labeller(
         is_live=config.searches_live,
         decide=rule.decide,
         limit=limit,
-        clusters=config.clusters,
+        clustering=config.clusters,
     )
 
 
@@ -262,8 +262,7 @@ def label_all(
     parts = labeller.label_all(own, build) if isinstance(labeller, CandidateLabeller) else map(labeller.label, own)
     labels = (gather_labels(part, share.counts, world) for part, share in zip(parts, shares, strict=True))
     if isinstance(labeller, CandidateLabeller) and labeller.decide_by == "agreement":
-        least = labeller.least_agreement(len(everyone))
-        return zip(chunks, agree(labels, least, limit=labeller.limit), strict=True)
+        return zip(chunks, agree(labels, labeller.least_agreement(), limit=labeller.limit), strict=True)
     return zip(chunks, labels, strict=True)
 
 

@@ -96,12 +96,12 @@ def test_images_of_one_cluster_are_positives_at_a_lower_agreement() -> None:
     lists = NeighborLists(features, None, NeighborsConfig(k=2))
     rule = ClustersConfig(mu=0.3, eps=0.5, k1=5, k2=2)
     labeller = CandidateLabeller(
-        ListOverlap(), features, lists, mu=0.6, is_live=True, decide="agreement", clusters=rule
+        ListOverlap(), features, lists, mu=0.6, is_live=True, decide="agreement", clustering=rule
     )
-    least = labeller.least_agreement(12)(torch.tensor([0, 7]))
+    least = labeller.least_agreement()(torch.tensor([0, 7]))
     torch.testing.assert_close(least, torch.tensor([[0.3] * 6 + [0.6] * 6, [0.6] * 6 + [0.3] * 6]))
-    without = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, is_live=True, clusters=ClustersConfig())
-    torch.testing.assert_close(without.least_agreement(12)(torch.tensor([0])), torch.full((1, 12), 0.6))
+    without = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, is_live=True, clustering=ClustersConfig())
+    torch.testing.assert_close(without.least_agreement()(torch.tensor([0])), torch.full((1, 12), 0.6))
 
 
 def test_each_pair_has_the_threshold_that_is_asked_of_it() -> None:
