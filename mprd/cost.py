@@ -138,7 +138,7 @@ def measure_loading(trainer: Trainer) -> float:
     started = time.perf_counter()
     for index in range(num_images):
         trainer.train_images[index]
-    processes = min(max(1, trainer.config.data.num_workers), os.cpu_count() or 1)
+    processes = min(max(1, trainer.config.data.num_workers), len(os.sched_getaffinity(0)))
     return (time.perf_counter() - started) / num_images / processes
 
 
