@@ -293,7 +293,6 @@ class ClustersConfig(Section):
 
     mu: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Under `pairs.decide: agreement`, takes the place of `pairs.mu` within a cluster; none: no clusters."""
-
     eps: float = Field(0.6, gt=0, lt=1)
     """Jaccard distance within which images are neighbours for DBSCAN."""
     min_samples: int = Field(4, ge=1)
@@ -308,6 +307,7 @@ class ClustersConfig(Section):
     """Of InfoNCE."""
     old_weight: Share = 0.1
     """Weight of the old centroid when an image moves it."""
+
 
 class LossConfig(Section):
     """Binomial deviance (Eq. 2), and the r that it shares with MMCL."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 GATHERED = 2**18
-"""Numbers up to which a sum is taken of what everybody gathers: gloo needs a third of the time of its own sum."""
+"""Numbers up to which a sum is taken of what everybody gathers: gloo needs less than half the time of its own sum."""
 
 
 @dataclass(frozen=True)
