@@ -450,5 +450,5 @@ class Config(Section):
         }
         for setting, is_asked in of_all_images.items():
             if is_asked and self.searches_live:
-                raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=clean")
+                raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=clean or mean")
         return self
