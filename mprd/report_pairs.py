@@ -14,7 +14,7 @@ from mprd.errors import UserError
 from mprd.gcn import PairGCN
 from mprd.labelling import CandidateLabeller, Labels, ListOverlap, label_all
 from mprd.neighbor_lists import NeighborLists, list_features
-from mprd.pairs import PADDING
+from mprd.pairs import PADDING, MetaSet, PositiveLimit
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
 from mprd.subgraphs import build_serially
@@ -37,6 +37,8 @@ class Candidates:
     """The score that labels them; None under a labeller that has none of these."""
     threshold: float
     """What it must exceed."""
+    is_positive: np.ndarray | None
+    """Which of them it makes positives, boolean `[P]`, limit and clusters included; None under such a labeller."""
 
     def __len__(self) -> int:
         return len(self.scores["cosine"])
@@ -53,17 +55,16 @@ class Candidates:
         return None if self.is_true is None or not len(self) else float(self.is_true.mean())
 
     @property
-    def is_accepted(self) -> np.ndarray | None:
-        """Say which candidates pass the threshold, boolean `[P]`."""
-        return None if self.decides is None or not len(self) else self.scores[self.decides] > self.threshold
+    def positive_share(self) -> float | None:
+        """Return the share of the candidates that become positives."""
+        return None if self.is_positive is None or not len(self) else float(self.is_positive.mean())
 
     @property
-    def accepted_precision(self) -> float | None:
-        """Return the share of those that pass that are true."""
-        accepted = self.is_accepted
-        if self.is_true is None or accepted is None or not accepted.any():
+    def positive_precision(self) -> float | None:
+        """Return the share of the positives that are true."""
+        if self.is_true is None or self.is_positive is None or not self.is_positive.any():
             return None
-        return float(self.is_true[accepted].mean())
+        return float(self.is_true[self.is_positive].mean())
 
 
 def judge_candidates(snapshot: Snapshot) -> Candidates:
@@ -71,10 +72,12 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
 
     Raises UserError where the training images are gone.
     """
-    config, memory = snapshot.config.pairs, snapshot.memory
+    config, memory, meta = snapshot.config.pairs, snapshot.memory, labelled_images(snapshot)
     decides = "g_ij" if has_gcn(snapshot) else "list overlap" if config.labeller == "jaccard" else None
     features = list_features(snapshot.config.neighbors.source, memory, lambda: snapshot.extract(snapshot.need_train()))
-    lists = NeighborLists(features, snapshot.camids(), snapshot.config.neighbors)
+    camids = snapshot.camids()
+    lists = NeighborLists(features, camids, snapshot.config.neighbors)
+    limit = PositiveLimit.of_labelled(meta, camids, len(memory)) if snapshot.config.limits_positives else None
     labeller = CandidateLabeller(
         trained_gcn(snapshot) if decides == "g_ij" else ListOverlap(),
         memory,
@@ -82,12 +85,18 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
         mu=config.jaccard if decides == "list overlap" else config.mu,
         is_live=False,
         decide="likelihood" if decides is None else config.decide,
+        limit=limit,
+        clustering=snapshot.config.clusters,
     )
     everyone = torch.arange(len(memory), device=memory.device)
-    found = [part for _, part in label_all(labeller, everyone, build=build_serially, world=World(device=memory.device))]
+    found, is_positive = [], torch.zeros_like(lists.ids, dtype=torch.bool)
+    for ids, part in label_all(labeller, everyone, build=build_serially, world=World(device=memory.device)):
+        found.append(part)
+        is_positive[ids] = stand_in(lists.ids[ids], part.positives)
     where = lists.ids != PADDING
-    # pairs of a labelled image would flatter the GCN that was trained on them
-    where[labelled_images(snapshot)] = False
+    if decides == "g_ij":
+        # pairs of a labelled image would flatter the GCN that was trained on them
+        where[meta.ids] = False
     first, second = where.nonzero()[:, 0], lists.ids[where]
     pairs = torch.stack([first, second], dim=1)
     cosines = [(memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1) for chunk in pairs.split(CHUNK)]
@@ -105,7 +114,18 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
     if snapshot.need_train().pids is not None:
         pids = snapshot.need_pids()
         is_true = (pids[first] == pids[second]).cpu().numpy()
-    return Candidates({name: part.cpu().numpy() for name, part in scores.items()}, is_true, decides, labeller.mu)
+    return Candidates(
+        {name: part.cpu().numpy() for name, part in scores.items()},
+        is_true,
+        decides,
+        labeller.mu,
+        None if decides is None else is_positive[where].cpu().numpy(),
+    )
+
+
+def stand_in(candidates: Tensor, positives: Tensor) -> Tensor:
+    """Say which candidates `[B, K]` stand in the P_i `[B, W]` of their rows, boolean `[B, K]`; false at padding."""
+    return (candidates[:, :, None] == positives[:, None]).any(2) & (candidates != PADDING)
 
 
 def join(parts: list[Labels], name: str) -> Tensor:
@@ -120,13 +140,13 @@ def trained_gcn(snapshot: Snapshot) -> PairGCN:
     return gcn
 
 
-def labelled_images(snapshot: Snapshot) -> Tensor:
-    """Return the ids of the images whose identities the GCN was told; none where it is not trained."""
+def labelled_images(snapshot: Snapshot) -> MetaSet:
+    """Return Z as the run was told it; nothing where nobody asked."""
     config = snapshot.config
-    if not has_gcn(snapshot):
-        return torch.zeros(0, dtype=torch.long, device=snapshot.memory.device)
-    rows, _ = choose_labelled(snapshot.need_train(), snapshot.need_dataset().root, config.meta, seed=config.train.seed)
-    return torch.as_tensor(rows, device=snapshot.memory.device)
+    if not config.uses_meta:
+        return MetaSet.empty(snapshot.memory.device)
+    chosen = choose_labelled(snapshot.need_train(), snapshot.need_dataset().root, config.meta, seed=config.train.seed)
+    return MetaSet(*(torch.as_tensor(part, device=snapshot.memory.device) for part in chosen))
 
 
 def has_gcn(snapshot: Snapshot) -> bool:

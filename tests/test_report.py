@@ -91,15 +91,29 @@ def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
     assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
 
 
+def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
+    config = state.config.model_copy(update={part: getattr(state.config, part).model_copy(update=settings)})
+    return dataclasses.replace(state, run=dataclasses.replace(state.run, config=config))
+
+
 def test_candidates_are_decided_by_agreement_where_the_run_did(gcn_run: Path) -> None:
-    state = snapshot(gcn_run)
-    pairs = state.config.pairs.model_copy(update={"decide": "agreement"})
-    run = dataclasses.replace(state.run, config=state.config.model_copy(update={"pairs": pairs}))
-    candidates, by_likelihood = judge_candidates(dataclasses.replace(state, run=run)), judge_candidates(state)
+    state = changed(snapshot(gcn_run), "pairs", limit=False)
+    candidates, by_likelihood = judge_candidates(changed(state, "pairs", decide="agreement")), judge_candidates(state)
     assert (by_likelihood.decides, candidates.decides, candidates.threshold) == ("g_ij", "agreement", 0.5)
     assert len(candidates.scores["agreement"]) == len(candidates)
     assert np.array_equal(candidates.scores["g_ij"], by_likelihood.scores["g_ij"])
     assert 0 < candidates.scores["agreement"].min() <= candidates.scores["agreement"].max() <= 1 + 1e-6
+    for found in (candidates, by_likelihood):
+        assert np.array_equal(found.is_positive, found.scores[found.decides] > 0.5)
+
+
+def test_positives_among_the_candidates_keep_to_the_limit(gcn_run: Path, single_run: Path) -> None:
+    state = changed(changed(snapshot(gcn_run), "pairs", mu=0.0), "neighbors", similarity=-1.0)
+    free, limited = (judge_candidates(changed(state, "pairs", limit=limit)) for limit in (False, True))
+    assert free.positive_share == 1
+    # two cameras, two images of everybody under each: one and two others
+    assert 0 < limited.is_positive.sum() <= 16 * 3 < free.is_positive.sum()
+    assert judge_candidates(snapshot(single_run)).is_positive is None
 
 
 def test_a_run_whose_gcn_was_not_trained_shows_no_likelihoods(single_run: Path, gcn_run: Path) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mprd.config import Config
 from mprd.config_loading import load_config
 from mprd.paper_tables import paper_dataset, paper_method, paper_rows
 from mprd.report_features import choose_changed, choose_shown, has_match, one_an_identity, rank_gallery
 from mprd.report_page import figure_row, mean_rows
-from mprd.report_pairs import Candidates, camera_counts
+from mprd.report_pairs import Candidates, camera_counts, stand_in
 from mprd.report_plots import Panel, choose_series, draw_curves
 from mprd.report_runs import compare_settings, short_names
 
@@ -68,12 +69,20 @@ def test_identities_are_shown_until_their_images_are_too_many() -> None:
     assert choose_shown([9], np.full(5000, 9)) == [9]
 
 
-def test_precision_behind_the_threshold_is_that_of_the_pairs_above_it() -> None:
+def test_the_precision_of_the_positives_is_that_of_the_candidates_that_became_some() -> None:
     scores = {"g_ij": np.array([0.9, 0.6, 0.5, 0.1]), "cosine": np.zeros(4)}
-    candidates = Candidates(scores, np.array([True, False, True, False]), "g_ij", 0.5)
-    assert (candidates.precision, candidates.accepted_precision, candidates.auc("g_ij")) == (0.5, 0.5, 0.75)
-    assert Candidates(scores, None, "g_ij", 0.5).accepted_precision is None
-    assert Candidates(scores, candidates.is_true, "g_ij", 0.95).accepted_precision is None
+    is_true, is_positive = np.array([True, False, True, False]), np.array([True, True, False, False])
+    candidates = Candidates(scores, is_true, "g_ij", 0.5, is_positive)
+    assert (candidates.precision, candidates.positive_precision, candidates.auc("g_ij")) == (0.5, 0.5, 0.75)
+    assert candidates.positive_share == 0.5
+    assert Candidates(scores, None, "g_ij", 0.5, is_positive).positive_precision is None
+    assert Candidates(scores, is_true, "g_ij", 0.5, np.zeros(4, bool)).positive_precision is None
+    assert Candidates(scores, is_true, None, 0.5, None).positive_share is None
+
+
+def test_candidates_that_stand_in_p_are_found_in_any_order_and_padding_is_none() -> None:
+    candidates, positives = torch.tensor([[4, 2, 7], [3, -1, -1]]), torch.tensor([[7, 0, 4], [-1, 1, -1]])
+    assert stand_in(candidates, positives).tolist() == [[True, False, True], [False, False, False]]
 
 
 def test_settings_are_marked_where_they_leave_the_default_or_each_other() -> None:
