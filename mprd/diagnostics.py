@@ -125,6 +125,32 @@ def nearest_lists(features: Tensor, camids: Tensor | None, *, k: int, block_rows
     return torch.cat(near), torch.cat(partners)
 
 
+@torch.no_grad()
+def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 1024) -> float:
+    """Return how well labels and features fit, without any identity: the mean silhouette (Rousseeuw 1987) of P.
+
+    Of image i it is (b - a) / max(a, b), where a is the mean distance to P_i and b that to the nearest image outside,
+    distances being 1 - cosine. Strangers in P_i raise a, mates left out of it lower b. An image without a positive, or
+    without anybody outside, counts as 0.
+
+    Args:
+        features: `[N, D]`, unit length.
+        positives: P of the same images.
+    """
+    total = features.new_zeros(())
+    for rows in torch.arange(len(features), device=features.device).split(block_rows):
+        distances = 1 - features[rows] @ features.T
+        is_positive = positives.mask(rows).scatter_(1, rows[:, None], False)
+        outside = distances.masked_fill(is_positive, torch.inf).scatter_(1, rows[:, None], torch.inf).amin(1)
+        counts = is_positive.sum(1)
+        inside = distances.masked_fill(~is_positive, 0).sum(1) / counts.clamp(min=1)
+        counted = (counts > 0) & outside.isfinite()
+        # copies of one image have no distance at all
+        widths = (outside - inside) / torch.maximum(outside, inside).clamp(min=1e-6)
+        total += widths.where(counted, 0).sum()
+    return float(total / len(features))
+
+
 def mean_random_cosine(features: Tensor, *, generator: torch.Generator, num_pairs: int = 4096) -> float:
     """Return the mean cosine of random pairs of images; near 1 the features have collapsed to one point."""
     ids = torch.randint(len(features), (2, num_pairs), generator=generator).to(features.device)

@@ -40,6 +40,7 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
         "neighbors_capped": int(tally.sums.get("k_capped", 0)),
         "mean_random_cosine": diagnostics.mean_random_cosine(memory, generator=collapse),
         "label_free_score": diagnostics.neighborhood_agreement(memory, trainer.camids),
+        "silhouette": diagnostics.silhouette(memory, state.positives),
     }
     row |= label_quality(trainer)
     row |= {

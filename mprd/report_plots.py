@@ -66,9 +66,9 @@ PANELS = (
     Panel("mAP", (("mAP", "mAP"), ("mAP_trapezoid", "trapezoid")), "Rises and levels off; a fall means labels decay."),
     Panel("Rank-k", (("rank1", "Rank-1"), ("rank5", "Rank-5"), ("rank10", "Rank-10")), "Rises with mAP."),
     Panel(
-        "Label-free score",
-        (("label_free_score", "score"),),
-        "Seen without labels; where it orders epochs as mAP does, it may choose one.",
+        "Label-free scores",
+        (("label_free_score", "score"), ("silhouette", "silhouette of P")),
+        "Seen without labels; where one orders epochs as mAP does, it may choose one.",
         "plain",
     ),
     Panel("CNN loss", (("cnn_loss", "Eq. 2"),), "Falls; jumps where labels start or schedules step.", "plain"),
@@ -114,7 +114,7 @@ PANELS = (
         "plain",
     ),
 )
-STUDY_PANELS = ("mAP", "Label-free score", "Precision of P", "Recall of P", "AUC on the candidates")
+STUDY_PANELS = ("mAP", "Label-free scores", "Precision of P", "Recall of P", "AUC on the candidates")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mprd.diagnostics import auc, labelled_quality, mean_random_cosine, neighborhood_agreement, pair_quality
+from mprd.diagnostics import auc, labelled_quality, mean_random_cosine, neighborhood_agreement, pair_quality, silhouette
 from mprd.pairs import MetaSet, PositiveTable
 
 
@@ -83,3 +83,40 @@ def test_collapsed_features_have_a_random_cosine_of_one() -> None:
     same = torch.nn.functional.normalize(torch.ones(50, 8), dim=1)
     assert mean_random_cosine(same, generator=draw) == pytest.approx(1.0, abs=1e-6)
     assert abs(mean_random_cosine(torch.eye(50), generator=draw)) < 1e-6
+
+
+def positives_of(*rows: tuple[int, ...]) -> PositiveTable:
+    table = PositiveTable(len(rows))
+    for row, ids in enumerate(rows):
+        table.set_rows(torch.tensor([row]), torch.tensor([ids]))
+    return table
+
+
+def test_the_silhouette_of_one_group_among_loners_is_that_of_scikit_learn() -> None:
+    from sklearn.metrics import silhouette_score
+
+    # every loner is a cluster of its own, so that the nearest cluster is the nearest image outside
+    features = torch.nn.functional.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    group = (1, 4, 7, 9)
+    positives = positives_of(*[group if image in group else (image,) for image in range(12)])
+    labels = [0 if image in group else 1 + image for image in range(12)]
+    expected = silhouette_score(features.numpy(), labels, metric="cosine")
+    for block_rows in (5, 100):
+        assert silhouette(features, positives, block_rows=block_rows) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_silhouette_falls_with_strangers_in_p_and_with_mates_left_out() -> None:
+    features = circle(0, 10, 20, 180, 190, 200)
+    right = silhouette(features, positives_of((0, 1, 2), (0, 1, 2), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
+    strangers = silhouette(features, positives_of((0, 1, 2, 3), (0, 1, 2), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
+    left_out = silhouette(features, positives_of((0, 1), (0, 1), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
+    assert 0.9 < right < 1
+    assert strangers < right - 0.05
+    assert left_out < right - 0.05
+
+
+def test_the_silhouette_is_zero_without_a_positive_or_anybody_outside() -> None:
+    features = circle(0, 10, 180)
+    assert silhouette(features, PositiveTable(3)) == 0
+    assert silhouette(features, positives_of((0, 1, 2), (0, 1, 2), (0, 1, 2))) == 0
+    assert silhouette(circle(0, 0, 0), positives_of((0, 1), (0, 1), (2,))) == 0
