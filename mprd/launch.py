@@ -33,6 +33,7 @@ from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate, help_evaluate_untrained, untrained_row
 from mprd.errors import Interrupted, UserError
 from mprd.executors import choose_builder, choose_search
+from mprd.folder_lock import held
 from mprd.model import load_model
 from mprd.profiling import Profile
 from mprd.retrieval import can_evaluate, evaluate
@@ -67,15 +68,16 @@ def run_local(
     dataset = open_dataset(config, folder)
     if not resume:
         folder.create(config)
-    with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
-        recorder = Recorder(config, folder, signals=signals, lines=lines, on_row=on_row)
-        profile = Profile(device, folder.path / "trace.json")
-        attach = profile.attach if profiled else ignore
-        train(config, dataset, folder, device=device, recorder=recorder, resume=resume, attach=attach)
-    finish(folder, recorder.rows, console)
-    if profiled:
-        write_text(folder.path / "profile.txt", profile.table())
-        console.print(profile.table(), highlight=False)
+    with held(folder.path):
+        with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
+            recorder = Recorder(config, folder, signals=signals, lines=lines, on_row=on_row)
+            profile = Profile(device, folder.path / "trace.json")
+            attach = profile.attach if profiled else ignore
+            train(config, dataset, folder, device=device, recorder=recorder, resume=resume, attach=attach)
+        finish(folder, recorder.rows, console)
+        if profiled:
+            write_text(folder.path / "profile.txt", profile.table())
+            console.print(profile.table(), highlight=False)
     return recorder.rows
 
 

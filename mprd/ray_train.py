@@ -73,6 +73,7 @@ def run_on_ray(
     from mprd.console import EpochLines
     from mprd.device import choose_device
     from mprd.executors import count_actors
+    from mprd.folder_lock import held
     from mprd.launch import finish, open_dataset, watch_signals
     from mprd.noticeboard import Noticeboard
     from mprd.trackers import check_tracker
@@ -95,15 +96,16 @@ def run_on_ray(
             logger.info("waiting for the cluster to bring up GPUs for %d workers", num_workers)
         if not resume:
             folder.create(config)
-        trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
-        board.open()
-        try:
-            with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
-                watch(Fit(trainer), board, signals, lines, console, started)
-        finally:
-            board.close()
-    rows = folder.read_rows()
-    finish(folder, rows, console)
+        with held(folder.path):
+            trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
+            board.open()
+            try:
+                with watch_signals(console) as signals, EpochLines(console, num_epochs=config.train.epochs) as lines:
+                    watch(Fit(trainer), board, signals, lines, console, started)
+            finally:
+                board.close()
+            rows = folder.read_rows()
+            finish(folder, rows, console)
     return rows
 
 

@@ -91,10 +91,13 @@ class StudyFolder:
         """Keep what the command line said."""
         write_text(self.options_file, json.dumps({"objective": objective, "num_trials": num_trials}) + "\n")
 
-    def read_options(self) -> dict[str, Any]:
-        """Read what the command line said; raise UserError where there is no study."""
+    def check_is_there(self) -> None:
+        """Raise UserError where there is no study."""
         if not self.study_file.is_file():
             raise UserError(f"{self.path}: holds no study to go on with, it has no {self.study_file.name}")
+
+    def read_options(self) -> dict[str, Any]:
+        """Read what the command line said."""
         return json.loads(self.options_file.read_text())
 
     def read_study(self) -> Study:

@@ -87,11 +87,9 @@ def launch(
     resources: dict[str, Any],
 ) -> None:
     """Open the study, run what is left of it, and write its report, also where it was stopped."""
-    from rich.console import Console
-
-    from mprd.errors import Interrupted, UserError
+    from mprd.errors import UserError
+    from mprd.folder_lock import held
     from mprd.study_folder import StudyFolder
-    from mprd.study_report import write_report
 
     launcher = choose_launcher(launcher)
     check_options(name, settings, resume=resume, smoke=smoke, objective=objective, out=out)
@@ -103,6 +101,18 @@ def launch(
     if not resume:
         assert name is not None
         begin(folder, name, settings, smoke=smoke, trials=trials, objective=objective or "label_free_score")
+    folder.check_is_there()
+    with held(folder.path):
+        run_and_report(folder, trials=trials, launcher=launcher, resources=resources)
+
+
+def run_and_report(folder: StudyFolder, *, trials: int | None, launcher: str, resources: dict[str, Any]) -> None:
+    """Run what is left of the study in a folder, and write its report."""
+    from rich.console import Console
+
+    from mprd.errors import Interrupted, UserError
+    from mprd.study_report import write_report
+
     study, config, ledger = open_study(folder, trials=trials)
     console = Console()
     check_data(config, folder, ledger)

@@ -70,6 +70,7 @@ ORDER = [
     "metrics",
     "retrieval",
     "epoch_row",
+    "folder_lock",
     "run_folder",
     "feature_file",
     "gallery_index",
