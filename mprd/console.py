@@ -32,6 +32,7 @@ FIGURES = (
     ("labelled_precision", "known precision"),
     ("labelled_recall", "known recall"),
     ("label_free_score", "label-free score"),
+    ("silhouette", "silhouette of P"),
 )
 
 

@@ -23,6 +23,9 @@ from mprd.config import Config
 from mprd.config_loading import read_yaml, setting_names, suggest
 from mprd.errors import UserError
 
+Objective = Literal["label_free_score", "silhouette", "mAP"]
+"""A figure of an epoch, the higher the better."""
+
 Value = bool | int | float | str | None
 Settings = dict[str, Any]
 """Settings under dotted names, such as `{"pairs.mu": 0.3}`."""
@@ -146,6 +149,8 @@ class Study(Part):
     """Runs in all where the points are drawn; seeds count."""
     stop: Stop | None = None
     """Stop poor trials early."""
+    objective: Objective = "label_free_score"
+    """What the best point, the sampler and the stop rule go by, of an epoch's figures; `--objective` overrules."""
     paper: Paper | None = None
 
     @field_validator("space", "set")

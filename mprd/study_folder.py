@@ -22,9 +22,8 @@ from mprd.config import Config
 from mprd.config_loading import build_config, merge, read_yaml
 from mprd.errors import UserError
 from mprd.run_folder import RunFolder, write_text
-from mprd.studies import SEED, Point, Settings, Study, build_study, name_point, nest, write_study
+from mprd.studies import SEED, Objective, Point, Settings, Study, build_study, name_point, nest, write_study
 
-Objective = Literal["label_free_score", "mAP"]
 State = Literal["running", "finished", "stopped", "failed"]
 ENDED = ("finished", "stopped")
 

@@ -17,6 +17,7 @@ SERIES = (
     ("mAP", "mAP", "tab:blue"),
     ("rank1", "Rank-1", "tab:orange"),
     ("label_free_score", "label-free score", "grey"),
+    ("silhouette", "silhouette of P", "silver"),
 )
 """Figures drawn for each point."""
 

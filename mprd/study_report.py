@@ -17,15 +17,16 @@ from mprd.config import Config
 from mprd.console import FIGURES
 from mprd.html_page import render_page
 from mprd.run_folder import describe_run, write_text
-from mprd.studies import SEED, Settings, Study
-from mprd.study_folder import Objective, StudyFolder, Trial, trial_config
+from mprd.studies import SEED, Objective, Settings, Study
+from mprd.study_folder import StudyFolder, Trial, trial_config
 from mprd.study_plots import draw_plots
 
 NAMES = dict(FIGURES)
-COLUMNS = ("label_free_score", "mAP", "rank1", "pair_precision", "pair_recall")
+LABEL_FREE = ("label_free_score", "silhouette")
+COLUMNS = (*LABEL_FREE, "mAP", "rank1", "pair_precision", "pair_recall")
 """Figures of the table."""
 
-SHORT = {"label_free_score": "score", "pair_precision": "prec", "pair_recall": "rec"}
+SHORT = {"label_free_score": "score", "silhouette": "silh", "pair_precision": "prec", "pair_recall": "rec"}
 """Their names where a terminal is narrow."""
 
 
@@ -171,9 +172,12 @@ def paper_cell(study: Study, dataset: str, point: str) -> str:
     return "" if figures is None else f"{100 * figures.mAP:.1f} / {100 * figures.rank1:.1f}"
 
 
-def score_agreement(figures: list[dict[str, Spread]]) -> float | None:
-    """Say how far the label-free score orders points as mAP does."""
-    return rank_correlation([f["label_free_score"].mean for f in figures], [f["mAP"].mean for f in figures])
+def order_agreement(points: list[PointResult], key: str) -> float | None:
+    """Say how far a figure orders points as mAP does; None for less than four, whose order says nothing."""
+    both = [point.figures for point in points if {"mAP", key} <= point.figures.keys()]
+    if len(both) < 4:
+        return None
+    return rank_correlation([figures[key].mean for figures in both], [figures["mAP"].mean for figures in both])
 
 
 def rank_correlation(first: list[float], second: list[float]) -> float | None:
@@ -206,7 +210,7 @@ def table_values(
     objective: Objective,
 ) -> dict[str, Any]:
     """Gather what `study_tables.html` asks for."""
-    both = [point.figures for point in points if {"mAP", "label_free_score"} <= point.figures.keys()]
+    orders = {NAMES[key]: order_agreement(points, key) for key in LABEL_FREE}
     return {
         "study": study,
         "points": points,
@@ -216,9 +220,7 @@ def table_values(
         "names": NAMES,
         "columns": [key for key in COLUMNS if any(key in point.figures for point in points)],
         "counts": {state: sum(row["state"] == state for row in rows) for state in ("finished", "stopped", "failed")},
-        # an order of two or three says nothing
-        "correlation": score_agreement(both) if len(both) > 3 else None,
-        "num_compared": len(both),
+        "orders": {name: agreement for name, agreement in orders.items() if agreement is not None},
         "paper_cell": paper_cell,
     }
 

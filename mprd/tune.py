@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -11,8 +11,8 @@ from mprd.cli import PRESETS, choose_launcher, run_command
 
 if TYPE_CHECKING:
     from mprd.config import Config
-    from mprd.studies import Study
-    from mprd.study_folder import Ledger, Objective, StudyFolder
+    from mprd.studies import Objective, Study
+    from mprd.study_folder import Ledger, StudyFolder
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,7 +31,7 @@ def tune(
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting of all trials; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Study folder; by default runs/study-NAME.")] = None,
-    objective: Annotated[str | None, typer.Option(help="label_free_score (the default) or mAP.")] = None,
+    objective: Annotated[str | None, typer.Option(help="label_free_score, silhouette or mAP; else its own.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side; by default what fits.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="Share of a GPU that a trial takes.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; by default this machine.")] = None,
@@ -100,7 +100,7 @@ def launch(
     folder = StudyFolder(out or Path("runs") / f"study-{name}")
     if not resume:
         assert name is not None
-        begin(folder, name, settings, smoke=smoke, trials=trials, objective=objective or "label_free_score")
+        begin(folder, name, settings, smoke=smoke, trials=trials, objective=objective)
     folder.check_is_there()
     with held(folder.path):
         run_and_report(folder, trials=trials, launcher=launcher, resources=resources)
@@ -143,9 +143,10 @@ def check_options(
 ) -> None:
     """Refuse options that contradict each other."""
     from mprd.errors import UserError
+    from mprd.studies import Objective
 
-    if objective not in (None, "label_free_score", "mAP"):
-        raise UserError(f"--objective must be label_free_score or mAP, but got {objective!r}")
+    if objective not in (None, *get_args(Objective)):
+        raise UserError(f"--objective must be {', '.join(get_args(Objective))}, but got {objective!r}")
     if name is None and not (resume and out):
         raise UserError("--study NAME is missing; --list shows all studies")
     if resume and (smoke or objective or any(settings.values())):
@@ -167,7 +168,7 @@ def begin(
     config = read_settings(study, settings, smoke=smoke)
     for point in study.grid():
         trial_config(config, Trial(0, point.name, dict(point.set), study.seeds[0]))
-    folder.create(study, config, objective=objective, num_trials=trials or study.num_trials)
+    folder.create(study, config, objective=objective or study.objective, num_trials=trials or study.num_trials)
 
 
 SMOKE_TRIALS = 4

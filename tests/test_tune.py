@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mprd import tune
 from mprd.config_loading import build_config, load_config
 from mprd.console import FIGURES
 from mprd.errors import UserError
@@ -26,7 +27,7 @@ from mprd.studies import Study, build_study
 from mprd.study_folder import Ledger, StudyFolder, Trial, trial_config
 from mprd.study_loop import keep_error, read_error
 from mprd.study_report import PointResult as Result
-from mprd.study_report import Spread, choose_best, rank_correlation, spreads
+from mprd.study_report import Spread, choose_best, order_agreement, rank_correlation, spreads
 from mprd.tune import app, launch
 
 from .conftest import TINY
@@ -243,6 +244,16 @@ def test_one_lucky_seed_does_not_make_the_best_point() -> None:
     assert choose_best([], "mAP") is None
 
 
+def test_four_points_are_needed_to_say_how_a_figure_orders_them() -> None:
+    def point(mean: float, score: float | None) -> Result:
+        figures = {"mAP": Spread(mean, None)} | ({} if score is None else {"silhouette": Spread(score, None)})
+        return Result("x", {}, (0,), figures)
+
+    points = [point(0.1, 0.5), point(0.2, 0.4), point(0.3, 0.3), point(0.4, 0.2)]
+    assert order_agreement(points, "silhouette") == pytest.approx(-1)
+    assert order_agreement([*points[:3], point(0.4, None)], "silhouette") is None
+
+
 def test_the_rank_correlation_gives_ties_their_mean_rank() -> None:
     assert rank_correlation([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
@@ -302,6 +313,17 @@ def test_the_page_holds_its_plots_and_names_no_other_place(finished: Path) -> No
     assert page.count("data:image/png;base64,") == 3
     assert "http" not in page
     assert all(name in page for name in ("mu=0.3", "mu=0.5", "Rises, then drops."))
+
+
+def test_a_study_names_its_objective_and_the_command_line_another(
+    tmp_path: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "run_and_report", lambda *_args, **_kwargs: None)
+    write_study_file(tmp_path, {**STUDY, "objective": "silhouette"})
+    run_study("small", tiny_root, tmp_path / "own")
+    run_study("small", tiny_root, tmp_path / "other", objective="mAP")
+    chosen = [StudyFolder(tmp_path / name).read_options()["objective"] for name in ("own", "other")]
+    assert chosen == ["silhouette", "mAP"]
 
 
 def test_the_study_file_is_an_optuna_database(finished: Path) -> None:
@@ -423,7 +445,7 @@ def test_on_ray_a_failing_trial_is_written_down_and_a_poor_one_stopped(tiny_root
         (["--study", "mu_swep"], "unknown study 'mu_swep', did you mean mu_sweep?"),
         ([], "--study NAME is missing"),
         (["--study", "small", "--trials", "0"], "--trials must be at least 1"),
-        (["--study", "small", "--objective", "map"], "--objective must be label_free_score or mAP"),
+        (["--study", "small", "--objective", "map"], "--objective must be label_free_score, silhouette, mAP, but got"),
         (["--study", "small", "--launcher", "slurm"], "--launcher must be ray or local"),
         (["--study", "small", "--resume"], "holds no study to go on with"),
         (["--study", "small", "--resume", "--smoke"], "--resume goes on with the settings of its study folder"),
