@@ -130,8 +130,8 @@ def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 
     """Return how well labels and features fit, without any identity: the mean silhouette (Rousseeuw 1987) of P.
 
     Of image i it is (b - a) / max(a, b), where a is the mean distance to P_i and b that to the nearest image outside,
-    distances being 1 - cosine. Strangers in P_i raise a, mates left out of it lower b. An image without a positive, or
-    without anybody outside, counts as 0.
+    distances being 1 - cosine. Strangers in P_i raise a, mates left out of it lower b. An image without a positive
+    counts as -1, the limit for a growing a: as 0 it would outdo bad labels. One without anybody outside counts as 0.
 
     Args:
         features: `[N, D]`, unit length.
@@ -144,10 +144,9 @@ def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 
         outside = distances.masked_fill(is_positive, torch.inf).scatter_(1, rows[:, None], torch.inf).amin(1)
         counts = is_positive.sum(1)
         inside = distances.masked_fill(~is_positive, 0).sum(1) / counts.clamp(min=1)
-        counted = (counts > 0) & outside.isfinite()
         # copies of one image have no distance at all
         widths = (outside - inside) / torch.maximum(outside, inside).clamp(min=1e-6)
-        total += widths.where(counted, 0).sum()
+        total += widths.where(counts > 0, -1).where(outside.isfinite(), 0).sum()
     return float(total / len(features))
 
 
