@@ -22,7 +22,6 @@ from mprd.config import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
-from mprd.data.labelled import choose_labelled
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_pool import PairSources, PoolStep, draw_pool
 from mprd.labelling import CandidateLabeller, Labels, RuleLabeller, choose_labeller
@@ -30,7 +29,7 @@ from mprd.memory import FeatureMemory
 from mprd.neighbor_lists import NeighborLists, list_features
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
-from mprd.pairs import PADDING, MetaSet, PositiveLimit
+from mprd.pairs import PADDING, PositiveLimit, choose_meta
 from mprd.reciprocal import SimilarityTable
 from mprd.requirements import check_requirements
 from mprd.seeding import Draw, generator
@@ -114,18 +113,11 @@ class Trainer:
         check_requirements(config, dataset, self.world)
         self.pids = as_tensor(train.pids, device)
         self.camids = as_tensor(train.camids, device)
-        meta = self.choose_meta()
+        meta = choose_meta(config, dataset, device)
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
         self.state.meta = meta
         self.limit = PositiveLimit.of_labelled(meta, self.camids, self.num_images) if config.limits_positives else None
         self.extracted_lists: NeighborLists | None = None
-
-    def choose_meta(self) -> MetaSet:
-        """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
-        if not self.config.uses_meta:
-            return MetaSet.empty(self.device)
-        chosen = choose_labelled(self.dataset.train, self.dataset.root, self.config.meta, seed=self.config.train.seed)
-        return MetaSet(*(torch.as_tensor(part, device=self.device) for part in chosen))
 
     # -- the state of an epoch --------------------------------------------------------------------
 

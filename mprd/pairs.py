@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mprd.config import Config
+from mprd.data.datasets import ReidDataset
+from mprd.data.labelled import choose_labelled
 from mprd.reciprocal import AVERAGED, NEAREST, reciprocal_similarities
 
 PADDING = -1
@@ -38,6 +41,14 @@ class MetaSet:
     def table(self) -> Tensor:
         """Return ids and identities as one tensor `[2, Z]`, as a checkpoint keeps them."""
         return torch.stack([self.ids, self.pids])
+
+
+def choose_meta(config: Config, dataset: ReidDataset, device: torch.device) -> MetaSet:
+    """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
+    if not config.uses_meta:
+        return MetaSet.empty(device)
+    chosen = choose_labelled(dataset.train, dataset.root, config.meta, seed=config.train.seed)
+    return MetaSet(*(torch.as_tensor(part, device=device) for part in chosen))
 
 
 class PositiveTable:

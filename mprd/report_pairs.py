@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from mprd import checkpoint, diagnostics
-from mprd.data.labelled import choose_labelled
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
 from mprd.labelling import CandidateLabeller, Labels, ListOverlap, label_all
 from mprd.neighbor_lists import NeighborLists, list_features
-from mprd.pairs import PADDING, MetaSet, PositiveLimit
+from mprd.pairs import PADDING, PositiveLimit, choose_meta
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
 from mprd.subgraphs import build_serially
@@ -72,10 +71,11 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
 
     Raises UserError where the training images are gone.
     """
-    config, memory, meta = snapshot.config.pairs, snapshot.memory, labelled_images(snapshot)
+    config, memory = snapshot.config.pairs, snapshot.memory
+    camids = snapshot.camids()
+    meta = choose_meta(snapshot.config, snapshot.need_dataset(), memory.device)
     decides = "g_ij" if has_gcn(snapshot) else "list overlap" if config.labeller == "jaccard" else None
     features = list_features(snapshot.config.neighbors.source, memory, lambda: snapshot.extract(snapshot.need_train()))
-    camids = snapshot.camids()
     lists = NeighborLists(features, camids, snapshot.config.neighbors)
     limit = PositiveLimit.of_labelled(meta, camids, len(memory)) if snapshot.config.limits_positives else None
     labeller = CandidateLabeller(
@@ -138,15 +138,6 @@ def trained_gcn(snapshot: Snapshot) -> PairGCN:
     gcn = build_gcn(snapshot.config.gcn, num_features=snapshot.memory.shape[1]).to(snapshot.memory.device).eval()
     checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
     return gcn
-
-
-def labelled_images(snapshot: Snapshot) -> MetaSet:
-    """Return Z as the run was told it; nothing where nobody asked."""
-    config = snapshot.config
-    if not config.uses_meta:
-        return MetaSet.empty(snapshot.memory.device)
-    chosen = choose_labelled(snapshot.need_train(), snapshot.need_dataset().root, config.meta, seed=config.train.seed)
-    return MetaSet(*(torch.as_tensor(part, device=snapshot.memory.device) for part in chosen))
 
 
 def has_gcn(snapshot: Snapshot) -> bool:
