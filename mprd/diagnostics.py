@@ -126,7 +126,7 @@ def nearest_lists(features: Tensor, camids: Tensor | None, *, k: int, block_rows
 
 
 @torch.no_grad()
-def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 1024) -> float:
+def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 256) -> float:
     """Return how well labels and features fit, without any identity: the mean silhouette (Rousseeuw 1987) of P.
 
     Of image i it is (b - a) / max(a, b), where a is the mean distance to P_i and b that to the nearest image outside,
