@@ -31,7 +31,7 @@ def tune(
         typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting of all trials; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Study folder; by default runs/study-NAME.")] = None,
-    objective: Annotated[str | None, typer.Option(help="label_free_score, silhouette, mAP; default: the study's.")] = None,
+    objective: Annotated[str | None, typer.Option(help="label_free_score, silhouette or mAP, not the study's.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side; by default what fits.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="Share of a GPU that a trial takes.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; by default this machine.")] = None,
