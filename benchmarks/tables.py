@@ -42,6 +42,7 @@ COLUMNS = {
     "pair_precision_cross": "cross-camera precision",
     "pair_recall_cross": "recall",
     "label_free_score": "label-free score",
+    "silhouette": "silhouette of P",
 }
 PICKS = {"by label-free score": "mAP of its best epoch", "best on test": "best mAP on test"}
 LAST_THIRD = 3
