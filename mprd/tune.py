@@ -98,10 +98,11 @@ def launch(
     if launcher == "local" and any(value is not None for value in resources.values()):
         raise UserError("--concurrency, --gpus-per-trial and --address are Ray's: give --launcher ray")
     folder = StudyFolder(out or Path("runs") / f"study-{name}")
-    if not resume:
+    if resume:
+        folder.check_is_there()
+    else:
         assert name is not None
         begin(folder, name, settings, smoke=smoke, trials=trials, objective=objective)
-    folder.check_is_there()
     with held(folder.path):
         run_and_report(folder, trials=trials, launcher=launcher, resources=resources)
 
