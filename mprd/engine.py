@@ -29,7 +29,7 @@ from mprd.memory import FeatureMemory
 from mprd.neighbor_lists import NeighborLists, list_features
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import find_neighbors
-from mprd.pairs import PADDING, PositiveLimit, choose_meta
+from mprd.pairs import PADDING, choose_limit, choose_meta
 from mprd.reciprocal import SimilarityTable
 from mprd.requirements import check_requirements
 from mprd.seeding import Draw, generator
@@ -116,7 +116,7 @@ class Trainer:
         meta = choose_meta(config, dataset, device)
         self.state = build_state(config, num_images=self.num_images, device=device, world=self.world)
         self.state.meta = meta
-        self.limit = PositiveLimit.of_labelled(meta, self.camids, self.num_images) if config.limits_positives else None
+        self.limit = choose_limit(config, meta, self.camids, self.num_images)
         self.extracted_lists: NeighborLists | None = None
 
     # -- the state of an epoch --------------------------------------------------------------------

@@ -127,6 +127,11 @@ class PositiveLimit:
         return ids.masked_fill(~is_kept, PADDING)
 
 
+def choose_limit(config: Config, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit | None:
+    """Measure the limit on Z; None where the settings want none."""
+    return PositiveLimit.of_labelled(meta, camids, num_images) if config.limits_positives else None
+
+
 def mask_to_ids(mask: Tensor) -> Tensor:
     """Turn a boolean `[B, N]` into ids `[B, W]`, rising, padded with -1."""
     counts = mask.sum(1)

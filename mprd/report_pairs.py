@@ -13,7 +13,7 @@ from mprd.errors import UserError
 from mprd.gcn import PairGCN
 from mprd.labelling import CandidateLabeller, Labels, ListOverlap, label_all
 from mprd.neighbor_lists import NeighborLists, list_features
-from mprd.pairs import PADDING, PositiveLimit, choose_meta
+from mprd.pairs import PADDING, MetaSet, choose_limit, choose_meta
 from mprd.report_snapshot import Snapshot
 from mprd.state import build_gcn
 from mprd.subgraphs import build_serially
@@ -71,23 +71,11 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
 
     Raises UserError where the training images are gone.
     """
-    config, memory = snapshot.config.pairs, snapshot.memory
-    camids = snapshot.camids()
+    memory, decides = snapshot.memory, judge_name(snapshot)
+    snapshot.need_train()  # images that have changed since would get the labels of others
     meta = choose_meta(snapshot.config, snapshot.need_dataset(), memory.device)
-    decides = "g_ij" if has_gcn(snapshot) else "list overlap" if config.labeller == "jaccard" else None
-    features = list_features(snapshot.config.neighbors.source, memory, lambda: snapshot.extract(snapshot.need_train()))
-    lists = NeighborLists(features, camids, snapshot.config.neighbors)
-    limit = PositiveLimit.of_labelled(meta, camids, len(memory)) if snapshot.config.limits_positives else None
-    labeller = CandidateLabeller(
-        trained_gcn(snapshot) if decides == "g_ij" else ListOverlap(),
-        memory,
-        lists,
-        mu=config.jaccard if decides == "list overlap" else config.mu,
-        is_live=False,
-        decide="likelihood" if decides is None else config.decide,
-        limit=limit,
-        clustering=snapshot.config.clusters,
-    )
+    labeller = rebuild_labeller(snapshot, meta)
+    lists = labeller.lists
     everyone = torch.arange(len(memory), device=memory.device)
     found, is_positive = [], torch.zeros_like(lists.ids, dtype=torch.bool)
     for ids, part in label_all(labeller, everyone, build=build_serially, world=World(device=memory.device)):
@@ -120,6 +108,29 @@ def judge_candidates(snapshot: Snapshot) -> Candidates:
         decides,
         labeller.mu,
         None if decides is None else is_positive[where].cpu().numpy(),
+    )
+
+
+def judge_name(snapshot: Snapshot) -> str | None:
+    """Name the score that judges candidates in this state; None where nothing does."""
+    if has_gcn(snapshot):
+        return "g_ij"
+    return "list overlap" if snapshot.config.pairs.labeller == "jaccard" else None
+
+
+def rebuild_labeller(snapshot: Snapshot, meta: MetaSet) -> CandidateLabeller:
+    """Build the labeller of this state, its lists searched anew; list overlap judges where nothing else does."""
+    config, memory, camids, name = snapshot.config, snapshot.memory, snapshot.camids(), judge_name(snapshot)
+    features = list_features(config.neighbors.source, memory, lambda: snapshot.extract(snapshot.need_train()))
+    return CandidateLabeller(
+        trained_gcn(snapshot) if name == "g_ij" else ListOverlap(),
+        memory,
+        NeighborLists(features, camids, config.neighbors),
+        mu=config.pairs.jaccard if name == "list overlap" else config.pairs.mu,
+        is_live=False,
+        decide="likelihood" if name is None else config.pairs.decide,
+        limit=choose_limit(config, meta, camids, len(memory)),
+        clustering=config.clusters,
     )
 
 
