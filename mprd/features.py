@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from mprd.backbone import Backbone
 from mprd.batch_norm import BatchCut
 from mprd.data.images import PlainImages, TrainImages, make_loader
+from mprd.device import send
 from mprd.world import Shares
 
 AT_ONCE = 512
@@ -44,7 +45,7 @@ def made_on_device(
         group = batches[start : start + many]
         ids, sizes = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in group]), [*map(len, group)]
         shown = images.batch(ids, device).split(sizes)
-        yield from zip(shown, torch.from_numpy(ids).to(device, non_blocking=True).split(sizes), strict=True)
+        yield from zip(shown, send(ids, device).split(sizes), strict=True)
 
 
 def shared_batches(
@@ -57,9 +58,11 @@ def shared_batches(
     own = [batch[cut.shares(len(batch)).own] for batch in batches]
     held = [number for number, ids in enumerate(own) if ids]
     stream = image_batches(images, [own[number] for number in held], num_workers=num_workers, device=device)
+    everyones = send([index for batch in batches for index in batch], device, dtype=torch.int64)
+    ids = everyones.split([*map(len, batches)])
     for number, (shown, _) in zip(held, stream, strict=True):
         cut.set_batch(len(batches[number]))
-        yield shown, torch.tensor(batches[number], device=device)
+        yield shown, ids[number]
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mprd.device import send
 from mprd.losses import hard_negatives
 from mprd.pairs import PADDING, PositiveTable
 
@@ -72,8 +73,8 @@ def split_steps(pairs: LabelledPairs, counts: Sequence[int]) -> list[LabelledPai
     """Part the pairs of several steps, with `counts[s]` anchors each, and count each step's anchors from 0."""
     device = pairs.anchors.device
     sizes = torch.tensor(counts)
-    numbers = torch.arange(len(counts)).repeat_interleave(sizes).to(device)
-    firsts = (sizes.cumsum(0) - sizes).to(device)
+    numbers = send(torch.arange(len(counts)).repeat_interleave(sizes), device)
+    firsts = send(sizes.cumsum(0) - sizes, device)
     steps, order = numbers[pairs.anchors].sort(stable=True)
     found = torch.bincount(steps, minlength=len(counts)).tolist()
     columns = (pairs.pairs[order], pairs.is_positive[order], pairs.anchors[order] - firsts[steps])
@@ -90,7 +91,7 @@ def label(first: Tensor, second: Tensor, wanted: Tensor, *, is_positive: bool) -
 
 def choose(is_valid: Tensor, counts: Tensor, draws: StepDraws) -> Tensor:
     """Draw `counts[a]` of the valid columns of each row without replacement; boolean like `is_valid`."""
-    keys = draws.uniform(is_valid.shape[1]).to(is_valid.device).masked_fill(~is_valid, -1.0)
+    keys = send(draws.uniform(is_valid.shape[1]), is_valid.device).masked_fill(~is_valid, -1.0)
     ranks = keys.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
     return (ranks < counts[:, None]) & is_valid
 
@@ -128,7 +129,7 @@ def random_negatives(anchors: Tensor, positives: PositiveTable, *, num_images: i
 
     An image is passed over where it happens to stand in P_i.
     """
-    second = draws.integers(num_images)[:, None].to(anchors.device)
+    second = send(draws.integers(num_images), anchors.device)[:, None]
     is_known = (positives.ids[anchors] == second).any(1, keepdim=True)
     return label(anchors, second, ~is_known, is_positive=False)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mprd import gcn_pairs
+from mprd.device import send
 from mprd.features import ordered_batches
 from mprd.gcn_pairs import LabelledPairs, StepDraws
 from mprd.losses import pair_bce
@@ -89,7 +90,7 @@ def steps_at_once(sources: PairSources, *, num_anchors: int) -> int:
 def draw_steps(chunks: list[list[int]], sources: PairSources, draws: list[torch.Generator]) -> list[PoolStep]:
     """Draw the pairs of some steps, each for its anchors and for one labelled image for each of them."""
     counts = [*map(len, chunks)]
-    anchors = torch.tensor([anchor for chunk in chunks for anchor in chunk], device=sources.memory.device)
+    anchors = send([anchor for chunk in chunks for anchor in chunk], sources.memory.device)
     steps = StepDraws(draws, counts)
     nothing = gcn_pairs.no_pairs(anchors.device)
     unlabelled = nothing if sources.use == "meta" else draw_unlabelled(anchors, sources, steps)
@@ -118,7 +119,7 @@ def draw_unlabelled(anchors: Tensor, sources: PairSources, draws: StepDraws) -> 
 def draw_meta(images: Tensor, sources: PairSources, draws: StepDraws) -> LabelledPairs:
     """Draw a z_j for each image x_i (Alg. 1 line 4), and its pairs (Sec. 4.2 item 2)."""
     meta = sources.meta
-    drawn = draws.integers(len(meta)).to(images.device)
+    drawn = send(draws.integers(len(meta)), images.device)
     if sources.meta_pairs == "candidates":
         return gcn_pairs.candidate_meta_pairs(meta.ids, meta.pids, drawn, images, sources.neighbor_ids, draws=draws)
     return gcn_pairs.random_meta_pairs(meta.ids, meta.pids, drawn, images, draws=draws)

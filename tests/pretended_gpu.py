@@ -1,7 +1,8 @@
 """A GPU that is not there: tensors that say they are on it, hold their values on the CPU, and mind their company.
 
 Operators refuse tensors of two devices as CUDA does, and whatever would make the host wait is counted by the line that
-asked. Gradients are zero: torch's engine cannot be talked into a backward pass without a driver.
+asked: sizes that depend on values, and copies either way unless `non_blocking` (torch ends those with
+cudaStreamSynchronize). Gradients are zero: torch's engine cannot be talked into a backward pass without a driver.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class PretendedGpu(TorchDispatchMode):
                 self.count()
         wanted = kwargs.get("device")
         on_gpu = bool(remote) if wanted is None else torch.device(wanted).type == "cuda"
-        if remote and name in COPYING and not (isinstance(args[0], Remote) if name == "aten::copy_" else on_gpu):
+        if is_awaited_copy(name, args, kwargs, on_gpu=on_gpu):
             self.count()
         found = func(*tree_map(local, args), **tree_map(local, kwargs))
         if on_gpu and name != "aten::_local_scalar_dense":
@@ -104,11 +105,36 @@ class PretendedGpu(TorchDispatchMode):
         self.waits[f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "a test"] += 1
 
 
+class PretendedStream:
+    """The order of work on the pretended GPU, and any event in it: waiting for one counts."""
+
+    def __init__(self, gpu: PretendedGpu) -> None:
+        self.gpu = gpu
+
+    def record_event(self) -> PretendedStream:
+        return self
+
+    def synchronize(self) -> None:
+        self.gpu.count()
+
+
 def local(leaf: Any) -> Any:
     """Give the values of a tensor of the GPU, and the CPU for its device."""
     if isinstance(leaf, Remote):
         return leaf.values
     return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == "cuda" else leaf
+
+
+def is_awaited_copy(name: str, args: Any, kwargs: Any, *, on_gpu: bool) -> bool:
+    """Say whether an operator copies between host and GPU, and stays until it is done."""
+    if name in INDEXING and isinstance(args[0], Remote):
+        return any(isinstance(index, Tensor) and not isinstance(index, Remote) for index in args[1])
+    if name not in COPYING:
+        return False
+    if name == "aten::copy_":
+        target, source = isinstance(args[0], Remote), isinstance(args[1], Remote)
+        return target != source and not (kwargs.get("non_blocking") or args[2:] == (True,))
+    return on_gpu != isinstance(args[0], Remote) and not kwargs.get("non_blocking")
 
 
 def is_masked(args: Any) -> bool:
@@ -139,7 +165,7 @@ def zero_gradients_only() -> Iterator[None]:
 @contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """Pretend that this machine has one GPU."""
-    made_sparse = torch.sparse_coo_tensor
+    made_sparse, gpu = torch.sparse_coo_tensor, PretendedGpu()
 
     def nothing(*_: Any) -> None:
         pass
@@ -161,6 +187,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
                 device_count=lambda: 1,
                 current_device=lambda: 0,
                 synchronize=nothing,
+                current_stream=lambda *_: PretendedStream(gpu),
                 mem_get_info=lambda *_: (BYTES, BYTES),
             ),
             # cuDNN has no operators on the CPU
@@ -169,7 +196,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
             # the invariants are read from memory that is not there
             patch.object(torch, "sparse_coo_tensor", unchecked),
             zero_gradients_only(),
-            PretendedGpu() as gpu,
+            gpu,
         ):
             yield gpu
     finally:

@@ -10,6 +10,7 @@ levels 0 to 255 until they are normalised.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -33,6 +34,7 @@ from mprd.data.augment import (
     View,
     between,
 )
+from mprd.device import send
 from mprd.seeding import draw_uniforms
 
 LUMA = (19595.0, 38470.0, 7471.0)
@@ -116,25 +118,25 @@ def augment_batch(pixels: Tensor, params: BatchParams, *, height: int, width: in
         maps = torch.where(column(params.grayscale, device).bool(), luma(maps), maps)
     blurred = np.flatnonzero(params.blur)
     if len(blurred):
-        rows = torch.as_tensor(blurred, device=device)
+        rows = send(blurred, device)
         maps[rows] = blur_batch(maps[rows], params.blur[blurred] * height)
     return erase_batch(normalise_batch(maps), params.erase)
 
 
 def carry_colours(pixels: Tensor, tables: np.ndarray) -> Tensor:
     """Look every level up in its image's table: uint8 `[B, 3, h, w]` through uint8 `[B, 3, 256]`."""
-    levels = torch.from_numpy(tables).to(pixels.device, non_blocking=True)
+    levels = send(tables, pixels.device)
     return levels.gather(2, pixels.flatten(2).long()).view(pixels.shape)
 
 
 def column(values: np.ndarray, device: torch.device) -> Tensor:
     """Shape one number an image as `[B, 1, 1, 1]` float32."""
-    return torch.as_tensor(values, dtype=torch.float32).to(device, non_blocking=True).view(-1, 1, 1, 1)
+    return send(values, device, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
 def normalise_batch(pixels: Tensor) -> Tensor:
     """Take off ImageNet's mean and divide by its deviation; the bits of `normalise`."""
-    mean, std = (torch.from_numpy(part).to(pixels.device) for part in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (send(part, pixels.device) for part in (PIXEL_MEAN, PIXEL_STD))
     return pixels.float().sub(mean).div_(std)
 
 
@@ -143,28 +145,31 @@ def crop_and_resize_batch(maps: Tensor, crop: np.ndarray, flip: np.ndarray, *, h
     top, left, box_height, box_width = crop.T
     bottom, right = np.minimum(1.0, top + box_height), np.minimum(1.0, left + box_width)
     num, channels, h, w = maps.shape
-    across = resize_weights(left * w, right * w, source=w, target=width)
-    across = np.where(flip[:, None, None], across[:, ::-1], across)
-    down = resize_weights(top * h, bottom * h, source=h, target=height)
-    across_t, down_t = (torch.from_numpy(part).to(maps.device, non_blocking=True) for part in (across, down))
+    across = resize_weights(left * w, right * w, source=w, target=width, device=maps.device)
+    across = torch.where(send(flip, maps.device)[:, None, None], across.flip(1), across)
+    down = resize_weights(top * h, bottom * h, source=h, target=height, device=maps.device)
     # halves go up, as in Pillow; round_ would send them to the even neighbour
-    maps = torch.bmm(maps.reshape(num, channels * h, w), across_t.transpose(1, 2)).add_(0.5).floor_()
-    return torch.matmul(down_t[:, None], maps.view(num, channels, h, width)).add_(0.5).floor_()
+    maps = torch.bmm(maps.reshape(num, channels * h, w), across.transpose(1, 2)).add_(0.5).floor_()
+    return torch.matmul(down[:, None], maps.view(num, channels, h, width)).add_(0.5).floor_()
 
 
-def resize_weights(low: np.ndarray, high: np.ndarray, *, source: int, target: int) -> np.ndarray:
+def resize_weights(low: np.ndarray, high: np.ndarray, *, source: int, target: int, device: torch.device) -> Tensor:
     """Return Pillow's triangle filter from [low, high) to the target size, float32 `[B, target, source]`."""
     # Pillow takes the corners as float32 and goes on in double
     low, high = low.astype(np.float32), high.astype(np.float32)
-    scale = ((high - low).astype(np.float64) / target)[:, None]
-    support = np.maximum(scale, 1.0)
-    centre = low[:, None] + (np.arange(target) + 0.5) * scale
-    cells = np.arange(source) + 0.5
-    weights = np.maximum(0.0, 1 - np.abs(cells - centre[..., None]) / support[..., None])
-    first = np.maximum(0, np.trunc(centre - support + 0.5))[..., None]
-    last = np.minimum(source, np.trunc(centre + support + 0.5))[..., None]
-    weights *= (cells > first) & (cells < last)
-    return (weights / weights.sum(2, keepdims=True)).astype(np.float32)
+    step = (high - low).astype(np.float64) / target
+    # few cells of a row are not 0, and all others are left out
+    num_cells = min(source, 2 * math.ceil(step.max(initial=1.0)) + 1)
+    start, scale = send(np.stack([low.astype(np.float64), step]), device)[:, :, None]
+    support = scale.clamp(min=1.0)
+    centre = start + (torch.arange(target, device=device) + 0.5) * scale
+    first = (centre - support + 0.5).trunc().clamp(min=0)
+    last = (centre + support + 0.5).trunc().clamp(max=source)
+    cells = first.clamp(max=source - num_cells)[..., None] + torch.arange(num_cells, device=device)
+    weights = (1 - (cells + 0.5 - centre[..., None]).abs() / support[..., None]).clamp(min=0)
+    weights *= (cells >= first[..., None]) & (cells < last[..., None])
+    weights /= weights.sum(2, keepdim=True)
+    return torch.zeros(*centre.shape, source, device=device).scatter_(2, cells.long(), weights.float())
 
 
 def rotate_batch(maps: Tensor, angle: np.ndarray) -> Tensor:
@@ -172,14 +177,14 @@ def rotate_batch(maps: Tensor, angle: np.ndarray) -> Tensor:
     if not angle.any():
         return maps
     height, width = maps.shape[2:]
-    cos, sin = (torch.as_tensor(f(np.radians(-angle)), device=maps.device)[:, None, None] for f in (np.cos, np.sin))
+    cos, sin = send(np.stack([f(np.radians(-angle)) for f in (np.cos, np.sin)]), maps.device)[..., None, None]
     y = torch.arange(height, device=maps.device, dtype=torch.float64)[:, None] + 0.5 - height / 2
     x = torch.arange(width, device=maps.device, dtype=torch.float64) + 0.5 - width / 2
     from_x, from_y = cos * x + sin * y, cos * y - sin * x
     grid = torch.stack([from_x / (width / 2), from_y / (height / 2)], dim=3)
     is_inside = ((grid >= -1) & (grid < 1)).all(3)[:, None]
     turned = F.grid_sample(maps, grid.float(), mode="bilinear", padding_mode="border", align_corners=False)
-    fill = torch.tensor(MEAN_COLOUR, dtype=maps.dtype, device=maps.device).view(1, 3, 1, 1)
+    fill = send(MEAN_COLOUR, maps.device, dtype=maps.dtype).view(1, 3, 1, 1)
     return torch.where(is_inside, turned.add_(EDGE).floor_(), fill)
 
 
@@ -206,7 +211,7 @@ def luma(maps: Tensor) -> Tensor:
 
 def blur_batch(maps: Tensor, sigma: np.ndarray) -> Tensor:
     """Blur each image by a Gaussian of its own deviation in pixels, as Pillow does: by three box blurs a direction."""
-    kernel = torch.from_numpy(box_kernels(sigma)).to(maps.device)
+    kernel = send(box_kernels(sigma), maps.device)
     reach = kernel.shape[1] // 2
     for shape, pad in (((1, 1, -1), (reach, reach, 0, 0)), ((1, -1, 1), (0, 0, reach, reach))):
         weight = kernel.view(len(maps), *shape)
@@ -232,10 +237,8 @@ def erase_batch(maps: Tensor, boxes: np.ndarray) -> Tensor:
     """Cover a box of each normalised image with the mean, 0, in place."""
     height, width = maps.shape[2:]
     top, left, box_height, box_width = boxes.T
-    first, last = np.round(top * height), np.round((top + box_height) * height)
-    begin, end = np.round(left * width), np.round((left + box_width) * width)
-    rows, columns = np.arange(height), np.arange(width)
-    is_row = (rows >= first[:, None]) & (rows < last[:, None])
-    is_column = (columns >= begin[:, None]) & (columns < end[:, None])
-    covered = torch.from_numpy(is_row[:, :, None] & is_column[:, None]).to(maps.device, non_blocking=True)
-    return maps.masked_fill_(covered[:, None], 0.0)
+    down, across = (top * height, (top + box_height) * height), (left * width, (left + box_width) * width)
+    first, last, begin, end = send(np.round([*down, *across]), maps.device)[..., None]
+    rows, columns = torch.arange(height, device=maps.device), torch.arange(width, device=maps.device)
+    is_row, is_column = (rows >= first) & (rows < last), (columns >= begin) & (columns < end)
+    return maps.masked_fill_((is_row[:, :, None] & is_column[:, None])[:, None], 0.0)
