@@ -37,7 +37,7 @@ from mprd.state import TrainState, build_state, non_finite
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
 from mprd.world import World
 
-CHECK_STEPS = 10
+CHECK_STEPS = 50
 """Steps after which the host looks at the losses of an accelerator."""
 
 
@@ -303,12 +303,16 @@ class Trainer:
         state, update = self.state, self.config.memory.update
         shares = state.backbone.cut.shares(len(ids))
         own = ids[shares.own]
+        is_labelled = not self.config.pairs.is_once_an_epoch
+        # with nothing to update yet, what labels wait for is on its way while F is launched
+        label = labeller.begin(own) if is_labelled and update == "after" else None
         features = state.backbone(images)
         everyones = self.world.gather(features, shares.counts)
         if update == "before":
             state.memory.update(ids, everyones, gamma=self.gamma())
-        if not self.config.pairs.is_once_an_epoch:
-            self.set_positives(ids, labelling.gather_labels(labeller.label(own), shares.counts, self.world))
+            label = labeller.begin(own) if is_labelled else None
+        if label is not None:
+            self.set_positives(ids, labelling.gather_labels(label(), shares.counts, self.world))
         loss = shares.weight * self.batch_loss(features, own)
         whole = self.descend(state.backbone, state.optimizer, loss, part=loss, name="CNN")
         if update == "after":
@@ -380,7 +384,8 @@ class Trainer:
             if not torch.isfinite(whole):
                 raise non_finite(name, float(whole), self.state)
         else:
-            optimizer.found_inf = (~torch.isfinite(whole)).float()
+            # 0 times a number is 0, and of infinity and what is no number it is neither
+            optimizer.found_inf = (whole * 0 != 0).float()
             if self.state.step % CHECK_STEPS == 0:
                 self.state.check_losses()
         optimizer.step()

@@ -29,7 +29,7 @@ from mprd.gcn_inputs import (
     pair_scalars,
 )
 from mprd.reciprocal import SimilarityTable
-from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, drnl, overlap, pack, to_graph
+from mprd.subgraphs import END_LABEL, Link, SubgraphBatch, build_subgraphs, drnl, overlap, pack, to_graph
 
 ReadOut = Literal["pooled", "scalars", "both"]
 KERNEL_SIZE, STRIDE = 5, 2
@@ -142,8 +142,7 @@ class PairGCN(nn.Module):
         of_feature, of_label, _ = self.theta_1.split(self.columns)
         # the scale goes to the weights: scaling all features would take longer than the product itself
         by_feature = feature_columns(memory, variant=self.variant) @ (feature_scale(memory.shape[1]) * of_feature)
-        labels = label_columns(torch.arange(NUM_LABELS, device=memory.device), dtype=memory.dtype)
-        return F.pad((by_feature + (labels @ of_label)[:, None]).flatten(0, 1), (0, 0, 0, 1))
+        return F.pad((by_feature + of_label[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
     def judge(self, images: Images, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of one chunk."""
@@ -191,7 +190,7 @@ class PairGCN(nn.Module):
         are taken together, so that one long list does not widen all graphs.
         """
         if self.fits_at_once(memory.device, len(pairs), num_leaves=2 * neighbor_ids.shape[1]):
-            subgraphs = build_subgraphs(pairs, neighbor_ids)
+            subgraphs = build_subgraphs(pairs, neighbor_ids, is_trimmed=False)
             return self(memory, subgraphs, similarities=similarities).sigmoid(), overlap(subgraphs)
         pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])

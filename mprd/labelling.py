@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Protocol
+from functools import cached_property, partial
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,12 @@ from mprd.agreement import agreements, likelihood_graph
 from mprd.clusters import ClusterMemory, cluster_images, cluster_members, is_same_cluster
 from mprd.config import ClustersConfig, Config, Decision, Labeller, PairsConfig
 from mprd.gcn import PairGCN
-from mprd.neighbor_lists import NeighborLists
+from mprd.neighbor_lists import BatchSearch, NeighborLists
 from mprd.pairs import PADDING, MetaSet, PositiveLimit
 from mprd.reciprocal import SimilarityTable
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 from mprd.world import World
 
-Places = tuple[Tensor, Tensor]
-"""Rows and columns `[P]` of entries of a table."""
 LABEL_CHUNK = 256
 """Images labelled at a time in a pass over all of them."""
 
@@ -42,8 +40,33 @@ class Labels:
     """`[B, K]`, the overlap of the lists of i and j, what `ListOverlap` says; 0 at padding."""
     agreements: Tensor | None = None
     """`[B, K]`, how far i and j agree about all images; None where nobody asked."""
+    num_candidates: int = 0
+    """Entries of `candidates` that are not padding."""
     num_capped: int = 0
     """Lists that `neighbors.k_max` cut."""
+
+
+class Candidates(NamedTuple):
+    """The candidates of some images, as lists and as pairs."""
+
+    ids: Tensor
+    """`[B]`, the images i."""
+    near: Tensor
+    """`[B, K]`, NN_k(i) padded with -1."""
+    places: tuple[Tensor, ...]
+    """Rows and columns `[P]` of `near` where a candidate stands."""
+
+    @classmethod
+    def listed(cls, ids: Tensor, near: Tensor, *, count: int | None = None) -> Candidates:
+        """Look for the candidates in their lists; where `count` says how many, an accelerator is not waited for."""
+        is_there = near != PADDING
+        places = is_there.nonzero() if count is None else torch.nonzero_static(is_there, size=count)
+        return cls(ids, near, places.unbind(1))
+
+    @property
+    def pairs(self) -> Tensor:
+        """`[P, 2]`."""
+        return torch.stack([self.ids[self.places[0]], self.near[self.places]], dim=1)
 
 
 class PairJudge(Protocol):
@@ -139,39 +162,44 @@ class CandidateLabeller:
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
-        num_capped = 0
-        if self.is_live:
-            num_capped = self.lists.refresh_around(ids)
-        pair_ids, places = self.candidates(ids)
-        likelihoods, overlaps = self.judge.predict(
-            self.memory, self.lists.ids, pair_ids, similarities=self.similarities
-        )
-        return self.decide(ids, places, likelihoods, overlaps, num_capped=num_capped)
+        return self.begin(ids)()
 
-    def candidates(self, ids: Tensor) -> tuple[Tensor, Places]:
-        """Return the candidate pairs `[P, 2]` of the images `ids`, and where they stand in `[B, K]`."""
-        near = self.lists.ids[ids]
-        rows, columns = (near != PADDING).nonzero(as_tuple=True)
-        return torch.stack([ids[rows], near[rows, columns]], dim=1), (rows, columns)
+    def begin(self, ids: Tensor) -> Callable[[], Labels]:
+        """Start on the images `ids` `[B]`, and return what ends it; an accelerator is waited for at the end alone."""
+        if self.is_live:
+            return partial(self.label_around, self.lists.search_batch(ids))
+        return lambda: self.judge_lists(Candidates.listed(ids, self.lists.ids[ids]))
+
+    def label_around(self, batch: BatchSearch) -> Labels:
+        """Label a batch in lists that are searched anew (Alg. 1)."""
+        near, num_candidates, num_capped = self.lists.refresh_around(batch)
+        return self.judge_lists(Candidates.listed(batch.rows, near, count=num_candidates), num_capped=num_capped)
+
+    def judge_lists(self, candidates: Candidates, *, num_capped: int = 0) -> Labels:
+        """Build the graphs of the candidates, judge and decide."""
+        likelihoods, overlaps = self.judge.predict(
+            self.memory, self.lists.ids, candidates.pairs, similarities=self.similarities
+        )
+        return self.decide(candidates, likelihoods, overlaps, num_capped=num_capped)
 
     def decide(
-        self, ids: Tensor, places: Places, likelihoods: Tensor, overlaps: Tensor, *, num_capped: int = 0
+        self, candidates: Candidates, likelihoods: Tensor, overlaps: Tensor, *, num_capped: int = 0
     ) -> Labels:
-        """Apply Eq. 7 to the likelihoods `[P]` of the candidates at `places`."""
-        near = self.lists.ids[ids]
+        """Apply Eq. 7 to the likelihoods `[P]` of candidates."""
+        ids, near, places = candidates
         judged, shared = (values.new_zeros(near.shape).index_put_(places, values) for values in (likelihoods, overlaps))
         positives = pairs.accept(ids, near, judged, mu=self.mu, limit=self.limit)
-        return Labels(positives, near, judged, shared, num_capped=num_capped)
+        return Labels(positives, near, judged, shared, num_candidates=len(likelihoods), num_capped=num_capped)
 
     @torch.no_grad()
     def label_all(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
         """Label chunk after chunk of images, with subgraphs from whoever builds them."""
-        candidates = [self.candidates(ids) for ids in chunks]
-        sizes = [len(pair_ids) for pair_ids, _ in candidates]
-        stream = build(torch.cat([pair_ids for pair_ids, _ in candidates]), self.lists.ids, sizes)
-        for ids, (_, places), subgraphs in zip(chunks, candidates, stream, strict=True):
+        candidates = [Candidates.listed(ids, self.lists.ids[ids]) for ids in chunks]
+        pair_ids = [chunk.pairs for chunk in candidates]
+        stream = build(torch.cat(pair_ids), self.lists.ids, [*map(len, pair_ids)])
+        for chunk, subgraphs in zip(candidates, stream, strict=True):
             logits = self.judge(self.memory, subgraphs, similarities=self.similarities)
-            yield self.decide(ids, places, logits.sigmoid(), overlap(subgraphs))
+            yield self.decide(chunk, logits.sigmoid(), overlap(subgraphs))
 
 
 @dataclass(frozen=True)
@@ -189,6 +217,10 @@ class RuleLabeller:
     """For `dbscan`; None where no clusters were found."""
     limit: PositiveLimit | None = None
     """For `reciprocal` alone."""
+
+    def begin(self, ids: Tensor) -> Callable[[], Labels]:
+        """Return what labels the images `ids` `[B]`."""
+        return partial(self.label, ids)
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
@@ -290,9 +322,10 @@ def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
         return labels
     fills = {"positives": PADDING, "candidates": PADDING, "likelihoods": 0, "overlaps": 0}
     own = {name: part for name in fills if (part := getattr(labels, name)) is not None}
-    sizes = torch.tensor([[*(part.shape[1] for part in own.values()), labels.num_capped]], device=world.device)
+    counts_own = [labels.num_candidates, labels.num_capped]
+    sizes = torch.tensor([[*(part.shape[1] for part in own.values()), *counts_own]], device=world.device)
     sizes = world.gather(sizes, [1] * world.size)
-    widths, num_capped = sizes[:, :-1].amax(0).tolist(), int(sizes[:, -1].sum())
+    widths, (num_candidates, num_capped) = sizes[:, :-2].amax(0).tolist(), sizes[:, -2:].sum(0).tolist()
     padded = [
         F.pad(part, (0, width - part.shape[1]), value=fills[name])
         for (name, part), width in zip(own.items(), widths, strict=True)
@@ -300,4 +333,4 @@ def gather_labels(labels: Labels, counts: list[int], world: World) -> Labels:
     # float64 holds ids up to 2^53 and likelihoods alike, to the bit
     everyones = world.gather(torch.cat([part.double() for part in padded], dim=1), counts).split(widths, dim=1)
     tables = {name: part.to(own[name].dtype) for name, part in zip(own, everyones, strict=True)}
-    return Labels(**tables, num_capped=num_capped)
+    return Labels(**tables, num_candidates=num_candidates, num_capped=num_capped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,24 @@ from torch import Tensor
 
 from mprd.camera_bias import CameraStatistics
 from mprd.config import ListSource, NeighborsConfig
+from mprd.device import Fetched
 from mprd.neighbor_search import NeighborSearch
 from mprd.neighbors import NeighborTable, find_neighbors
 from mprd.pairs import PADDING
 from mprd.reciprocal import SimilarityTable, measure_similarities
+
+
+class BatchSearch(NamedTuple):
+    """The lists of a batch as found, and what is still to be searched."""
+
+    rows: Tensor
+    """`[B]`, the images of the batch."""
+    table: NeighborTable
+    """Their lists, not trimmed."""
+    is_around: Tensor
+    """`[N]`, who stands in these lists and is not of the batch."""
+    sizes: Fetched
+    """The longest of the lists, how many entries they have, how many of them were cut, and how many are around."""
 
 
 class NeighborLists:
@@ -57,12 +71,11 @@ class NeighborLists:
         assert camids is not None, "features are standardised, and some come without their cameras"
         return self.cameras.standardise(features, camids)
 
-    def search(self, rows: Tensor | None = None) -> NeighborTable:
-        """Find the neighbours of some rows, or of all."""
-        if rows is None:
-            return self.search_all(self.features, camids=self.camids, **self.rule())
+    def search(self, rows: Tensor, *, is_trimmed: bool) -> NeighborTable:
+        """Find the neighbours of some rows."""
+        rule = {"camids": self.camids, "is_trimmed": is_trimmed, **self.rule()}
         # unit rows by Eq. 1 and the backbone; a look would read all of the memory, twice a step, and be waited for
-        return find_neighbors(self.features, camids=self.camids, rows=rows, is_checked=True, **self.rule())
+        return find_neighbors(self.features, rows=rows, is_checked=True, **rule)
 
     def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
         """Return the neighbour ids `[X, K]` of features `[X, D]` that are not in the memory."""
@@ -78,25 +91,42 @@ class NeighborLists:
         # shards and indexes know the cosine alone
         return rule if c.metric == "cosine" else {**rule, "density_k": c.density_k}
 
-    def refresh(self, rows: Tensor | None = None) -> NeighborTable:
-        """Search rows anew (all when None), keep the lists in `ids`, and return what was found."""
-        if rows is None and self.stands_still and self.found is not None:
-            return self.found
-        table = self.search(rows)
-        if rows is None:
-            self.ids, self.found = table.ids, table
-        else:
-            self.widen(table.ids.shape[1])
-            self.ids[rows] = F.pad(table.ids, (0, self.ids.shape[1] - table.ids.shape[1]), value=PADDING)
-        return table
+    def refresh(self) -> NeighborTable:
+        """Search all rows anew, keep the lists in `ids`, and return what was found."""
+        if self.found is None or not self.stands_still:
+            self.found = self.search_all(self.features, camids=self.camids, **self.rule())
+            self.ids = self.found.ids
+        return self.found
 
-    def refresh_around(self, ids: Tensor) -> int:
-        """Search the lists of a batch and of its neighbours; return how many of the batch's were cut by k_max."""
-        table = self.refresh(ids)
+    def search_batch(self, rows: Tensor) -> BatchSearch:
+        """Search the lists of a batch `[B]`; an accelerator is not waited for."""
+        table = self.search(rows, is_trimmed=False)
+        is_around = torch.zeros(len(self.ids), dtype=torch.bool, device=rows.device)
         # the image itself in place of padding, which a mask would have to count
-        near = table.ids.where(table.ids != PADDING, ids[:, None])
-        self.refresh(torch.cat([ids, near.flatten()]).unique())
-        return table.num_capped
+        near = table.ids.where(table.ids != PADDING, rows[:, None])
+        is_around.index_fill_(0, near.flatten(), True).index_fill_(0, rows, False)
+        sizes = [table.counts.max(), table.counts.sum(), table.is_capped.sum(), is_around.sum()]
+        return BatchSearch(rows, table, is_around, Fetched(torch.stack(sizes)))
+
+    def refresh_around(self, batch: BatchSearch) -> tuple[Tensor, int, int]:
+        """Keep the lists of a batch in `ids`, and search those of its neighbours.
+
+        Returns:
+            The batch's lists `[B, K]`, how many entries they have, and how many of them `k_max` cut.
+        """
+        width, num_entries, num_capped, num_around = batch.sizes.tolist()
+        near = batch.table.ids[:, :width]
+        around = torch.nonzero_static(batch.is_around, size=num_around).squeeze(1)
+        # how long the longest is would have to be waited for, and costs an accelerator less to leave open
+        found = self.search(around, is_trimmed=around.device.type == "cpu")
+        self.set_rows(batch.rows, near)
+        self.set_rows(around, found.ids)
+        return near, num_entries, num_capped
+
+    def set_rows(self, rows: Tensor, ids: Tensor) -> None:
+        """Replace the lists of the images `rows` `[B]` by `ids` `[B, K']`, padded with -1."""
+        self.widen(ids.shape[1])
+        self.ids[rows] = F.pad(ids, (0, self.ids.shape[1] - ids.shape[1]), value=PADDING)
 
     @cached_property
     def similarities(self) -> SimilarityTable:

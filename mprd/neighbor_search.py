@@ -63,7 +63,7 @@ def list_width(num_images: int, *, k: int, k_max: int) -> int:
 
 def to_table(best: Best, *, similarity: float, k: int, k_max: int) -> NeighborTable:
     """Apply the rule k_i = max(k, number of cosines above `similarity`), at most `k_max` (Sec. 5.2)."""
-    return cut(best.ids, (best.values > similarity).sum(1), k=k, k_max=k_max)
+    return cut(best.ids, (best.values > similarity).sum(1), k=k, k_max=k_max).trimmed()
 
 
 @torch.no_grad()
@@ -89,7 +89,7 @@ def find_by_index(
     best = without_self(search_index(features, kind, width + 1), width)
     table = to_table(best, similarity=similarity, k=k, k_max=k_max)
     # a part of the index that holds too few images pads with -1 itself
-    table = NeighborTable(table.ids, (table.ids >= 0).sum(1), table.num_capped)
+    table = NeighborTable(table.ids, (table.ids >= 0).sum(1), table.is_capped)
     recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max)
     logger.info("neighbors.search = %s: recall %.3f against exact lists of a sample", kind, recall)
     return table

@@ -24,15 +24,25 @@ NORM_TOLERANCE = 1e-3
 class NeighborTable:
     """Hold one list of neighbours a row: `ids` int64 [R, K], nearest first and padded with -1, `counts` int64 [R].
 
-    `num_capped` rows had more than `k_max` images above the similarity and were cut.
+    `is_capped` bool [R] marks rows that had more than `k_max` images above the similarity and were cut.
     """
 
     ids: Tensor
     counts: Tensor
-    num_capped: int
+    is_capped: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_capped(self) -> int:
+        """Count the rows that were cut."""
+        return int(self.is_capped.sum())
+
+    def trimmed(self) -> NeighborTable:
+        """Leave out the columns that no list fills."""
+        width = int(self.counts.max()) if len(self) else 0
+        return NeighborTable(self.ids[:, :width], self.counts, self.is_capped)
 
     @property
     def indptr(self) -> Tensor:
@@ -73,6 +83,7 @@ def find_neighbors(
     density_k: int | None = None,
     density: Density | None = None,
     is_checked: bool = False,
+    is_trimmed: bool = True,
     block_rows: int = 512,
 ) -> NeighborTable:
     """List k_i = max(k, number of cosines above `similarity`) neighbours an image, at most `k_max` (Sec. 5.2).
@@ -81,7 +92,8 @@ def find_neighbors(
     alone; `queries` [R, D] searches for images from outside, none excluded. The count always comes from the cosine,
     order and membership from `metric`; `camera` needs `camids` int64 [N] (and `query_camids` [R]). Both `csls` and
     `camera` correct by the `density_k` nearest; `density` spares the pass over all images that they start with, and
-    `is_checked` the look at all features of a caller who knows that they are unit rows.
+    `is_checked` the look at all features of a caller who knows that they are unit rows. Lists that are not trimmed are
+    all `k_max` wide, which an accelerator need not be waited for.
     Raises UserError where fewer than k others exist.
     """
     if not is_checked:
@@ -111,7 +123,8 @@ def find_neighbors(
             row_density = group_means(sim_BN, density) if self_ids is None else density.values[self_ids]
             order = correct(sim_BN, row_density, groups[block], density).topk(width, dim=1).indices
         ids[block] = order
-    return cut(ids, counts, k=k, k_max=k_max)
+    table = cut(ids, counts, k=k, k_max=k_max)
+    return table.trimmed() if is_trimmed else table
 
 
 @torch.no_grad()
@@ -186,12 +199,11 @@ def row_groups(density: Density, rows: Tensor, queries: Tensor | None, query_cam
 
 
 def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int) -> NeighborTable:
-    """Keep k_i ids a row (Sec. 5.2), pad the rest with -1, and count the rows that `k_max` cut."""
+    """Keep k_i ids a row (Sec. 5.2), pad the rest with -1 up to `k_max`, and mark the rows that `k_max` cut."""
     is_capped, counts = counts > k_max, counts.clamp(k, k_max)
-    # both at once: an accelerator is waited for a single time
-    num_capped, width = torch.stack([is_capped.sum(), counts.max()]).tolist() if len(counts) else (0, k)
-    is_past = torch.arange(width, device=ids.device) >= counts[:, None]
-    return NeighborTable(ids[:, :width].masked_fill(is_past, -1), counts, num_capped)
+    ids = ids[:, :k_max]
+    is_past = torch.arange(ids.shape[1], device=ids.device) >= counts[:, None]
+    return NeighborTable(ids.masked_fill(is_past, -1), counts, is_capped)
 
 
 def check_counts(num_others: int, k: int, k_max: int) -> None:

@@ -396,4 +396,4 @@ def find_in_shards(
     finally:
         rows.close()
     device = features.device
-    return NeighborTable(table.ids.to(device), table.counts.to(device), table.num_capped)
+    return NeighborTable(table.ids.to(device), table.counts.to(device), table.is_capped.to(device))

@@ -60,7 +60,7 @@ class Tally:
         assert labels.candidates is not None
         assert labels.likelihoods is not None
         assert labels.overlaps is not None
-        places = (labels.candidates != PADDING).nonzero(as_tuple=True)
+        places = torch.nonzero_static(labels.candidates != PADDING, size=labels.num_candidates).unbind(1)
         first, second = ids[places[0]], labels.candidates[places]
         cosines = (memory[first] * memory[second]).sum(1)
         columns = [first, second, labels.likelihoods[places], cosines, labels.overlaps[places]]

@@ -132,14 +132,15 @@ def grouped(sizes: Sequence[int], num_pairs: int) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def build_subgraphs(pairs: Tensor, neighbor_ids: Tensor) -> SubgraphBatch:
+def build_subgraphs(pairs: Tensor, neighbor_ids: Tensor, *, is_trimmed: bool = True) -> SubgraphBatch:
     """Build the two stars of each pair (Eq. 4) by integer comparisons.
 
     `pairs` int64 [P, 2]; `neighbor_ids` int [N, K], distinct ids a row, padded with -1 at the end, own id excluded.
-    Columns of the table that are empty for all of these pairs are left out, so K here is the longest list.
+    Columns of the table that are empty for all of these pairs are left out, so K here is the longest list; unless
+    not trimmed, for which an accelerator need not be waited for.
     """
     check_integers(pairs, neighbor_ids)
-    width = longest_list(pairs, neighbor_ids)
+    width = longest_list(pairs, neighbor_ids) if is_trimmed else neighbor_ids.shape[1]
     num_pairs, device = len(pairs), pairs.device
     nodes = torch.empty((num_pairs, 2 * width), dtype=torch.int64, device=device)
     in_i = torch.empty((num_pairs, 2 * width), dtype=torch.bool, device=device)

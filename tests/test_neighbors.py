@@ -195,7 +195,7 @@ def test_the_table_reads_as_csr() -> None:
 
 def test_no_rows_give_an_empty_table() -> None:
     table = find_neighbors(unit_rows(5), k=2, similarity=0.6, rows=torch.empty(0, dtype=torch.int64))
-    assert table.ids.shape == (0, 2)
+    assert table.ids.shape == (0, 0)
     assert table.indptr.tolist() == [0]
     assert table.indices.tolist() == []
 
