@@ -150,6 +150,8 @@ class NeighborsConfig(Section):
     """How all lists of an epoch are searched; a faiss index logs its recall. A batch's own lists are always exact."""
     num_shards: int = Field(0, ge=0)
     """Ray actors that hold the rows for an exact search of all lists; 0 searches in the training process."""
+    memory_mb: int = Field(256, ge=1)
+    """Memory that the similarities of some rows to all images may take; metrics other than cosine take three times."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> NeighborsConfig:

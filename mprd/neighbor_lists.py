@@ -14,7 +14,7 @@ from mprd.camera_bias import CameraStatistics
 from mprd.config import ListSource, NeighborsConfig
 from mprd.device import Fetched
 from mprd.neighbor_search import NeighborSearch
-from mprd.neighbors import NeighborTable, find_neighbors
+from mprd.neighbors import NeighborTable, find_neighbors, rows_at_once
 from mprd.pairs import PADDING
 from mprd.reciprocal import SimilarityTable, measure_similarities
 
@@ -87,7 +87,8 @@ class NeighborLists:
     def rule(self) -> dict[str, Any]:
         """Return the settings of the search."""
         c = self.config
-        rule = {"k": c.k, "similarity": c.similarity, "k_max": c.k_max, "metric": c.metric}
+        block_rows = rows_at_once(len(self.features), self.features.device, memory_mb=c.memory_mb)
+        rule = {"k": c.k, "similarity": c.similarity, "k_max": c.k_max, "metric": c.metric, "block_rows": block_rows}
         # shards and indexes know the cosine alone
         return rule if c.metric == "cosine" else {**rule, "density_k": c.density_k}
 

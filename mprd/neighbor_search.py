@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors import NeighborTable, check_counts, check_features, cut, find_neighbors
+from mprd.neighbors import CPU_ROWS, NeighborTable, check_counts, check_features, cut, find_neighbors
 
 logger = logging.getLogger("mprd")
 
@@ -76,6 +76,7 @@ def find_by_index(
     k_max: int = 64,
     metric: str = "cosine",
     camids: Tensor | None = None,
+    block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List the neighbours of all images as `find_neighbors` does, approximately, and log the recall on a sample.
 
@@ -90,7 +91,7 @@ def find_by_index(
     table = to_table(best, similarity=similarity, k=k, k_max=k_max)
     # a part of the index that holds too few images pads with -1 itself
     table = NeighborTable(table.ids, (table.ids >= 0).sum(1), table.is_capped)
-    recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max)
+    recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max, block_rows=block_rows)
     logger.info("neighbors.search = %s: recall %.3f against exact lists of a sample", kind, recall)
     return table
 
@@ -127,10 +128,10 @@ def without_self(best: Best, width: int) -> Best:
     return Best(best.values.gather(1, order), best.ids.gather(1, order))
 
 
-def measure_recall(table: NeighborTable, features: Tensor, *, k: int, similarity: float, k_max: int) -> float:
-    """Return the share of the exact neighbours of evenly spread rows that the table lists."""
+def measure_recall(table: NeighborTable, features: Tensor, **rule: Any) -> float:
+    """Return the share of the neighbours of evenly spread rows, searched exactly by this rule, that the table lists."""
     num_rows = min(SAMPLE_ROWS, len(features))
     rows = torch.arange(num_rows, device=features.device) * len(features) // num_rows
-    exact = find_neighbors(features, k=k, similarity=similarity, k_max=k_max, rows=rows).ids
+    exact = find_neighbors(features, rows=rows, **rule).ids
     is_found = (exact[:, :, None] == table.ids[rows][:, None, :]).any(2) & (exact >= 0)
     return float(is_found.sum() / (exact >= 0).sum())

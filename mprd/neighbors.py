@@ -18,6 +18,8 @@ Metric = Literal["cosine", "csls", "camera"]
 NUM_NEAREST = {"csls": 8, "camera": 5}
 """Nearest images that tell the local density, where nobody says how many."""
 NORM_TOLERANCE = 1e-3
+CPU_ROWS = 512
+"""Rows that a CPU searches at a time: more would not be faster, for the product is spread over all cores by then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ def find_neighbors(
     density: Density | None = None,
     is_checked: bool = False,
     is_trimmed: bool = True,
-    block_rows: int = 512,
+    block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List k_i = max(k, number of cosines above `similarity`) neighbours an image, at most `k_max` (Sec. 5.2).
 
@@ -129,7 +131,7 @@ def find_neighbors(
 
 @torch.no_grad()
 def measure_density(
-    features: Tensor, *, metric: Metric, k: int | None = None, camids: Tensor | None = None, block_rows: int = 512
+    features: Tensor, *, metric: Metric, k: int | None = None, camids: Tensor | None = None, block_rows: int = CPU_ROWS
 ) -> Density:
     """Measure what `csls` (k nearest of all images) or `camera` (k nearest in each camera) subtract from 2 s_ij."""
     check_features(features, "features")
@@ -141,6 +143,13 @@ def measure_density(
         sim_BN = cosines(features[self_ids], features, self_ids=self_ids, out=buffer)
         blocks.append(group_means(sim_BN, density))
     return Density(torch.cat(blocks), group_ids, density.k)
+
+
+def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int) -> int:
+    """Count the rows whose similarities to all images fit into so much memory, at least one."""
+    rows = max(1, memory_mb * 2**20 // (4 * num_images))
+    # an accelerator is given its work in few large pieces
+    return min(rows, CPU_ROWS) if device.type == "cpu" else rows
 
 
 def correct(sim_BN: Tensor, row_density: Tensor, row_groups: Tensor, density: Density) -> Tensor:

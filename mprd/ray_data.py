@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.neighbor_search import Best, best_in_shard, list_width, merge_best, to_table
-from mprd.neighbors import NeighborTable, check_features
+from mprd.neighbors import CPU_ROWS, NeighborTable, check_features
 from mprd.subgraphs import SubgraphBatch, arrow_schema, build_subgraphs, check_integers, from_arrow, to_arrow
 
 PAIRS_PER_BLOCK = 2**15
@@ -338,7 +338,7 @@ class ShardedRows:
             if max(start, first) < min(stop, last):
                 yield shard, max(start, first), min(stop, last)
 
-    def search(self, *, k: int, similarity: float, k_max: int, block_rows: int = 512) -> NeighborTable:
+    def search(self, *, k: int, similarity: float, k_max: int, block_rows: int = CPU_ROWS) -> NeighborTable:
         """List the neighbours of all rows, as `find_neighbors` does."""
         width = list_width(self.num_rows, k=k, k_max=k_max)
         found = [merge_best(parts, width=width) for parts in self.parts(width, block_rows)]
@@ -379,7 +379,7 @@ def find_in_shards(
     k_max: int = 64,
     metric: str = "cosine",
     camids: Tensor | None = None,
-    block_rows: int = 512,
+    block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List the neighbours of all images as `find_neighbors` does, by actors that hold a shard of the rows each.
 
