@@ -65,8 +65,9 @@ class Profile:
         wrapped.set_positives = self.timed("labels", trainer.set_positives)
         wrapped.label_all = self.timed("labels", trainer.label_all)
         wrapped.train_gcn_epoch = self.timed("GCN", trainer.train_gcn_epoch)
-        wrapped.lists = self.attached(trainer.lists, neighbours=("search", "search_outside"))
-        wrapped.build_labeller = self.attached(trainer.build_labeller, labels=("label",))
+        lists = ("refresh", "search", "search_outside")
+        wrapped.lists = self.attached(trainer.lists, "neighbours", lists, self.timed)
+        wrapped.build_labeller = self.attached(trainer.build_labeller, "labels", ("begin",), self.timed_twice)
         wrapped.descend = self.timed_steps(trainer.descend)
         make_batches = trainer.batches
         wrapped.batches = lambda *args: self.timed_items("load", make_batches(*args))
@@ -97,15 +98,21 @@ class Profile:
 
         return call
 
-    def attached(self, make: Callable[[], Any], **parts: tuple[str, ...]) -> Callable[[], Any]:
-        """Return a maker of objects some of whose methods are timed."""
+    def timed_twice(self, name: str, function: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+        """Return a function whose calls are timed as a part, and so are those of the function that it returns."""
+        begin = self.timed(name, function)
+        return lambda *args, **kwargs: self.timed(name, begin(*args, **kwargs))
+
+    def attached(
+        self, make: Callable[[], Any], part: str, methods: tuple[str, ...], timed: Callable[..., Any]
+    ) -> Callable[[], Any]:
+        """Return a maker of objects some of whose methods are timed as a part."""
 
         def make_timed() -> Any:
             made = make()
-            for part, methods in parts.items():
-                for method in methods:
-                    # frozen dataclasses among them
-                    object.__setattr__(made, method, self.timed(part, getattr(made, method)))
+            for method in methods:
+                # frozen dataclasses among them
+                object.__setattr__(made, method, timed(part, getattr(made, method)))
             return made
 
         return make_timed

@@ -54,6 +54,9 @@ def test_a_profiled_run_says_where_its_time_went_and_ends_in_the_same_bits(
     assert set(calls) == {*PARTS, "other"}
     # 2 epochs of 6 CNN steps: each a forward and a step, a loss, a memory update; batches end with an empty wait
     assert (calls["network"], calls["loss"], calls["memory"]) == (24, 12, 12)
+    # begun, ended and written down; two searches a step, and one of all images an epoch, beside those of copies
+    assert calls["labels"] == 36
+    assert 26 <= calls["neighbours"] <= 28
     assert calls["evaluation"] == 2
     assert min(calls.values()) > 0
     assert sum(float(line.split()[1]) for line in table[1:]) > 0
