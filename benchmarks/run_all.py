@@ -41,8 +41,9 @@ def run(name: str, *, quick: bool, timeout: float) -> dict:
     shown = ["python", f"benchmarks/{script}.py", *command[2:]]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"benchmark": name, "command": shown, "failed": f"not done after {timeout:.0f} s"}
+    except subprocess.TimeoutExpired as late:
+        said = (late.stdout or b"").decode(errors="replace").strip().splitlines() or ["nothing"]
+        return {"benchmark": name, "command": shown, "failed": f"not done after {timeout:.0f} s", "said_last": said[-1]}
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no output"]
     took = {"command": shown, "wall_seconds": round(time.monotonic() - started, 1)}
     if done.returncode:
