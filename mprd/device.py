@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +13,37 @@ from torch import Tensor
 from mprd.errors import UserError
 
 
-def set_threads(threads: int) -> None:
-    """Set torch's CPU threads; 0 leaves them."""
+class CpuShare(NamedTuple):
+    """CPU threads of a process, plain numbers so that they can be sent to it."""
+
+    threads: int
+    """What torch computes with; 0 is torch's choice."""
+    most: int | None = None
+    """What it may compute with while its other processes stand idle; None is every core that the process may use."""
+
+
+share = CpuShare(0)
+"""This process's, as torch's own number of threads is the process's."""
+
+
+def set_threads(threads: int, most: int | None = None) -> None:
+    """Set torch's CPU threads, and how many of them there may be while other processes of the run stand idle."""
+    global share
+    share = CpuShare(threads, most)
     if threads:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def more_threads(num_idle: int) -> Iterator[None]:
+    """Let torch compute on the cores of so many idle processes of the run as well, as far as `set_threads` allows."""
+    usual = torch.get_num_threads()
+    most = len(os.sched_getaffinity(0)) if share.most is None else share.most
+    torch.set_num_threads(max(usual, min(usual + num_idle, most)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def send(values: Any, device: torch.device, *, dtype: torch.dtype | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 from mprd.backbone import Backbone
 from mprd.batch_norm import BatchCut
 from mprd.data.images import PlainImages, TrainImages, make_loader
-from mprd.device import send
+from mprd.device import more_threads, send
 from mprd.world import Shares
 
 AT_ONCE = 512
@@ -29,11 +30,16 @@ def image_batches(
     images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images `[B, 3, H, W]` and their ids `[B]` on the device, in the order of `batches`."""
-    if isinstance(images, TrainImages | PlainImages) and images.is_batched(device):
+    if is_made_here(images, device):
         yield from made_on_device(images, batches, device=device)
         return
     for batch, batch_ids in make_loader(images, batches, num_workers=num_workers):
         yield batch.to(device, non_blocking=True), batch_ids.to(device, non_blocking=True)
+
+
+def is_made_here(images: Dataset, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
+    """Say whether batches are made in this process and not by the loader's."""
+    return isinstance(images, TrainImages | PlainImages) and images.is_batched(device)
 
 
 def made_on_device(
@@ -105,10 +111,12 @@ def extract(
     after = torch.empty(num_own, backbone.num_features, device=device)
     before = torch.empty_like(after)
     start = 0
-    for batch, _ in shared_batches(images, batches, backbone.cut, num_workers=num_workers, device=device):
-        rows = slice(start, start + len(batch))
-        after[rows], before[rows] = backbone.features(batch)
-        start += len(batch)
+    # what is made here leaves the loader's processes idle; statistics of a batch would depend on the number of threads
+    with more_threads(num_workers if mode == "eval" and is_made_here(images, device) else 0):
+        for batch, _ in shared_batches(images, batches, backbone.cut, num_workers=num_workers, device=device):
+            rows = slice(start, start + len(batch))
+            after[rows], before[rows] = backbone.features(batch)
+            start += len(batch)
     backbone.train(was_training)
     return collect(after, shares, backbone.cut), collect(before, shares, backbone.cut)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from mprd.config import Config
     from mprd.console import EpochLines
+    from mprd.device import CpuShare
     from mprd.launch import Signals
     from mprd.noticeboard import Noticeboard
     from mprd.run_folder import RunFolder
@@ -193,11 +194,14 @@ def choose_scaling(
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu)
 
 
-def choose_threads(config: Config, num_workers: int) -> int:
+def choose_threads(config: Config, num_workers: int) -> CpuShare:
     """Divide the threads that torch would take here among the workers; Ray would give each of them one."""
     import torch
 
-    return config.train.threads or max(1, torch.get_num_threads() // num_workers)
+    from mprd.device import CpuShare
+
+    threads = config.train.threads or max(1, torch.get_num_threads() // num_workers)
+    return CpuShare(threads, max(threads, len(os.sched_getaffinity(0)) // num_workers))
 
 
 def make_trainer(
@@ -205,7 +209,7 @@ def make_trainer(
     folder: RunFolder,
     scaling: ScalingConfig,
     *,
-    threads: int,
+    threads: CpuShare,
     callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
     """Build the trainer; what it keeps itself goes below `ray/` in the run folder.
@@ -333,7 +337,7 @@ def work(task: dict[str, Any]) -> None:
     board = Noticeboard(folder.path)
     if board.error is not None:
         return
-    set_threads(task["threads"])
+    set_threads(*task["threads"])
     world = joined_world(get_device())
     try:
         config = Config.model_validate_json(task["config"])

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from mprd.config import Config
 from mprd.config_loading import absolute
+from mprd.device import CpuShare
 from mprd.errors import UserError
 from mprd.executors import count_actors
 from mprd.launch import finish
@@ -63,6 +64,9 @@ def run_on_ray(
         num_gpus = choose_gpus(config.train.device, gpus_per_trial)
         num_slots = count_slots(config, num_gpus, concurrency)
         threads = choose_threads(config, num_slots if address == "local" else 1)
+        if address != "local":
+            # who else is on the machine that Ray will choose is not known
+            threads = threads._replace(most=threads.threads)
         searcher = LedgerSearcher(ledger, absolute(config), console, num_gpus=num_gpus, threads=threads)
         make_tuner(searcher, num_slots).fit()
 
@@ -162,7 +166,7 @@ def run_trial(spec: dict[str, Any]) -> None:
 class LedgerSearcher(Searcher):
     """Hand the ledger's trials to Tune, and its results to the ledger."""
 
-    def __init__(self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float, threads: int) -> None:
+    def __init__(self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float, threads: CpuShare) -> None:
         super().__init__(metric=ledger.objective, mode="max")
         self.ledger = ledger
         self.config = config

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from mprd import device
+from mprd.backbone import build_backbone
+from mprd.config import Config
+from mprd.data.cache import Packs
+from mprd.data.datasets import load_dataset
+from mprd.data.images import PlainImages
+from mprd.device import more_threads, set_threads
+from mprd.features import extract
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Pretend that there are four cores; leave this process's threads as they were."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(device, "share", device.share)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("threads", "most", "num_idle", "expected"),
+    [(1, None, 2, 3), (1, None, 9, 4), (1, 2, 9, 2), (2, 1, 9, 2), (1, None, 0, 1), (3, None, 1, 4)],
+)
+def test_cores_of_idle_processes_are_taken_and_given_back(
+    four_cores: None, threads: int, most: int | None, num_idle: int, expected: int
+) -> None:
+    set_threads(threads, most)
+    with more_threads(num_idle):
+        assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ZeroDivisionError), more_threads(num_idle):
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == threads
+
+
+def test_extraction_takes_the_loaders_cores_where_the_loader_has_nothing_to_do(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    @contextmanager
+    def watched(num_idle: int) -> Iterator[None]:
+        taken.append(num_idle)
+        yield
+
+    monkeypatch.setattr("mprd.features.more_threads", watched)
+    dataset = load_dataset(tiny_config.data, cache_dir=tmp_path)
+    packed = PlainImages(dataset.train, tiny_config.data, packs=Packs(tmp_path, mode="auto"))
+    unpacked = PlainImages(dataset.train, tiny_config.data)
+    backbone = build_backbone(tiny_config.backbone)
+    for images, mode in ((packed, "eval"), (unpacked, "eval"), (packed, "train")):
+        extract(backbone, images, batch_size=8, num_workers=3, device=torch.device("cpu"), mode=mode)
+    # the statistics of a batch are sums whose last bit depends on the number of threads
+    assert taken == [3, 0, 0]
