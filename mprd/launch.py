@@ -44,6 +44,10 @@ from mprd.world import World
 
 logger = logging.getLogger("mprd")
 
+DRAW_SHARE = 50
+"""Curves are drawn again when so many times as long has passed as drawing took: half a second each, as long as a short
+epoch, adds up."""
+
 
 def run_local(
     config: Config,
@@ -108,14 +112,18 @@ def train(
         )
         trainer = Trainer(config, dataset, device=device, hooks=hooks, world=world)
         attach(trainer)
-        if resume:
-            trainer.state.load_state_dict(checkpoint.load(folder.last), path=folder.last)
-            recorder.forget_from(trainer.state.epoch)
-        else:
-            trainer.fill_memory()
-            recorder.begin(trainer)
-        fit(trainer)
-    recorder.close()
+        try:
+            if resume:
+                trainer.state.load_state_dict(checkpoint.load(folder.last), path=folder.last)
+                recorder.forget_from(trainer.state.epoch)
+            else:
+                trainer.fill_memory()
+                recorder.begin(trainer)
+            fit(trainer)
+        except Interrupted:
+            recorder.close()
+            raise
+        recorder.close()
 
 
 @contextmanager
@@ -247,6 +255,7 @@ class Recorder:
         self.saved_at = time.monotonic()
         self.steps_since = 0
         self.loss: float | None = None
+        self.num_drawn, self.draw_at = 0, 0.0
 
     def hooks(self) -> Hooks:
         """Return the callables for `fit`."""
@@ -311,7 +320,8 @@ class Recorder:
         self.rows.append(row)
         self.folder.write_rows(self.rows)
         self.trackers.log(row)
-        plot_curves(self.rows, self.folder.path / "curves.png")
+        if time.monotonic() > self.draw_at:
+            self.draw()
         self.lines.epoch(row)
         self.warn(row)
         self.on_row(row)
@@ -331,8 +341,17 @@ class Recorder:
                 row["mean_random_cosine"],
             )
 
+    def draw(self) -> None:
+        """Draw the curves, and say when it is worth while again."""
+        started = time.monotonic()
+        plot_curves(self.rows, self.folder.path / "curves.png")
+        ended = time.monotonic()
+        self.num_drawn, self.draw_at = len(self.rows), ended + DRAW_SHARE * (ended - started)
+
     def close(self) -> None:
-        """Close the event file and the tracker."""
+        """Draw what is not drawn yet, and close the event file and the tracker."""
+        if self.num_drawn != len(self.rows):
+            self.draw()
         self.trackers.close()
 
 

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from rich.console import Console
 
 from mprd import checkpoint
 from mprd.cli import choose_launcher
-from mprd.errors import UserError
+from mprd.config import Config
+from mprd.errors import Interrupted, UserError
 from mprd.evaluate import report
-from mprd.launch import Signals
+from mprd.launch import Signals, run_local
+from mprd.run_folder import RunFolder
 from mprd.train import app, launch
 
 from .conftest import NAMELESS, TINY
@@ -263,6 +267,27 @@ def undisturbed(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def without_times(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_curves_are_drawn_now_and_then_and_at_the_end_hold_all_epochs(
+    is_stopped: bool, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def slowly(rows: list[dict[str, Any]], _path: Path) -> None:
+        drawn.append(len(rows))
+        time.sleep(1.0)
+
+    def stop(row: dict[str, Any]) -> None:
+        if is_stopped and row["epoch"] == 2:
+            raise Interrupted("stopped")
+
+    monkeypatch.setattr("mprd.launch.plot_curves", slowly)
+    config = tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"epochs": 4})})
+    with pytest.raises(Interrupted) if is_stopped else nullcontext():
+        run_local(config, RunFolder(tmp_path / "run"), resume=False, console=Console(quiet=True), on_row=stop)
+    assert drawn == [1, 3 if is_stopped else 4]
 
 
 def test_cut_lists_are_told_once_and_counted_in_each_epoch(
