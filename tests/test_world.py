@@ -120,9 +120,8 @@ LARGE_ID = 2**40 + 1
 def uneven_labels(rank: int) -> Labels:
     """One image's labels, each table wider on another worker."""
     ids = torch.full((1, 2 - rank), rank)
-    return Labels(
-        torch.full((1, 1 + rank), [LARGE_ID, 1][rank]), ids, torch.full(ids.shape, 0.1), num_capped=1 + rank
-    )
+    positives, likelihoods = torch.full((1, 1 + rank), [LARGE_ID, 1][rank]), torch.full(ids.shape, 0.1)
+    return Labels(positives, ids, likelihoods, num_candidates=2 - rank, num_capped=2 + rank)
 
 
 def exchange(world: World) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def test_two_workers_gather_join_and_sum(tmp_path: Path) -> None:
         assert labels.candidates.tolist() == [[0, 0], [1, -1]]
         assert torch.equal(labels.likelihoods, torch.tensor([[0.1, 0.1], [0.1, 0.0]]))
         assert labels.overlaps is None
-        assert labels.num_capped == 3
+        assert (labels.num_candidates, labels.num_capped) == (3, 5)
         assert answer["empty"].tolist() == [[1, 1]]
         assert answer["sum"] == 4.0
         assert answer["any"] == (True, False)
