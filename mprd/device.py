@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
+
+MALLOPT = {-3: 2**25, -1: 2**30}
+"""M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD of glibc, in bytes."""
 
 
 class CpuShare(NamedTuple):
@@ -32,6 +36,18 @@ def set_threads(threads: int, most: int | None = None) -> None:
     share = CpuShare(threads, most)
     if threads:
         torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a tensor leaves for the next one; it gives most of it back, and each page comes anew.
+
+    Another C library, and an environment that tunes glibc itself, stay as they are.
+    """
+    is_tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and not is_tuned:
+        for parameter, value in MALLOPT.items():
+            mallopt(parameter, value)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from mprd.curves import plot_curves
 from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
-from mprd.device import choose_device, set_threads
+from mprd.device import choose_device, keep_freed_memory, set_threads
 from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import COLLAPSED, epoch_row, help_evaluate, help_evaluate_untrained, untrained_row
 from mprd.errors import Interrupted, UserError
@@ -67,6 +67,7 @@ def run_local(
     Raises UserError for the person's mistakes, Interrupted when a signal asked to stop (the state is saved).
     """
     set_threads(config.train.threads)
+    keep_freed_memory()
     device = choose_device(config.train.device)
     check_tracker(config.train.tracker)
     dataset = open_dataset(config, folder)

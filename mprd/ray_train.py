@@ -327,7 +327,7 @@ def work(task: dict[str, Any]) -> None:
     again finds it there.
     """
     from mprd.config import Config
-    from mprd.device import set_threads
+    from mprd.device import keep_freed_memory, set_threads
     from mprd.engine import ignore
     from mprd.noticeboard import Noticeboard
     from mprd.run_folder import RunFolder
@@ -338,6 +338,7 @@ def work(task: dict[str, Any]) -> None:
     if board.error is not None:
         return
     set_threads(*task["threads"])
+    keep_freed_memory()
     world = joined_world(get_device())
     try:
         config = Config.model_validate_json(task["config"])

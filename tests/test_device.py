@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +19,7 @@ from mprd.config import Config
 from mprd.data.cache import Packs
 from mprd.data.datasets import load_dataset
 from mprd.data.images import PlainImages
-from mprd.device import more_threads, set_threads
+from mprd.device import MALLOPT, keep_freed_memory, more_threads, set_threads
 from mprd.features import extract
 
 
@@ -42,6 +47,30 @@ def test_cores_of_idle_processes_are_taken_and_given_back(
     with pytest.raises(ZeroDivisionError), more_threads(num_idle):
         raise ZeroDivisionError
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("variable", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_glibc_is_told_to_keep_freed_memory_unless_the_environment_says_how(
+    variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[int, int] = {}
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=told.__setitem__))
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    if variable is not None:
+        monkeypatch.setenv(variable, "1")
+    keep_freed_memory()
+    assert told == ({} if variable else {-3: 2**25, -1: 2**30})
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    keep_freed_memory()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_glibc_takes_what_it_is_told() -> None:
+    # in a process of its own, or the rest of the tests would run under it
+    code = f"import ctypes; print(*(ctypes.CDLL(None).mallopt(*pair) for pair in {list(MALLOPT.items())}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
 
 
 def test_extraction_takes_the_loaders_cores_where_the_loader_has_nothing_to_do(
