@@ -70,6 +70,11 @@ def send(values: Any, device: torch.device, *, dtype: torch.dtype | None = None)
     return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
+def send_pixels(pixels: Tensor, device: torch.device) -> Tensor:
+    """Copy many numbers to a device and go on at once: through page-locked memory, without which much is waited for."""
+    return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
+
+
 class Fetched:
     """Whole numbers on their way from a device to the host, which does other work until it asks for them."""
 

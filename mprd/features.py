@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from mprd.backbone import Backbone
 from mprd.batch_norm import BatchCut
 from mprd.data.images import PlainImages, TrainImages, make_loader
-from mprd.device import more_threads, send
+from mprd.device import more_threads, send, send_pixels
 from mprd.world import Shares
 
 AT_ONCE = 512
@@ -34,7 +34,7 @@ def image_batches(
         yield from made_on_device(images, batches, device=device)
         return
     for batch, batch_ids in make_loader(images, batches, num_workers=num_workers):
-        yield batch.to(device, non_blocking=True), batch_ids.to(device, non_blocking=True)
+        yield send_pixels(batch, device), send(batch_ids, device)
 
 
 def is_made_here(images: Dataset, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
@@ -80,7 +80,7 @@ def stream_features(
     The backbone is used in the mode it is in.
     """
     for shown, ids in make_loader(images, batches, num_workers=num_workers):
-        yield ids, backbone(shown.to(device, non_blocking=True))
+        yield ids, backbone(send_pixels(shown, device))
 
 
 @torch.no_grad()

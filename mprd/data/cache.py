@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from mprd.data.decode import image_size, read_image
+from mprd.device import send, send_pixels
 
 logger = logging.getLogger("mprd")
 
@@ -62,11 +63,9 @@ class Pack:
         """Return the pixels of some rows on a device, uint8 `[B, H, W, 3]`."""
         if device not in self.on_device and belongs_on(device, self.pixels.nbytes, mode):
             self.on_device[device] = torch.from_numpy(self.pixels).to(device)
-        ids = torch.from_numpy(rows)
         if device in self.on_device:
-            return self.on_device[device][ids.to(device, non_blocking=True)]
-        found = torch.from_numpy(self.pixels)[ids]
-        return (found.pin_memory() if device.type == "cuda" else found).to(device, non_blocking=True)
+            return self.on_device[device][send(rows, device)]
+        return send_pixels(torch.from_numpy(self.pixels)[torch.from_numpy(rows)], device)
 
 
 def belongs_on(device: torch.device, num_bytes: int, mode: Mode) -> bool:
