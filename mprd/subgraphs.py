@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mprd.device import send
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -68,11 +70,10 @@ class SubgraphBatch:
         nodes, in_i, in_j = (column[part, :num_leaves] for column in (self.nodes, self.in_i, self.in_j))
         return SubgraphBatch(self.pairs[part], nodes, in_i, in_j, self.link[part])
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> SubgraphBatch:
-        """Copy to a device."""
+    def to(self, device: torch.device) -> SubgraphBatch:
+        """Copy to a device, which is not waited for."""
         columns = (self.pairs, self.nodes, self.in_i, self.in_j, self.link)
-        pairs, nodes, in_i, in_j, link = (column.to(device, non_blocking=non_blocking) for column in columns)
-        return SubgraphBatch(pairs, nodes, in_i, in_j, link)
+        return SubgraphBatch(*(send(column, device) for column in columns))
 
 
 def overlap(batch: SubgraphBatch) -> Tensor:
