@@ -63,7 +63,7 @@ def list_width(num_images: int, *, k: int, k_max: int) -> int:
 
 def to_table(best: Best, *, similarity: float, k: int, k_max: int) -> NeighborTable:
     """Apply the rule k_i = max(k, number of cosines above `similarity`), at most `k_max` (Sec. 5.2)."""
-    return cut(best.ids, (best.values > similarity).sum(1), k=k, k_max=k_max).trimmed()
+    return cut(best.ids, (best.values > similarity).sum(1), k=k, k_max=k_max)
 
 
 @torch.no_grad()

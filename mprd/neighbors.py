@@ -41,11 +41,6 @@ class NeighborTable:
         """Count the rows that were cut."""
         return int(self.is_capped.sum())
 
-    def trimmed(self) -> NeighborTable:
-        """Leave out the columns that no list fills."""
-        width = int(self.counts.max()) if len(self) else 0
-        return NeighborTable(self.ids[:, :width], self.counts, self.is_capped)
-
     @property
     def indptr(self) -> Tensor:
         """Give the row starts of the table in CSR form, int64 [R + 1]."""
@@ -125,8 +120,7 @@ def find_neighbors(
             row_density = group_means(sim_BN, density) if self_ids is None else density.values[self_ids]
             order = correct(sim_BN, row_density, groups[block], density).topk(width, dim=1).indices
         ids[block] = order
-    table = cut(ids, counts, k=k, k_max=k_max)
-    return table.trimmed() if is_trimmed else table
+    return cut(ids, counts, k=k, k_max=k_max, is_trimmed=is_trimmed)
 
 
 @torch.no_grad()
@@ -207,10 +201,14 @@ def row_groups(density: Density, rows: Tensor, queries: Tensor | None, query_cam
     return query_camids.to(device=density.group_ids.device, dtype=torch.int64)
 
 
-def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int) -> NeighborTable:
-    """Keep k_i ids a row (Sec. 5.2), pad the rest with -1 up to `k_max`, and mark the rows that `k_max` cut."""
+def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int, is_trimmed: bool = True) -> NeighborTable:
+    """Keep k_i ids a row (Sec. 5.2), pad the rest with -1, and mark the rows that `k_max` cut.
+
+    The table is as wide as its longest list, or, not trimmed, `k_max`.
+    """
     is_capped, counts = counts > k_max, counts.clamp(k, k_max)
-    ids = ids[:, :k_max]
+    width = k_max if not is_trimmed else int(counts.max()) if len(counts) else k
+    ids = ids[:, :width]
     is_past = torch.arange(ids.shape[1], device=ids.device) >= counts[:, None]
     return NeighborTable(ids.masked_fill(is_past, -1), counts, is_capped)
 

@@ -193,9 +193,14 @@ def test_the_table_reads_as_csr() -> None:
     assert table.indices.tolist() == [1, 2, 0, 2, 1, 0, 2]
 
 
+def test_a_table_keeps_no_more_than_its_longest_list_is_wide() -> None:
+    table = find_neighbors(at_degrees(0, 10, 30, 90), k=1, similarity=0.6, k_max=3)
+    assert table.ids.untyped_storage().nbytes() == 8 * table.ids.numel() == 8 * 4 * 2
+
+
 def test_no_rows_give_an_empty_table() -> None:
     table = find_neighbors(unit_rows(5), k=2, similarity=0.6, rows=torch.empty(0, dtype=torch.int64))
-    assert table.ids.shape == (0, 0)
+    assert table.ids.shape == (0, 2)
     assert table.indptr.tolist() == [0]
     assert table.indices.tolist() == []
 
