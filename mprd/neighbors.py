@@ -207,7 +207,9 @@ def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int, is_trimmed: bool = T
     The table is as wide as its longest list, or, not trimmed, `k_max`.
     """
     is_capped, counts = counts > k_max, counts.clamp(k, k_max)
-    width = k_max if not is_trimmed else int(counts.max()) if len(counts) else k
+    width = k_max
+    if is_trimmed:
+        width = int(counts.max()) if len(counts) else k
     ids = ids[:, :width]
     is_past = torch.arange(ids.shape[1], device=ids.device) >= counts[:, None]
     return NeighborTable(ids.masked_fill(is_past, -1), counts, is_capped)
