@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,8 @@ class CameraColours:
 
     mean: np.ndarray
     std: np.ndarray
+    tables: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
+    """Those made so far: there are few pairs of cameras, and many images."""
 
     def transfer(self, image: Image.Image, camid: int, target: int) -> Image.Image:
         """Carry the colours of camera c to camera t, each channel apart: `(x - mean_c) / std_c * std_t + mean_t`."""
@@ -89,6 +91,12 @@ class CameraColours:
 
     def table(self, camid: int, target: int) -> np.ndarray:
         """Return what each level of each channel becomes, uint8 `[3, 256]`."""
+        if (camid, target) not in self.tables:
+            self.tables[camid, target] = self.make_table(camid, target)
+        return self.tables[camid, target]
+
+    def make_table(self, camid: int, target: int) -> np.ndarray:
+        """Work out the table of two cameras."""
         levels = np.arange(256)[:, None]
         if target == camid:
             return levels.repeat(3, 1).T.astype(np.uint8)

@@ -114,10 +114,8 @@ class TrainImages(Dataset[Item]):
         rows = np.array([self.pack.rows[path] for path, _, _ in found])
         pixels = self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2)
         if isinstance(self.style, CameraColours):
-            cameras = np.array([(camid, target) for _, camid, target in found])
-            wanted, places = np.unique(cameras, axis=0, return_inverse=True)
-            tables = np.stack([self.style.table(camid, target) for camid, target in wanted.tolist()])
-            pixels = carry_colours(pixels, tables[places.ravel()])
+            tables = np.stack([self.style.table(camid, target) for _, camid, target in found])
+            pixels = carry_colours(pixels, tables)
         return augment_batch(pixels, params, height=self.config.height, width=self.config.width)
 
     def draw(self) -> BatchParams:
