@@ -26,14 +26,14 @@ class CpuShare(NamedTuple):
     """What it may compute with while its other processes stand idle; None is every core that the process may use."""
 
 
-share = CpuShare(0)
+most_threads: int | None = None
 """This process's, as torch's own number of threads is the process's."""
 
 
 def set_threads(threads: int, most: int | None = None) -> None:
     """Set torch's CPU threads, and how many of them there may be while other processes of the run stand idle."""
-    global share
-    share = CpuShare(threads, most)
+    global most_threads
+    most_threads = most
     if threads:
         torch.set_num_threads(threads)
 
@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
 def more_threads(num_idle: int) -> Iterator[None]:
     """Let torch compute on the cores of so many idle processes of the run as well, as far as `set_threads` allows."""
     usual = torch.get_num_threads()
-    most = len(os.sched_getaffinity(0)) if share.most is None else share.most
+    most = len(os.sched_getaffinity(0)) if most_threads is None else most_threads
     torch.set_num_threads(max(usual, min(usual + num_idle, most)))
     try:
         yield

@@ -28,7 +28,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pretend that there are four cores; leave this process's threads as they were."""
     threads = torch.get_num_threads()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    monkeypatch.setattr(device, "share", device.share)
+    monkeypatch.setattr(device, "most_threads", device.most_threads)
     yield
     torch.set_num_threads(threads)
 
