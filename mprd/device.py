@@ -27,7 +27,7 @@ class CpuShare(NamedTuple):
 
 
 most_threads: int | None = None
-"""This process's, as torch's own number of threads is the process's."""
+"""`CpuShare.most` of this process, as torch's own number of threads is the process's."""
 
 
 def set_threads(threads: int, most: int | None = None) -> None:
