@@ -10,7 +10,7 @@ python="${PYTHON:-python3}"
 quick=""
 if ! nvidia-smi --query-gpu=name,memory.total --format=csv,noheader || [ "${1:-}" = "--quick" ]; then quick="--quick"; fi
 timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster" \
-  tests/test_gpu.py tests/test_augment_batch.py tests/test_cache.py tests/test_engine.py tests/test_gcn.py tests/test_neighbors.py tests/test_agreement.py \
+  tests/test_gpu.py tests/test_augment_batch.py tests/test_cache.py tests/test_engine.py tests/test_gcn.py tests/test_gcn_loss.py tests/test_neighbors.py tests/test_agreement.py \
   -k "gpu or cuda or recorded or batch or fused or bfloat or broken or pyg or reference"
 tests=$?
 timeout 430 "$python" benchmarks/run_all.py $quick --timeout 100 epoch run "run --cuda-graphs" input labelling neighbors evaluation

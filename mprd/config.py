@@ -367,7 +367,7 @@ class TrainConfig(Section):
     compile: bool = False
     """Compile the network up to its last map (torch.compile): minutes at the start, and other rounding."""
     cuda_graphs: bool = False
-    """Launch its training pass at once, as CUDA graphs, where a fast GPU waits for the host; for one worker."""
+    """Launch training passes, the GCN's too, at once as CUDA graphs: a fast GPU waits for the host; for one worker."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Save when so many seconds have passed since the last save; 0 turns the clock off."""
     checkpoint_steps: int = Field(0, ge=0)

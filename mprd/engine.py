@@ -23,7 +23,8 @@ from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.features import extract, ordered_batches, shared_batches
-from mprd.gcn_pool import PairSources, PoolStep, draw_pool
+from mprd.gcn_loss import GcnLoss, RecordedGcnLoss
+from mprd.gcn_pool import PairSources, draw_pool
 from mprd.labelling import CandidateLabeller, Labels, RuleLabeller, choose_labeller
 from mprd.memory import FeatureMemory
 from mprd.neighbor_lists import NeighborLists, list_features
@@ -34,7 +35,7 @@ from mprd.reciprocal import SimilarityTable
 from mprd.requirements import check_requirements
 from mprd.seeding import Draw, generator
 from mprd.state import TrainState, build_state, non_finite
-from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
+from mprd.subgraphs import SubgraphBuilder, build_serially
 from mprd.world import World
 
 CHECK_STEPS = 50
@@ -118,6 +119,8 @@ class Trainer:
         self.state.meta = meta
         self.limit = choose_limit(config, meta, self.camids, self.num_images)
         self.extracted_lists: NeighborLists | None = None
+        gcn = self.state.gcn
+        self.gcn_loss = RecordedGcnLoss(gcn) if config.train.cuda_graphs else GcnLoss(gcn, self.world)
 
     # -- the state of an epoch --------------------------------------------------------------------
 
@@ -216,8 +219,9 @@ class Trainer:
         rest = pool[state.step :]
         own = [step.pairs[self.world.shares(len(step)).own] for step in rest]
         stream = self.hooks.build_subgraphs(torch.cat([*own, pool[0].pairs[:0]]), neighbor_ids, [*map(len, own)])
+        loss_of = self.gcn_loss.begin(features, similarities, eta=self.eta() if gcn.sources == "both" else 1.0)
         for step, subgraphs in zip(rest, stream, strict=True):
-            self.gcn_step(features, subgraphs, similarities, step)
+            self.gcn_step(loss_of(subgraphs, step))
             state.step += 1
             self.hooks.after_step(state, len(pool))
         state.tally.add("gcn_seconds", time.monotonic() - started)
@@ -262,15 +266,9 @@ class Trainer:
             similarities = similarities.with_copies(lonely)
         return torch.cat([features, copies]), torch.cat([lists.ids, near]), similarities, rows
 
-    def gcn_step(
-        self, features: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None, step: PoolStep
-    ) -> None:
+    def gcn_step(self, loss: Tensor) -> None:
         """Take one step of Eq. 9 with the gradient of Eq. 10."""
         state = self.state
-        own = state.gcn(features, subgraphs, similarities=similarities)
-        logits = self.world.join(own, self.world.shares(len(step)).counts)
-        unlabelled, meta = step.losses(logits)
-        loss = unlabelled + (self.eta() if self.config.gcn.sources == "both" else 1.0) * meta
         # every worker has the whole loss, and gradients of its own pairs alone
         whole = self.descend(state.gcn, state.gcn_optimizer, loss, part=loss / self.world.size, name="GCN")
         state.tally.add("gcn_loss", whole)

@@ -29,7 +29,7 @@ from mprd.gcn_inputs import (
     pair_scalars,
 )
 from mprd.reciprocal import SimilarityTable
-from mprd.subgraphs import END_LABEL, Link, SubgraphBatch, build_subgraphs, drnl, overlap, pack, to_graph
+from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, drnl, overlap, pack, to_graph
 
 ReadOut = Literal["pooled", "scalars", "both"]
 KERNEL_SIZE, STRIDE = 5, 2
@@ -110,19 +110,18 @@ class PairGCN(nn.Module):
         """
         if self.fits_at_once(memory.device, len(subgraphs), num_leaves=subgraphs.nodes.shape[1]):
             projected = self.project(memory) if projected is None else projected
-            return self.judge(Images(memory, projected, similarities), subgraphs)
+            return self.judge(projected, subgraphs, self.look_up(memory, subgraphs, similarities))
         if projected is None:
             if similarities is None:  # which know images by the numbers they have
                 memory, subgraphs = keep_touched(memory, subgraphs)
             projected = self.project(memory)
-        images = Images(memory, projected, similarities)
         packed, num_leaves, order = pack(subgraphs)
         cells_per_node = cells_per_chunk(memory.device) // len(self.theta_2)
         logits, start = [projected[:0, 0]], 0  # without pairs, an empty tensor that can still be differentiated
         while start < len(packed):
             stop = min(start + max(1, cells_per_node // (2 + int(num_leaves[start]))), len(packed))
             chunk = packed.rows(start, stop, num_leaves=int(num_leaves[stop - 1]))
-            logits.append(self.judge(images, chunk))
+            logits.append(self.judge(projected, chunk, self.look_up(memory, chunk, similarities)))
             start = stop
         return torch.cat(logits)[order.argsort()]
 
@@ -132,7 +131,11 @@ class PairGCN(nn.Module):
         Never on a CPU: closing holes, leaving out images and judging a pair once spare it work. An accelerator would
         be waited for to count what is spared, for longer than the work takes.
         """
-        return device.type != "cpu" and num_pairs * (2 + num_leaves) * len(self.theta_2) <= cells_per_chunk(device)
+        return device.type != "cpu" and self.fits_chunk(device, num_pairs, num_leaves=num_leaves)
+
+    def fits_chunk(self, device: torch.device, num_pairs: int, *, num_leaves: int) -> bool:
+        """Say whether so many pairs make no more than one chunk."""
+        return num_pairs * (2 + num_leaves) * len(self.theta_2) <= cells_per_chunk(device)
 
     def project(self, memory: Tensor) -> Tensor:
         """Multiply each image, under each label l, with its rows of Theta_1, [3 N + 1, H]; once a memory state.
@@ -144,34 +147,44 @@ class PairGCN(nn.Module):
         by_feature = feature_columns(memory, variant=self.variant) @ (feature_scale(memory.shape[1]) * of_feature)
         return F.pad((by_feature + of_label[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
-    def judge(self, images: Images, subgraphs: SubgraphBatch) -> Tensor:
-        """Return the logits [P] of one chunk."""
-        if self.read_out == "scalars":
-            return self.decide(images.memory, subgraphs, None)
-        stars = weigh(subgraphs, link=self.link, dtype=images.projected.dtype)
-        y_1 = convolve(self.first_product(images, subgraphs), stars)
-        y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
-        return self.decide(images.memory, subgraphs, torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
+    def look_up(self, memory: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None) -> PairInputs:
+        """Look up what the network sees of each pair beside its projected images: what no weight touches yet."""
+        pairs = subgraphs.pairs
+        columns, scalars = memory.new_empty(len(pairs), 0, 0), memory.new_empty(len(pairs), 0)
+        if self.read_out != "scalars" and self.columns[-1] > 0:
+            nodes = torch.cat([pairs, subgraphs.nodes], dim=1)
+            columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
+        if self.read_out != "pooled":
+            scalars = pair_scalars(memory, subgraphs)
+        return PairInputs(columns, scalars)
 
-    def first_product(self, images: Images, subgraphs: SubgraphBatch) -> Nodes:
+    def judge(self, projected: Tensor, subgraphs: SubgraphBatch, inputs: PairInputs) -> Tensor:
+        """Return the logits [P] of one chunk, from `project` and `look_up`."""
+        if self.read_out == "scalars":
+            return self.decide(inputs.scalars, None)
+        stars = weigh(subgraphs, link=self.link, dtype=projected.dtype)
+        y_1 = convolve(self.first_product(projected, subgraphs, inputs.columns), stars)
+        y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
+        return self.decide(inputs.scalars, torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
+
+    def first_product(self, projected: Tensor, subgraphs: SubgraphBatch, columns: Tensor) -> Nodes:
         """Return Y^(0) Theta_1; 0 for absent leaves."""
-        memory, projected, similarities = images
         pairs = subgraphs.pairs
         nodes = torch.cat([pairs, subgraphs.nodes], dim=1)
         labels = torch.cat([torch.full_like(pairs, END_LABEL), subgraphs.labels], dim=1)
-        rows = (nodes + labels * len(memory)).where(nodes >= 0, len(projected) - 1)
+        num_images = len(projected) // NUM_LABELS
+        rows = (nodes + labels * num_images).where(nodes >= 0, len(projected) - 1)
         product = F.embedding(rows, projected)
         if self.columns[-1] > 0:
-            columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
             theta = self.theta_1[-self.columns[-1] :]
             product = torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
         return Nodes(product[:, :2], product[:, 2:])
 
-    def decide(self, memory: Tensor, subgraphs: SubgraphBatch, pooled: Tensor | None) -> Tensor:
-        """Turn pooled vectors [P, 2 H], the pairs' scalars, or both into logits [P]."""
+    def decide(self, scalars: Tensor, pooled: Tensor | None) -> Tensor:
+        """Turn pooled vectors [P, 2 H], the pairs' scalars [P, 3], or both into logits [P]."""
         seen = [] if pooled is None else [F.relu(self.conv(pooled[:, None])).flatten(1)]
         if self.read_out != "pooled":
-            seen.append(pair_scalars(memory, subgraphs))
+            seen.append(scalars)
         return self.mlp_2(F.relu(self.mlp_1(torch.cat(seen, dim=1)))).squeeze(1)
 
     @torch.no_grad()
@@ -233,15 +246,18 @@ class PairGCN(nn.Module):
             y = F.relu(torch.func.functional_call(conv, {"lin_l.weight": theta.T}, (y, edge_index)))
             layers.append(y)
         pooled = global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs))
-        return self.decide(memory, subgraphs, None if self.read_out == "scalars" else pooled)
+        scalars = pair_scalars(memory, subgraphs)
+        return self.decide(scalars, None if self.read_out == "scalars" else pooled)
 
 
-class Images(NamedTuple):
-    """What graphs draw on: `memory` [N, D], `projected` [3 N + 1, H], and `similarities` where a variant needs them."""
+class PairInputs(NamedTuple):
+    """What is known of pairs: `columns` [P, V, C] of their nodes (`pair_columns`) and `scalars` [P, 3].
 
-    memory: Tensor
-    projected: Tensor
-    similarities: SimilarityTable | None
+    Either is empty where the network does not see it.
+    """
+
+    columns: Tensor
+    scalars: Tensor
 
 
 class Nodes(NamedTuple):

@@ -12,7 +12,7 @@ from mprd import gcn_pairs
 from mprd.device import send
 from mprd.features import ordered_batches
 from mprd.gcn_pairs import LabelledPairs, StepDraws
-from mprd.losses import pair_bce
+from mprd.losses import pair_bce, pair_weights
 from mprd.pairs import MetaSet, PositiveTable
 from mprd.seeding import Draw, generator
 
@@ -55,6 +55,19 @@ class PoolStep:
     def pairs(self) -> Tensor:
         """`[P, 2]`, in the order of the logits."""
         return torch.cat([self.unlabelled.pairs, self.meta.pairs])
+
+    @property
+    def is_positive(self) -> Tensor:
+        """`[P]` boolean, in the order of the logits."""
+        return torch.cat([self.unlabelled.is_positive, self.meta.is_positive])
+
+    def weights(self, eta: float) -> Tensor:
+        """Return what each pair's cross-entropy counts for in L_G^u + eta L_G^m, `[P]`."""
+        # as if the labelled side had anchors of its own
+        anchors = torch.cat([self.unlabelled.anchors, self.meta.anchors + self.num_anchors])
+        weights = 2 * pair_weights(self.is_positive, anchors, num_anchors=2 * self.num_anchors)
+        weights[len(self.unlabelled) :] *= eta
+        return weights
 
     def losses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return L_G^u and L_G^m (Eq. 6) of logits `[P]`; a side without pairs costs 0."""

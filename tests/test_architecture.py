@@ -56,6 +56,7 @@ ORDER = [
     "pairs",
     "gcn_pairs",
     "gcn_pool",
+    "gcn_loss",
     "camera_bias",
     "neighbor_lists",
     "clusters",

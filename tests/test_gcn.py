@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.gcn import Images, PairGCN
+from mprd.gcn import PairGCN
 from mprd.gcn_inputs import NUM_SCALARS, pair_scalars
 from mprd.reciprocal import SimilarityTable
 from mprd.subgraphs import build_subgraphs, from_arrow, to_arrow
@@ -140,7 +140,8 @@ def test_graphs_with_holes_unsorted_as_on_an_accelerator_have_the_same_logits(va
     memory, gcn = unit_rows(12, 7), make_gcn(7, variant=variant, link=link, read_out="both")
     subgraphs = build_subgraphs(all_pairs(12), table(random_lists(12, 7, shortest=0)))
     looked_up = known(gcn, memory)
-    with_holes = gcn.judge(Images(memory, gcn.project(memory), looked_up.get("similarities")), subgraphs)
+    inputs = gcn.look_up(memory, subgraphs, looked_up.get("similarities"))
+    with_holes = gcn.judge(gcn.project(memory), subgraphs, inputs)
     torch.testing.assert_close(with_holes, gcn(memory, subgraphs, **looked_up), atol=1e-12, rtol=0)
 
 

@@ -20,6 +20,7 @@ from mprd.device import Fetched, send
 from mprd.engine import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.epoch_row import epoch_row
 from mprd.errors import UserError
+from mprd.gcn_loss import WeightedLoss
 from mprd.state import TrainState
 from mprd.world import World
 
@@ -101,6 +102,7 @@ def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(num_steps: int, 
     [
         ("gcn", (), set()),
         ("gcn", ("gcn.variant=reciprocal", "neighbors.source=mean"), set()),
+        ("gcn", ("gcn.variant=reciprocal", "neighbors.source=mean", "train.cuda_graphs=true"), set()),
         ("cnn", ("pairs.decide=agreement", "pairs.mu=0.1"), set()),
         ("cnn", ("pairs.labeller=reciprocal",), set()),
         # how many neighbours and pairs there are
@@ -109,8 +111,9 @@ def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(num_steps: int, 
     ],
 )
 def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing_but_the_sizes_of_live_lists(
-    phase: str, settings: tuple[str, ...], awaited: set[str], tiny_root: Path
+    phase: str, settings: tuple[str, ...], awaited: set[str], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda network, _samples, **_: network)
     waits: list[Counter[str]] = []
     last: tuple[int, Counter[str]] = (-1, Counter())
 
@@ -129,13 +132,14 @@ def test_a_step_on_a_gpu_makes_the_host_wait_for_nothing_but_the_sizes_of_live_l
 
 
 @pretending
-@pytest.mark.parametrize("settings", [(), ("backbone.freeze_bn=true",)])
+@pytest.mark.parametrize("settings", [(), ("backbone.freeze_bn=true",), SETTINGS["as in the paper"]])
 def test_training_passes_are_launched_as_recorded_and_nothing_else_is(
     settings: tuple[str, ...], tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launched, recordings = [], []
+    launched, recordings, gcn_steps = [], [], []
+    steps: Counter[str] = Counter()
 
-    def record(network: nn.Module, samples: tuple[torch.Tensor]) -> Any:
+    def record_cnn(network: nn.Module, samples: tuple[torch.Tensor, ...]) -> Any:
         recordings.append(len(samples[0]))
         # as torch does: run it for a while, which moves running statistics
         before = [buffer.clone() for buffer in network.buffers()]
@@ -152,18 +156,42 @@ def test_training_passes_are_launched_as_recorded_and_nothing_else_is(
 
         return launch
 
+    def record_gcn(loss: nn.Module, samples: tuple[torch.Tensor, ...]) -> Any:
+        before = gpu.waits.copy()
+        loss(*samples)
+
+        def launch(*inputs: torch.Tensor) -> torch.Tensor:
+            assert all(one is other for one, other in zip(inputs, samples, strict=True))
+            gcn_steps.append(len(inputs[1]))
+            return loss(*samples)
+
+        assert gpu.waits == before
+        return launch
+
+    def record(network: nn.Module, samples: tuple[torch.Tensor, ...], **_: Any) -> Any:
+        return (record_gcn if isinstance(network, WeightedLoss) else record_cnn)(network, samples)
+
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
     # 24 images: batches of 5, 5, 5, 5 and 4
     settings = (*settings, "train.batch_size=5")
-    with pretended_gpu():
+    with pretended_gpu() as gpu:
         plain, rows = run(tiny_root, *settings, device="cuda")
         assert not launched
-        recorded, rows_recorded = run(tiny_root, *settings, "train.cuda_graphs=true", device="cuda")
+        assert not gcn_steps
+        recorded, rows_recorded = run(
+            tiny_root,
+            *settings,
+            "train.cuda_graphs=true",
+            device="cuda",
+            after_step=lambda state, _num_steps: steps.update([state.phase]),
+        )
     for name, part in plain.items():
         assert torch.equal(recorded[name], part), name
     assert [row["cnn_loss"] for row in rows_recorded] == [row["cnn_loss"] for row in rows]
+    assert [row["gcn_loss"] for row in rows_recorded] == pytest.approx([row["gcn_loss"] for row in rows], rel=1e-5)
     assert launched == 2 * [*4 * [(5, 3, 32, 16)], (4, 3, 32, 16)]
     assert recordings == [5, 4]
+    assert len(gcn_steps) == steps["gcn"] > 2
 
 
 def test_what_is_recorded_meets_no_cache_of_autocast() -> None:
@@ -246,5 +274,6 @@ def test_recorded_passes_are_those_launched_one_by_one(precision: str, tiny_root
     settings = ("train.lr_new=0.0001", "train.batch_size=5", "train.epochs=2", f"train.precision={precision}")
     plain, rows = run(tiny_root, *settings, device="cuda")
     recorded, rows_recorded = run(tiny_root, *settings, "train.cuda_graphs=true", device="cuda")
-    assert [row["cnn_loss"] for row in rows_recorded] == pytest.approx([row["cnn_loss"] for row in rows], rel=1e-3)
+    for name in ("gcn_loss", "cnn_loss"):
+        assert [row[name] for row in rows_recorded] == pytest.approx([row[name] for row in rows], rel=1e-3)
     torch.testing.assert_close(recorded["memory"], plain["memory"], atol=1e-2, rtol=0)
