@@ -189,6 +189,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
                 synchronize=nothing,
                 current_stream=lambda *_: PretendedStream(gpu),
                 mem_get_info=lambda *_: (BYTES, BYTES),
+                is_current_stream_capturing=lambda: False,
             ),
             # cuDNN has no operators on the CPU
             torch.backends.cudnn.flags(enabled=False),

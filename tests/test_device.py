@@ -92,3 +92,17 @@ def test_extraction_takes_the_loaders_cores_where_the_loader_has_nothing_to_do(
         extract(backbone, images, batch_size=8, num_workers=3, device=torch.device("cpu"), mode=mode)
     # the statistics of a batch are sums whose last bit depends on the number of threads
     assert taken == [3, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, 1000), ({"GOMP_SPINCOUNT": "7"}, 7), ({"OMP_WAIT_POLICY": "passive"}, 0)]
+)
+def test_threads_that_wait_soon_sleep_unless_the_environment_says_how(given: dict[str, str], expected: int) -> None:
+    usual = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    # what GNU OpenMP itself says that it goes by
+    settings = usual | {"OMP_DISPLAY_ENV": "verbose"} | given
+    code = [sys.executable, "-c", "import mprd.device"]
+    said = subprocess.run(code, capture_output=True, text=True, check=True, env=settings).stderr
+    if "GOMP" not in said:
+        pytest.skip("torch comes with another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{expected}'" in said

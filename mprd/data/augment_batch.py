@@ -72,7 +72,7 @@ def draw_batch(
     """Draw the changes of many images `[B]`: to the bit what `draw_params` draws for each."""
     draws = draw_uniforms(seed, epoch, images.tolist(), VIEW_KEYS[view], num_draws=NUM_DRAWS)
     jitter = config.colour_jitter
-    is_train = view == "train"
+    is_train, is_perturbed = view == "train", view == "perturbed"
     crops, erased = np.split(draws[:, 14:], 2, axis=1)
     crop = draw_boxes(crops, draws[:, 10:12], area=config.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
     crop[crop[:, 2] == 0] = (0.0, 0.0, 1.0, 1.0)
@@ -88,8 +88,8 @@ def draw_batch(
         factors[:, 0],
         factors[:, 1],
         factors[:, 2],
-        ~is_train & (draws[:, 6] < GRAYSCALE_PROBABILITY),
-        np.where(~is_train & (draws[:, 7] < BLUR_PROBABILITY), between(draws[:, 8], *BLUR_SIGMA), 0.0),
+        is_perturbed & (draws[:, 6] < GRAYSCALE_PROBABILITY),
+        np.where(is_perturbed & (draws[:, 7] < BLUR_PROBABILITY), between(draws[:, 8], *BLUR_SIGMA), 0.0),
         erase,
     )
 
