@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ StepLoss = Callable[[SubgraphBatch, PoolStep], Tensor]
 """L_G^u + eta L_G^m of a step and the graphs of this worker's share of its pairs."""
 
 
+class Given(NamedTuple):
+    """What the steps of an epoch have in common: `features` [N + X, D], `similarities` where G looks them up, eta."""
+
+    features: Tensor
+    similarities: SimilarityTable | None
+    eta: float
+
+
 class GcnLoss:
     """The loss, launched kernel by kernel; every worker has the whole, and gradients of its own pairs alone."""
 
@@ -38,20 +46,13 @@ class GcnLoss:
 
     def begin(self, features: Tensor, similarities: SimilarityTable | None, *, eta: float) -> StepLoss:
         """Return the loss of an epoch's steps; its pairs are of features [N + X, D]."""
-        return partial(self.launch, features, similarities, eta)
+        return partial(self.launch, Given(features, similarities, eta))
 
-    def launch(
-        self,
-        features: Tensor,
-        similarities: SimilarityTable | None,
-        eta: float,
-        subgraphs: SubgraphBatch,
-        step: PoolStep,
-    ) -> Tensor:
+    def launch(self, given: Given, subgraphs: SubgraphBatch, step: PoolStep) -> Tensor:
         """Judge a step's graphs and compare."""
-        own = self.gcn(features, subgraphs, similarities=similarities)
+        own = self.gcn(given.features, subgraphs, similarities=given.similarities)
         unlabelled, meta = step.losses(self.world.join(own, self.world.shares(len(step)).counts))
-        return unlabelled + eta * meta
+        return unlabelled + given.eta * meta
 
 
 class RecordedGcnLoss(GcnLoss):
@@ -77,25 +78,18 @@ class RecordedGcnLoss(GcnLoss):
                 gc.collect()
             self.features = features.new_zeros(num_rows, features.shape[1])
         self.features[: len(features)] = features
-        return partial(self.replay, features, similarities, eta)
+        return partial(self.replay, Given(features, similarities, eta))
 
-    def replay(
-        self,
-        features: Tensor,
-        similarities: SimilarityTable | None,
-        eta: float,
-        subgraphs: SubgraphBatch,
-        step: PoolStep,
-    ) -> Tensor:
+    def replay(self, given: Given, subgraphs: SubgraphBatch, step: PoolStep) -> Tensor:
         """Return the loss of a step, which the next step of its size overwrites; too large a one is launched."""
         num_pairs = rounded(max(FEWEST_PAIRS, len(subgraphs)), digits=1)
         num_leaves = rounded(max(FEWEST_LEAVES, subgraphs.nodes.shape[1]), digits=1)
-        if not self.gcn.fits_chunk(features.device, num_pairs, num_leaves=num_leaves):
-            return self.launch(features, similarities, eta, subgraphs, step)
-        inputs = self.gcn.look_up(features, subgraphs, similarities)
+        if not self.gcn.fits_chunk(self.features.device, num_pairs, num_leaves=num_leaves):
+            return self.launch(given, subgraphs, step)
+        inputs = self.gcn.look_up(given.features, subgraphs, given.similarities)
         if (num_pairs, num_leaves) not in self.steps:
             self.steps[num_pairs, num_leaves] = RecordedStep(self.gcn, self.features, num_pairs, num_leaves, inputs)
-        return self.steps[num_pairs, num_leaves](subgraphs, inputs, step.is_positive, step.weights(eta))
+        return self.steps[num_pairs, num_leaves](subgraphs, inputs, step.is_positive, step.weights(given.eta))
 
 
 class RecordedStep:
