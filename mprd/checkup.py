@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ from mprd.data.inspection import (
     style_files,
 )
 from mprd.data.recognition import TREE_PATTERNS, Layout, recognise
-from mprd.device import choose_device
+from mprd.device import choose_device, num_cores
 from mprd.engine import Hooks, Trainer
 from mprd.errors import UserError
 
@@ -284,7 +283,7 @@ def warn_of_memory(checkup: Checkup) -> None:
 def describe_machine() -> dict[str, Any]:
     """Return processors and accelerator."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"cpus": len(os.sched_getaffinity(0)), "gpu": gpu}
+    return {"cpus": num_cores(), "gpu": gpu}
 
 
 def print_checkup(checkup: Checkup, console: Console) -> None:

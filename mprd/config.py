@@ -358,7 +358,7 @@ class TrainConfig(Section):
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: int = Field(0, ge=0)
-    """CPU threads of torch; 0 leaves torch's choice. Extraction also takes the cores of loaders that stand idle."""
+    """CPU threads of torch; 0: its own choice, up to the cores there are. Extraction takes idle loaders' cores too."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of the network up to its last map; pooling, features, memory, labels and losses stay float32.
     `bf16` pays on a GPU, and on a CPU with amx_bf16 or avx512_bf16 alone."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mprd.backbone import Backbone
+from mprd.device import num_cores
 from mprd.engine import Trainer
 from mprd.retrieval import can_evaluate
 
@@ -138,7 +139,7 @@ def measure_loading(trainer: Trainer) -> float:
     started = time.perf_counter()
     for index in range(num_images):
         trainer.train_images[index]
-    processes = min(max(1, trainer.config.data.num_workers), len(os.sched_getaffinity(0)))
+    processes = min(max(1, trainer.config.data.num_workers), num_cores())
     return (time.perf_counter() - started) / num_images / processes
 
 

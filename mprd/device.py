@@ -21,7 +21,7 @@ class CpuShare(NamedTuple):
     """CPU threads of a process, plain numbers so that they can be sent to it."""
 
     threads: int
-    """What torch computes with; 0 is torch's choice."""
+    """What torch computes with; 0 is torch's choice, as far as there are cores for it."""
     most: int | None = None
     """What it may compute with while its other processes stand idle; None is every core that the process may use."""
 
@@ -30,11 +30,27 @@ most_threads: int | None = None
 """`CpuShare.most` of this process, as torch's own number of threads is the process's."""
 
 
+def num_cores() -> int:
+    """Count the cores that this process may use: those it is bound to, and no more than its container is given."""
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
+def usual_threads() -> int:
+    """Count the threads that torch computes with by itself, as far as there are cores for them.
+
+    torch does not see the limit of a container.
+    """
+    return min(torch.get_num_threads(), num_cores())
+
+
 def set_threads(threads: int, most: int | None = None) -> None:
     """Set torch's CPU threads, and how many of them there may be while other processes of the run stand idle."""
     global most_threads
     most_threads = most
-    if threads:
+    threads = threads or usual_threads()
+    if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 
 
@@ -54,7 +70,7 @@ def keep_freed_memory() -> None:
 def more_threads(num_idle: int) -> Iterator[None]:
     """Let torch compute on the cores of so many idle processes of the run as well, as far as `set_threads` allows."""
     usual = torch.get_num_threads()
-    most = len(os.sched_getaffinity(0)) if most_threads is None else most_threads
+    most = num_cores() if most_threads is None else most_threads
     torch.set_num_threads(max(usual, min(usual + num_idle, most)))
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,8 +115,10 @@ def choose_stream(run: Path, config: Config, settings: dict[str, Any], *, num_wo
 
 def default_decoders(configured: int, *, on_gpu: bool, num_workers: int) -> int:
     """Choose how many processes decode: an accelerator outruns one, and an actor on CPUs is one of many."""
+    from mprd.device import num_cores
+
     if on_gpu:
-        return max(configured, min(16, len(os.sched_getaffinity(0)) // max(1, num_workers) - 1))
+        return max(configured, min(16, num_cores() // max(1, num_workers) - 1))
     return 0 if num_workers else configured
 
 

@@ -16,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 
 from mprd.checkpoint import disk_reason
+from mprd.device import num_cores
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
@@ -71,7 +72,7 @@ class CodeIndex:
         """
         wanted = max(least, LEAST_CANDIDATES, self.num_images // CANDIDATE_SHARE)
         padded = pad(queries)
-        with ThreadPoolExecutor(min(len(self.shards), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(self.shards), num_cores())) as pool:
             found = pool.map(lambda shard: self.search_shard(shard, padded, wanted=wanted, least=least), self.shards)
             starts = range(0, self.num_images, SHARD_ROWS)
             return np.concatenate(

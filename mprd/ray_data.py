@@ -25,6 +25,7 @@ from ray.data import ActorPoolStrategy, ExecutionResources
 from ray.exceptions import GetTimeoutError, RayActorError
 from torch import Tensor
 
+from mprd.device import num_cores
 from mprd.errors import UserError
 from mprd.neighbor_search import Best, best_in_shard, list_width, merge_best, to_table
 from mprd.neighbors import CPU_ROWS, NeighborTable, check_features
@@ -60,7 +61,7 @@ def join_ray(num_actors: int) -> None:
     else:
         # it would warn of actors that share an object, which lives as long as they do
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        num_cpus = max(len(os.sched_getaffinity(0)), num_actors)
+        num_cpus = max(num_cores(), num_actors)
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -81,7 +82,7 @@ def count_spare(num_workers: int = 1) -> int:
     """Count the logical CPUs that each of so many workers can give to actors."""
     if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
         # a Ray of this machine alone is still to be started: one core is this process's own
-        return len(os.sched_getaffinity(0)) - 1
+        return num_cores() - 1
     join_ray(0)
     return count_free() // num_workers
 

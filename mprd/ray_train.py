@@ -72,7 +72,7 @@ def run_on_ray(
     Raises UserError for the person's mistakes and resources too few, Interrupted when a signal asked to stop.
     """
     from mprd.console import EpochLines
-    from mprd.device import choose_device
+    from mprd.device import choose_device, num_cores
     from mprd.executors import count_actors
     from mprd.folder_lock import held
     from mprd.launch import finish, open_dataset, watch_signals
@@ -91,7 +91,7 @@ def run_on_ray(
     board = Noticeboard(folder.path.resolve())
     num_actors = count_actors(config)
     # actors that build or search beside a worker are logical CPUs of their own: they mostly wait
-    with cluster(address, num_cpus=len(os.sched_getaffinity(0)) + num_workers * num_actors):
+    with cluster(address, num_cpus=num_cores() + num_workers * num_actors):
         scaling = choose_scaling(config.train.device, num_workers, find_resources(), num_actors=num_actors)
         if scaling.use_gpu and ray.cluster_resources().get("GPU", 0) < num_workers:
             logger.info("waiting for the cluster to bring up GPUs for %d workers", num_workers)
@@ -111,19 +111,15 @@ def run_on_ray(
 
 
 @contextmanager
-def cluster(address: str, *, num_cpus: int | None = None) -> Iterator[None]:
-    """Be part of a cluster for as long as the block runs.
-
-    Args:
-        num_cpus: logical CPUs of a cluster started here; by default those that this process may use.
-    """
+def cluster(address: str, *, num_cpus: int) -> Iterator[None]:
+    """Be part of a cluster for as long as the block runs; one started here has so many logical CPUs."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "num_cpus": num_cpus or len(os.sched_getaffinity(0))}
+        options |= {"include_dashboard": False, "num_cpus": num_cpus}
     check_address(address)
     try:
         ray.init(address=address, **options)
@@ -196,12 +192,10 @@ def choose_scaling(
 
 def choose_threads(config: Config, num_workers: int) -> CpuShare:
     """Divide the threads that torch would take here among the workers; Ray would give each of them one."""
-    import torch
+    from mprd.device import CpuShare, num_cores, usual_threads
 
-    from mprd.device import CpuShare
-
-    threads = config.train.threads or max(1, torch.get_num_threads() // num_workers)
-    return CpuShare(threads, max(threads, len(os.sched_getaffinity(0)) // num_workers))
+    threads = config.train.threads or max(1, usual_threads() // num_workers)
+    return CpuShare(threads, max(threads, num_cores() // num_workers))
 
 
 def make_trainer(

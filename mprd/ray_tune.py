@@ -19,7 +19,7 @@ from rich.console import Console
 
 from mprd.config import Config
 from mprd.config_loading import absolute
-from mprd.device import CpuShare
+from mprd.device import CpuShare, num_cores
 from mprd.errors import UserError
 from mprd.executors import count_actors
 from mprd.launch import finish
@@ -56,7 +56,7 @@ def run_on_ray(
     # its tables give way to a line a trial
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     address = address or os.environ.get("RAY_ADDRESS", "local")
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     # a trial's driver hardly computes, so a core takes it beside a worker
     num_cpus = cpus_per_trial(config) * max(cores, concurrency or 1)
     # Ray takes SIGTERM for itself when it starts, so ours comes second

@@ -15,6 +15,7 @@ import yaml
 from mprd import checkpoint
 from mprd.config import Config
 from mprd.config_loading import build_config, read_yaml
+from mprd.device import num_cores
 from mprd.errors import UserError
 from mprd.state import TrainState
 
@@ -107,6 +108,6 @@ def describe_run() -> dict[str, Any]:
         "command": [Path(sys.executable).name, *sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "cpus": num_cores(),
         "versions": versions,
     }

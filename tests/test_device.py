@@ -19,18 +19,23 @@ from mprd.config import Config
 from mprd.data.cache import Packs
 from mprd.data.datasets import load_dataset
 from mprd.data.images import PlainImages
-from mprd.device import MALLOPT, keep_freed_memory, more_threads, set_threads
+from mprd.device import MALLOPT, keep_freed_memory, more_threads, num_cores, set_threads
 from mprd.features import extract
 
 
 @pytest.fixture
-def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pretend that there are four cores; leave this process's threads as they were."""
+def other_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Leave this process's threads as they were."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     monkeypatch.setattr(device, "most_threads", device.most_threads)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def four_cores(other_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that there are four cores."""
+    monkeypatch.setattr(device, "num_cores", lambda: 4)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +52,22 @@ def test_cores_of_idle_processes_are_taken_and_given_back(
     with pytest.raises(ZeroDivisionError), more_threads(num_idle):
         raise ZeroDivisionError
     assert torch.get_num_threads() == threads
+
+
+def test_torch_takes_no_more_threads_than_there_are_cores_unless_told(
+    other_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(5)
+    # as a container's limit does
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert num_cores() == 1
+    set_threads(0)
+    assert torch.get_num_threads() == 1
+    set_threads(3)
+    assert torch.get_num_threads() == 3
+    monkeypatch.setattr(device, "num_cores", lambda: 4)
+    set_threads(0)
+    assert torch.get_num_threads() == 3
 
 
 @pytest.mark.parametrize("variable", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])

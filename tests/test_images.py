@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from mprd.data.camera_style import CameraColours, StyleFiles
 from mprd.data.datasets import ImageSet, ReidDataset, load_dataset
 from mprd.data.decode import read_image
 from mprd.data.images import PlainImages, TrainImages, check_dataset, check_images, make_loader
+from mprd.device import num_cores
 from mprd.errors import UserError
 from tests.trees import ints, write_image, write_images, write_market
 
@@ -68,10 +68,10 @@ def test_no_batches_yield_nothing(tmp_path: Path) -> None:
 
 
 def test_no_more_processes_load_than_there_are_cores(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    images, num_cores = PlainImages(image_set(tmp_path, 1), CONFIG), len(os.sched_getaffinity(0))
-    batches = [[0]] * (num_cores + 4)
-    assert make_loader(images, batches, num_workers=num_cores + 3).loader.num_workers == num_cores
-    assert make_loader(images, batches[:1], num_workers=num_cores + 3).loader.num_workers == 1
+    images = PlainImages(image_set(tmp_path, 1), CONFIG)
+    batches = [[0]] * (num_cores() + 4)
+    assert make_loader(images, batches, num_workers=num_cores() + 3).loader.num_workers == num_cores()
+    assert make_loader(images, batches[:1], num_workers=num_cores() + 3).loader.num_workers == 1
     # torch would tell of more
     assert not recwarn.list
 

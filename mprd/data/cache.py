@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from mprd.data.decode import image_size, read_image
-from mprd.device import send, send_pixels
+from mprd.device import num_cores, send, send_pixels
 
 logger = logging.getLogger("mprd")
 
@@ -235,7 +235,7 @@ def checksum(pixels: np.ndarray, chunk: int) -> int:
 @contextmanager
 def decoders() -> Iterator[Callable[..., list[Any]]]:
     """Run a function over files, several at a time, in order."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, num_cores())) as pool:
         yield lambda function, paths: list(pool.map(function, paths))
 
 

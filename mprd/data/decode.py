@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mprd.device import num_cores
 from mprd.errors import UserError
 
 # what Pillow raises on files that are broken in one way or another
@@ -57,5 +57,5 @@ def is_readable(path: Path) -> bool:
 
 def find_unreadable(paths: Sequence[Path]) -> list[int]:
     """Decode every file once, several at a time; return the indices of those that cannot be read."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, num_cores())) as pool:
         return [index for index, good in enumerate(pool.map(is_readable, paths)) if not good]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.camera_style import CameraColours, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import find_unreadable, read_image
+from mprd.device import num_cores
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
@@ -234,7 +234,7 @@ def make_loader(images: Dataset[Item], batches: Sequence[Sequence[int]], *, num_
     """
     ids = [[int(index) for index in batch] for batch in batches]
     # more processes than cores would only take turns
-    num_workers = min(num_workers, len(ids), len(os.sched_getaffinity(0)))
+    num_workers = min(num_workers, len(ids), num_cores())
     loader = DataLoader(
         Guarded(images),
         batch_sampler=ids,
