@@ -28,13 +28,13 @@ def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
 
 def image_batches(
     images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images `[B, 3, H, W]` and their ids `[B]` on the device, in the order of `batches`."""
+) -> Iterator[Tensor]:
+    """Yield images `[B, 3, H, W]` on the device, in the order of `batches`."""
     if is_made_here(images, device):
         yield from made_on_device(images, batches, device=device)
         return
-    for batch, batch_ids in make_loader(images, batches, num_workers=num_workers):
-        yield send_pixels(batch, device), send(batch_ids, device)
+    for batch, _ in make_loader(images, batches, num_workers=num_workers):
+        yield send_pixels(batch, device)
 
 
 def is_made_here(images: Dataset, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
@@ -44,14 +44,13 @@ def is_made_here(images: Dataset, device: torch.device) -> TypeGuard[TrainImages
 
 def made_on_device(
     images: TrainImages | PlainImages, batches: Sequence[Sequence[int]], *, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Tensor]:
     """Yield batches made on the device, several in one go so that an accelerator is not kept waiting for launches."""
     many = 1 if device.type == "cpu" or not batches else max(1, AT_ONCE // max(1, len(batches[0])))
     for start in range(0, len(batches), many):
         group = batches[start : start + many]
-        ids, sizes = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in group]), [*map(len, group)]
-        shown = images.batch(ids, device).split(sizes)
-        yield from zip(shown, send(ids, device).split(sizes), strict=True)
+        ids = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in group])
+        yield from images.batch(ids, device).split([*map(len, group)])
 
 
 def shared_batches(
@@ -66,7 +65,7 @@ def shared_batches(
     stream = image_batches(images, [own[number] for number in held], num_workers=num_workers, device=device)
     everyones = send([index for batch in batches for index in batch], device, dtype=torch.int64)
     ids = everyones.split([*map(len, batches)])
-    for number, (shown, _) in zip(held, stream, strict=True):
+    for number, shown in zip(held, stream, strict=True):
         cut.set_batch(len(batches[number]))
         yield shown, ids[number]
 

@@ -329,8 +329,8 @@ def run(world: World, root: Path, overrides: tuple[str, ...]) -> dict[str, Any]:
 def in_float64() -> Iterator[None]:
     plain = features.image_batches
 
-    def doubled(*args: Any, **kwargs: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((images.double(), ids) for images, ids in plain(*args, **kwargs))
+    def doubled(*args: Any, **kwargs: Any) -> Iterator[Tensor]:
+        return (images.double() for images in plain(*args, **kwargs))
 
     torch.set_default_dtype(torch.float64)
     features.image_batches = doubled
