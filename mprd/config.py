@@ -368,6 +368,8 @@ class TrainConfig(Section):
     """Compile the network up to its last map (torch.compile): minutes at the start, and other rounding."""
     cuda_graphs: bool = False
     """Launch training passes, the GCN's too, at once as CUDA graphs: a fast GPU waits for the host; for one worker."""
+    cudnn_benchmark: bool = True
+    """On a GPU, try out which kernels convolve a batch fastest; runs differ in last bits then, as sums there do."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Save when so many seconds have passed since the last save; 0 turns the clock off."""
     checkpoint_steps: int = Field(0, ge=0)

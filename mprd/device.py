@@ -91,6 +91,17 @@ def send_pixels(pixels: Tensor, device: torch.device) -> Tensor:
     return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
 
 
+@contextmanager
+def convolutions_tried_out(*, is_wanted: bool) -> Iterator[None]:
+    """Let cuDNN try which kernels convolve fastest at each new size: it pays where few sizes come again and again."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or is_wanted
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 class Fetched:
     """Whole numbers on their way from a device to the host, which does other work until it asks for them."""
 

@@ -22,6 +22,7 @@ from mprd.config import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
+from mprd.device import convolutions_tried_out
 from mprd.features import extract, ordered_batches, shared_batches
 from mprd.gcn_loss import GcnLoss, RecordedGcnLoss
 from mprd.gcn_pool import PairSources, draw_pool
@@ -290,10 +291,11 @@ class Trainer:
         self.train_images.set_epoch(state.epoch)
         batches = self.plan_batches()
         state.backbone.train()
-        for images, ids in self.batches(self.train_images, batches[state.step :]):
-            self.cnn_step(images, ids, labeller)
-            state.step += 1
-            self.hooks.after_step(state, len(batches))
+        with convolutions_tried_out(is_wanted=self.config.train.cudnn_benchmark):
+            for images, ids in self.batches(self.train_images, batches[state.step :]):
+                self.cnn_step(images, ids, labeller)
+                state.step += 1
+                self.hooks.after_step(state, len(batches))
         state.tally.add("cnn_seconds", time.monotonic() - started)
 
     def cnn_step(self, images: Tensor, ids: Tensor, labeller: CandidateLabeller | RuleLabeller) -> None:

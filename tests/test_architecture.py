@@ -207,5 +207,5 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 def test_no_file_is_longer_than_it_may_be() -> None:
     lengths = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     # config is a list of documented settings and grows by a line or two for each
-    limits = {"config": 457}
+    limits = {"config": 458}
     assert {name: n for name, n in lengths.items() if n > limits.get(name, 400)} == {}

@@ -363,6 +363,22 @@ def test_bfloat16_and_the_layout_of_the_maps_change_rounding_and_no_more(tiny_co
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_convolutions_are_tried_out_on_training_batches_alone(
+    is_wanted: bool, tiny_config: Config, tiny_root: Path
+) -> None:
+    # sizes of other batches are new in every epoch
+    config = changed(tiny_config, tiny_root, "train.epochs=1", f"train.cudnn_benchmark={is_wanted}")
+    seen: set[tuple[str, bool]] = set()
+
+    def look(state: TrainState, _: int) -> None:
+        seen.add((state.phase, torch.backends.cudnn.benchmark))
+
+    before = torch.backends.cudnn.benchmark
+    train(config, hooks=Hooks(after_step=look, after_epoch=lambda trainer: look(trainer.state, 0)))
+    assert seen == {("gcn", before), ("cnn", before or is_wanted), ("evaluate", before)}
+
+
 def test_a_loss_found_broken_late_is_never_saved(tiny_config: Config) -> None:
     state = Trainer(tiny_config, open_data(tiny_config), device=CPU, hooks=Hooks()).state
     state.state_dict()
