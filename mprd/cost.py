@@ -6,7 +6,6 @@ that autograd keeps for an image, and the sizes of weights, memory and features.
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mprd.backbone import Backbone
-from mprd.device import num_cores
+from mprd.device import memory_bytes, num_cores
 from mprd.engine import Trainer
 from mprd.retrieval import can_evaluate
 
@@ -182,7 +181,7 @@ def process_bytes() -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Return the memory of the accelerator, or of the machine."""
+    """Return the memory of the accelerator, or of the machine or container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_bytes()

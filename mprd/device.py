@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,9 @@ from mprd.errors import UserError
 
 MALLOPT = {-3: 2**25, -1: 2**30}
 """M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD of glibc, in bytes."""
+
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says what memory a container is given, as bytes or `max` (cgroup v2 and v1)."""
 
 
 class CpuShare(NamedTuple):
@@ -35,6 +39,12 @@ def num_cores() -> int:
     from joblib import cpu_count
 
     return cpu_count()
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine, or what its container is given of it."""
+    limits = [file.read_text().strip() for file in MEMORY_LIMITS if file.is_file()]
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(n) for n in limits if n.isdigit())])
 
 
 def usual_threads() -> int:

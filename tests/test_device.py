@@ -19,7 +19,7 @@ from mprd.config import Config
 from mprd.data.cache import Packs
 from mprd.data.datasets import load_dataset
 from mprd.data.images import PlainImages
-from mprd.device import MALLOPT, keep_freed_memory, more_threads, num_cores, set_threads
+from mprd.device import MALLOPT, keep_freed_memory, memory_bytes, more_threads, num_cores, set_threads
 from mprd.features import extract
 
 
@@ -68,6 +68,19 @@ def test_torch_takes_no_more_threads_than_there_are_cores_unless_told(
     monkeypatch.setattr(device, "num_cores", lambda: 4)
     set_threads(0)
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [({}, None), ({"v2": "max\n"}, None), ({"v2": "4096\n"}, 4096), ({"v1": f"{2**63}\n"}, None)]
+)
+def test_a_container_has_the_memory_that_it_is_given(
+    said: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in said.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device, "MEMORY_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_bytes() == (expected or machine)
 
 
 @pytest.mark.parametrize("variable", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])

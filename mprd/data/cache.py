@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from mprd.data.decode import image_size, read_image
-from mprd.device import num_cores, send, send_pixels
+from mprd.device import memory_bytes, num_cores, send, send_pixels
 
 logger = logging.getLogger("mprd")
 
@@ -120,8 +120,7 @@ class Packs:
         size = f"a pack of {num_bytes / 1e9:.1f} GB"
         if num_bytes + SPARE_BYTES > shutil.disk_usage(self.folder).free:
             raise OSError(f"{size} does not fit on the disk of {self.folder}")
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if self.mode == "auto" and num_bytes > memory // 2:
+        if self.mode == "auto" and num_bytes > memory_bytes() // 2:
             raise OSError(f"{size} is more than half of the memory (data.cache=ram packs it all the same)")
 
 
