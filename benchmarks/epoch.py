@@ -21,6 +21,7 @@ from PIL import Image
 from mprd.config import Config
 from mprd.config_loading import load_config
 from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.device import convolutions_tried_out
 from mprd.engine import Hooks, Trainer
 from mprd.memory import FeatureMemory
 
@@ -84,7 +85,9 @@ def main() -> None:
         for _ in range(steps):
             trainer.cnn_step(images, next(batches), labeller)
 
-    full, bare = interleaved_medians(mprd_steps, bare_steps, runs=args.runs or (3 if args.quick else 5))
+    # as in an epoch
+    with convolutions_tried_out(is_wanted=config.train.cudnn_benchmark):
+        full, bare = interleaved_medians(mprd_steps, bare_steps, runs=args.runs or (3 if args.quick else 5))
     tally = trainer.state.tally
     report(
         benchmark="epoch",

@@ -25,6 +25,7 @@ from mprd.data.camera_style import measure_colours
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.synthetic import write_dataset
+from mprd.device import convolutions_tried_out
 
 MOST_SINGLY = 256
 """Images timed one at a time, on any machine."""
@@ -99,7 +100,9 @@ def network_rate(*, size: tuple[int, int], device: torch.device, batch: int = 32
             network(images).sum().backward()
         return 20 * batch
 
-    return rate(steps, device=device)
+    # as in an epoch
+    with convolutions_tried_out(is_wanted=config.train.cudnn_benchmark):
+        return rate(steps, device=device)
 
 
 def main() -> None:
