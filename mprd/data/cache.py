@@ -18,7 +18,6 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +28,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mprd.data.decode import image_size, read_image
-from mprd.device import memory_bytes, num_cores, send, send_pixels
+from mprd.data.decode import image_size, read_image, reading_pool
+from mprd.device import memory_bytes, send, send_pixels
 
 logger = logging.getLogger("mprd")
 
@@ -234,7 +233,7 @@ def checksum(pixels: np.ndarray, chunk: int) -> int:
 @contextmanager
 def decoders() -> Iterator[Callable[..., list[Any]]]:
     """Run a function over files, several at a time, in order."""
-    with ThreadPoolExecutor(min(8, num_cores())) as pool:
+    with reading_pool() as pool:
         yield lambda function, paths: list(pool.map(function, paths))
 
 

@@ -55,7 +55,12 @@ def is_readable(path: Path) -> bool:
     return True
 
 
+def reading_pool() -> ThreadPoolExecutor:
+    """Return threads that read and decode files."""
+    return ThreadPoolExecutor(min(8, num_cores()))
+
+
 def find_unreadable(paths: Sequence[Path]) -> list[int]:
     """Decode every file once, several at a time; return the indices of those that cannot be read."""
-    with ThreadPoolExecutor(min(8, num_cores())) as pool:
+    with reading_pool() as pool:
         return [index for index, good in enumerate(pool.map(is_readable, paths)) if not good]

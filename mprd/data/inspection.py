@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from mprd.data.datasets import JUNK_PID, PUBLISHED_COUNTS, ImageSet, ReidDataset
-from mprd.data.decode import read_image
+from mprd.data.decode import read_image, reading_pool
 from mprd.data.layouts import MARKET_NAME, STYLE_FOLDER, list_images
 from mprd.data.recognition import MSMT17_NAME, Layout
-from mprd.device import num_cores
 from mprd.errors import UserError
 
 Level = Literal["problem", "warning", "note"]
@@ -60,7 +58,7 @@ def read_file(path: Path) -> File:
 
 def read_files(paths: Sequence[Path], *, track: Callable[[Iterable[File]], Iterable[File]] = iter) -> list[File]:
     """Hash and decode files, several at a time; `track` may show how far it is."""
-    with ThreadPoolExecutor(min(8, num_cores())) as pool:
+    with reading_pool() as pool:
         return list(track(pool.map(read_file, paths)))
 
 
