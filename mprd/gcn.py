@@ -150,13 +150,17 @@ class PairGCN(nn.Module):
     def look_up(self, memory: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None) -> PairInputs:
         """Look up what the network sees of each pair beside its projected images: what no weight touches yet."""
         pairs = subgraphs.pairs
-        columns, scalars = memory.new_empty(len(pairs), 0, 0), memory.new_empty(len(pairs), 0)
+        columns = memory.new_empty(len(pairs), 0, 0)
         if self.read_out != "scalars" and self.columns[-1] > 0:
             nodes = torch.cat([pairs, subgraphs.nodes], dim=1)
             columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
-        if self.read_out != "pooled":
-            scalars = pair_scalars(memory, subgraphs)
-        return PairInputs(columns, scalars)
+        return PairInputs(columns, self.scalars(memory, subgraphs))
+
+    def scalars(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
+        """Return the pairs' scalars [P, 3]; [P, 0] where the network does not see them."""
+        if self.read_out == "pooled":
+            return memory.new_empty(len(subgraphs), 0)
+        return pair_scalars(memory, subgraphs)
 
     def judge(self, projected: Tensor, subgraphs: SubgraphBatch, inputs: PairInputs) -> Tensor:
         """Return the logits [P] of one chunk, from `project` and `look_up`."""
@@ -246,8 +250,7 @@ class PairGCN(nn.Module):
             y = F.relu(torch.func.functional_call(conv, {"lin_l.weight": theta.T}, (y, edge_index)))
             layers.append(y)
         pooled = global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs))
-        scalars = pair_scalars(memory, subgraphs)
-        return self.decide(scalars, None if self.read_out == "scalars" else pooled)
+        return self.decide(self.scalars(memory, subgraphs), None if self.read_out == "scalars" else pooled)
 
 
 class PairInputs(NamedTuple):

@@ -46,9 +46,9 @@ class GcnLoss:
 
     def begin(self, features: Tensor, similarities: SimilarityTable | None, *, eta: float) -> StepLoss:
         """Return the loss of an epoch's steps; its pairs are of features [N + X, D]."""
-        return partial(self.launch, Given(features, similarities, eta))
+        return partial(self.measure, Given(features, similarities, eta))
 
-    def launch(self, given: Given, subgraphs: SubgraphBatch, step: PoolStep) -> Tensor:
+    def measure(self, given: Given, subgraphs: SubgraphBatch, step: PoolStep) -> Tensor:
         """Judge a step's graphs and compare."""
         own = self.gcn(given.features, subgraphs, similarities=given.similarities)
         unlabelled, meta = step.losses(self.world.join(own, self.world.shares(len(step)).counts))
@@ -78,18 +78,18 @@ class RecordedGcnLoss(GcnLoss):
                 gc.collect()
             self.features = features.new_zeros(num_rows, features.shape[1])
         self.features[: len(features)] = features
-        return partial(self.replay, Given(features, similarities, eta))
+        return super().begin(features, similarities, eta=eta)
 
-    def replay(self, given: Given, subgraphs: SubgraphBatch, step: PoolStep) -> Tensor:
+    def measure(self, given: Given, subgraphs: SubgraphBatch, step: PoolStep) -> Tensor:
         """Return the loss of a step, which the next step of its size overwrites; too large a one is launched."""
         num_pairs = rounded(max(FEWEST_PAIRS, len(subgraphs)), digits=1)
         num_leaves = rounded(max(FEWEST_LEAVES, subgraphs.nodes.shape[1]), digits=1)
         if not self.gcn.fits_chunk(self.features.device, num_pairs, num_leaves=num_leaves):
-            return self.launch(given, subgraphs, step)
+            return super().measure(given, subgraphs, step)
         inputs = self.gcn.look_up(given.features, subgraphs, given.similarities)
         if (num_pairs, num_leaves) not in self.steps:
             self.steps[num_pairs, num_leaves] = RecordedStep(self.gcn, self.features, num_pairs, num_leaves, inputs)
-        return self.steps[num_pairs, num_leaves](subgraphs, inputs, step.is_positive, step.weights(given.eta))
+        return self.steps[num_pairs, num_leaves](subgraphs, inputs, *step.targets(given.eta))
 
 
 class RecordedStep:

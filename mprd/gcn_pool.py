@@ -56,18 +56,14 @@ class PoolStep:
         """`[P, 2]`, in the order of the logits."""
         return torch.cat([self.unlabelled.pairs, self.meta.pairs])
 
-    @property
-    def is_positive(self) -> Tensor:
-        """`[P]` boolean, in the order of the logits."""
-        return torch.cat([self.unlabelled.is_positive, self.meta.is_positive])
-
-    def weights(self, eta: float) -> Tensor:
-        """Return what each pair's cross-entropy counts for in L_G^u + eta L_G^m, `[P]`."""
+    def targets(self, eta: float) -> tuple[Tensor, Tensor]:
+        """Return which pairs are positive and what each one's cross-entropy counts for in L_G^u + eta L_G^m, `[P]`."""
+        is_positive = torch.cat([self.unlabelled.is_positive, self.meta.is_positive])
         # as if the labelled side had anchors of its own
         anchors = torch.cat([self.unlabelled.anchors, self.meta.anchors + self.num_anchors])
-        weights = 2 * pair_weights(self.is_positive, anchors, num_anchors=2 * self.num_anchors)
+        weights = 2 * pair_weights(is_positive, anchors, num_anchors=2 * self.num_anchors)
         weights[len(self.unlabelled) :] *= eta
-        return weights
+        return is_positive, weights
 
     def losses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return L_G^u and L_G^m (Eq. 6) of logits `[P]`; a side without pairs costs 0."""
