@@ -1,7 +1,7 @@
 """A CNN epoch of MPRD over the bare forward-backward of the same backbone on the same batches.
 
-The MPRD step is the trainer's own: memory, neighbours of the batch and of its neighbours, pair graphs, GCN labels,
-N_i*, loss, backward, optimiser. The bare step is forward and backward alone. Images are already decoded. On a GPU many
+The MPRD step is the trainer's own: memory, neighbors of the batch and of its neighbors, pair graphs, GCN labels,
+N_i*, loss, backward, optimizer. The bare step is forward and backward alone. Images are already decoded. On a GPU many
 steps are timed at once, as in an epoch: what the host does meanwhile costs nothing.
 Bar: at most 1.05 on a CPU, 1.2 on a GPU (ResNet-50, 256 x 128, batch 32, a memory of Market-1501's size).
 """
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from common import interleaved_medians, report
 from PIL import Image
 
-from mprd.config import Config
-from mprd.config_loading import load_config
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.device import convolutions_tried_out
-from mprd.engine import Hooks, Trainer
+from mprd.engine.trainer import Hooks, Trainer
 from mprd.memory import FeatureMemory
+from mprd.runtime.device import convolutions_tried_out
 
 NUM_IDS, NUM_CAMERAS = 751, 6
 STEPS_AT_ONCE = {"cpu": 1, "cuda": 20}
@@ -40,9 +40,9 @@ def repeated_dataset(file: Path, num_images: int) -> ReidDataset:
 def clustered_memory(num_images: int, num_features: int) -> torch.Tensor:
     """Draw features in clusters of one identity each, about as tight as a half-trained network's."""
     draw = torch.Generator().manual_seed(0)
-    centres = torch.randn(NUM_IDS, num_features, generator=draw)
+    centers = torch.randn(NUM_IDS, num_features, generator=draw)
     noise = torch.randn(num_images, num_features, generator=draw)
-    return F.normalize(centres[torch.arange(num_images) % NUM_IDS] + 0.9 * noise, dim=1)
+    return F.normalize(centers[torch.arange(num_images) % NUM_IDS] + 0.9 * noise, dim=1)
 
 
 def settings(quick: bool, device: str) -> Config:
@@ -88,7 +88,7 @@ def main() -> None:
     # as in an epoch
     with convolutions_tried_out(is_wanted=config.train.cudnn_benchmark):
         full, bare = interleaved_medians(mprd_steps, bare_steps, runs=args.runs or (3 if args.quick else 5))
-    tally = trainer.state.tally
+    stats = trainer.state.stats
     report(
         benchmark="epoch",
         ratio=full / bare,
@@ -98,7 +98,7 @@ def main() -> None:
         bare_ms=1000 * bare / steps,
         num_images=args.num_images,
         batch=list(size),
-        neighbors_per_image=tally.mean("k", "labelled"),
+        neighbors_per_image=stats.mean("k", "labeled"),
         quick=args.quick,
     )
 

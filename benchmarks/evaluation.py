@@ -31,9 +31,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     num_queries, num_gallery = (1123 if options.quick else 3368), 15913
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(NUM_IDS, NUM_FEATURES, generator=generator)
-    queries, q_pids, q_camids = draw(centres, num_queries, generator=generator)
-    gallery, g_pids, g_camids = draw(centres, num_gallery, generator=generator)
+    centers = torch.randn(NUM_IDS, NUM_FEATURES, generator=generator)
+    queries, q_pids, q_camids = draw(centers, num_queries, generator=generator)
+    gallery, g_pids, g_camids = draw(centers, num_gallery, generator=generator)
     queries, gallery = queries.to(options.device), gallery.to(options.device)
 
     def evaluate() -> RankMetrics:
@@ -59,12 +59,12 @@ def main() -> None:
     )
 
 
-def draw(centres: Tensor, num_images: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw unit features around the identities' centres, with pids and camids."""
-    pids = torch.randint(len(centres), (num_images,), generator=generator)
+def draw(centers: Tensor, num_images: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw unit features around the identities' centers, with pids and camids."""
+    pids = torch.randint(len(centers), (num_images,), generator=generator)
     camids = torch.randint(NUM_CAMERAS, (num_images,), generator=generator)
-    noise = torch.randn(num_images, centres.shape[1], generator=generator)
-    return normalize(centres[pids] + NOISE * noise), pids, camids
+    noise = torch.randn(num_images, centers.shape[1], generator=generator)
+    return normalize(centers[pids] + NOISE * noise), pids, camids
 
 
 if __name__ == "__main__":

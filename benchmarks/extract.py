@@ -17,11 +17,11 @@ import torch
 from common import interleaved_medians, report
 from PIL import Image
 
-from mprd.backbone import build_backbone
-from mprd.config import Config
-from mprd.config_loading import load_config
-from mprd.data.pictures import list_pictures, name_patterns
-from mprd.extraction import Job, extract_to_file, stream_parts
+from mprd.backbone.network import build_backbone
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
+from mprd.extract.inputs import list_pictures, name_patterns
+from mprd.extract.stream import Job, extract_to_file, stream_parts
 from mprd.model import Model
 
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from common import report
 
-from mprd.backbone import build_backbone, speed_up
-from mprd.config import Config, SyntheticConfig
-from mprd.config_loading import load_config
+from mprd.backbone.network import build_backbone, speed_up
+from mprd.config.loading import load_config
+from mprd.config.schema import Config, SyntheticConfig
 from mprd.data.cache import Packs
 from mprd.data.camera_style import measure_colours
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import PlainImages, TrainImages
-from mprd.data.synthetic import write_dataset
-from mprd.device import convolutions_tried_out
+from mprd.data.synthetic.dataset import write_dataset
+from mprd.runtime.device import convolutions_tried_out
 
 MOST_SINGLY = 256
 """Images timed one at a time, on any machine."""

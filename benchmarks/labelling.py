@@ -16,10 +16,10 @@ from common import interleaved_medians, median_seconds, report
 from neighbors import draw
 from torch import Tensor
 
-from mprd.gcn import PairGCN
-from mprd.gcn_inputs import Variant
-from mprd.neighbors import find_neighbors
-from mprd.reciprocal import SimilarityTable, measure_similarities
+from mprd.gcn.network import PairGCN
+from mprd.gcn.node_features import Variant
+from mprd.neighbors.exact import find_neighbors
+from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
 from mprd.subgraphs import SubgraphBatch, build_subgraphs
 
 K = 8

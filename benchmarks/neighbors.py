@@ -1,4 +1,4 @@
-"""Hold exact neighbours, k rule included, against the bare blocked product of the same features.
+"""Hold exact neighbors, k rule included, against the bare blocked product of the same features.
 
 A memory of Market-1501's size, in clusters of one identity each. Bar: at most 1.25, and no N x N matrix in memory.
 """
@@ -13,8 +13,8 @@ from common import interleaved_medians, report
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mprd.config import NeighborsConfig
-from mprd.neighbors import NeighborTable, find_neighbors, rows_at_once
+from mprd.config.schema import NeighborsConfig
+from mprd.neighbors.exact import NeighborTable, find_neighbors, rows_at_once
 
 NUM_FEATURES, IMAGES_PER_ID = 2048, 17
 K, SIMILARITY, K_MAX = 8, 0.6, 64
@@ -67,11 +67,11 @@ def multiply(features: Tensor, block_rows: int) -> None:
 
 
 def draw(num_images: int) -> Tensor:
-    """Draw unit features around one centre an identity, [N, D]."""
+    """Draw unit features around one center an identity, [N, D]."""
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(num_images // IMAGES_PER_ID + 1, NUM_FEATURES, generator=generator)
-    pids = torch.randint(len(centres), (num_images,), generator=generator)
-    return normalize(centres[pids] + NOISE * torch.randn(num_images, NUM_FEATURES, generator=generator), dim=1)
+    centers = torch.randn(num_images // IMAGES_PER_ID + 1, NUM_FEATURES, generator=generator)
+    pids = torch.randint(len(centers), (num_images,), generator=generator)
+    return normalize(centers[pids] + NOISE * torch.randn(num_images, NUM_FEATURES, generator=generator), dim=1)
 
 
 def peak_mb() -> int:

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from common import report
 
-from mprd.config import Config
-from mprd.config_loading import load_config
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.engine import Hooks, Trainer, fit
-from mprd.epoch_row import epoch_row
-from mprd.profiling import Profile
+from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.evaluate.epoch_metrics import epoch_row
+from mprd.train.profiler import Profile
 
 EPOCHS = 40
 SIZES = (12_936, 3_368, 15_913)

@@ -19,7 +19,7 @@ from common import report
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mprd.gallery import Gallery, recall
+from mprd.search.gallery import Gallery, recall
 
 NUM_FEATURES, TOP, BLOCK_ROWS = 2048, 10, 10_000
 TIMED_QUERIES = 8

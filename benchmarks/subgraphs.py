@@ -16,14 +16,14 @@ import ray
 import torch
 from common import report
 
-from mprd.ray_data import RayBuilder
+from mprd.parallel.ray_actors import RayBuilder
 from mprd.subgraphs import SubgraphBatch, build_serially
 
 NUM_IMAGES, SHORTEST, LONGEST = 12_936, 8, 16
 
 
 def ragged_lists() -> torch.Tensor:
-    """Draw lists of 8 to 16 neighbours for as many images as Market-1501 trains on, [N, K]."""
+    """Draw lists of 8 to 16 neighbors for as many images as Market-1501 trains on, [N, K]."""
     draw = torch.Generator().manual_seed(0)
     # steps from the own id, distinct and never back to it
     steps = torch.rand(NUM_IMAGES, 64, generator=draw).argsort(1)[:, :LONGEST] + 1

@@ -24,12 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from mprd.config_loading import load_config
-from mprd.console import chosen_rows
-from mprd.diagnostics import PAIR_SCORES
-from mprd.report_page import mean_rows
-from mprd.run_folder import RunFolder
-from mprd.studies import Point, load_study
+from mprd.config.loading import load_config
+from mprd.evaluate.label_quality import PAIR_SCORES
+from mprd.report.page import mean_rows
+from mprd.runs.console import chosen_rows
+from mprd.runs.folder import RunFolder
+from mprd.tune.study import Point, load_study
 
 ROOT = Path(__file__).parents[1]
 GRACE_SECONDS = 60
@@ -167,10 +167,10 @@ def draw(jobs: list[Job], file: Path) -> None:
         evaluated = [(row["epoch"] + 1, 100 * row["mAP"]) for row in rows if "mAP" in row]
         label = f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}"
         (line,) = curve.plot(*zip(*evaluated, strict=True), marker=".", label=label)
-        labelled = [(100 * row["pair_recall"], 100 * row["pair_precision"]) for row in rows if "pair_precision" in row]
-        if len({recall for recall, _ in labelled}) > 1:
-            path.plot(*zip(*labelled, strict=True), color=line.get_color(), alpha=0.8)
-            path.plot(*labelled[-1], "o", color=line.get_color())
+        labeled = [(100 * row["pair_recall"], 100 * row["pair_precision"]) for row in rows if "pair_precision" in row]
+        if len({recall for recall, _ in labeled}) > 1:
+            path.plot(*zip(*labeled, strict=True), color=line.get_color(), alpha=0.8)
+            path.plot(*labeled[-1], "o", color=line.get_color())
     curve.set(xlabel="epoch", ylabel="mAP, percent", title="Retrieval")
     path.set(xlabel="recall of P, percent", ylabel="precision, percent", title="Labels, epoch by epoch to the dot")
     figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=per_line, fontsize="small")

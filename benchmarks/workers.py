@@ -19,12 +19,12 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from common import report
 
-from mprd.config import Config
-from mprd.config_loading import load_config
-from mprd.engine import Hooks, Trainer, fit
-from mprd.launch import open_dataset
-from mprd.run_folder import RunFolder
-from mprd.world import joined_world
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
+from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.runs.dataset import open_dataset
+from mprd.runs.folder import RunFolder
+from mprd.runtime.distributed import joined_workers
 
 SETTINGS = ("train.warmup_epochs=0", "data.num_workers=0")
 
@@ -37,12 +37,14 @@ def train(rank: int, num_workers: int, port: int, config: Config, folder: Path) 
     seconds: list[float] = []
 
     def after_epoch(trainer: Trainer) -> None:
-        sums = trainer.state.tally.sums
+        sums = trainer.state.stats.sums
         seconds.append(sums["gcn_seconds"] + sums["cnn_seconds"])
 
     dataset = open_dataset(config, RunFolder(folder / "run"))
     device = torch.device("cpu")
-    trainer = Trainer(config, dataset, device=device, hooks=Hooks(after_epoch=after_epoch), world=joined_world(device))
+    trainer = Trainer(
+        config, dataset, device=device, hooks=Hooks(after_epoch=after_epoch), workers=joined_workers(device)
+    )
     trainer.fill_memory()
     fit(trainer)
     if rank == 0:

@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the docstrings of mprd.config: `python docs/settings.py`."""
+"""Write docs/settings.md from the docstrings of mprd.config.schema: `python docs/settings.py`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mprd.config import Config, Preset
-from mprd.config_loading import build_config, read_preset
-from mprd.trackers import flatten
+from mprd.config.loading import build_config, read_preset
+from mprd.config.schema import Config, Preset
+from mprd.train.trackers import flatten
 
 PAGE = Path(__file__).with_name("settings.md")
 PLACE = re.compile(

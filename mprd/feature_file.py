@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mprd.checkpoint import disk_reason
 from mprd.errors import UserError
+from mprd.runtime.checkpoint import disk_reason
 
 Dtype = Literal["float32", "float16"]
 KEY = b"mprd"

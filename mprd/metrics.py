@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.reranking import check_features, expand_queries, re_rank, to_tensor
+from mprd.neighbors.jaccard import check_features, expand_queries, re_rank, to_tensor
 
 __all__ = ["RankMetrics", "expand_queries", "rank_features", "rank_metrics", "re_rank"]
 
@@ -69,7 +69,7 @@ def rank_metrics(
     blocks: Iterable[Tensor] = distances.split(max(1, _CHUNK // distances.shape[1]))
     if not is_kept.all():
         blocks = (block[:, is_kept] for block in blocks)
-    return _summarise(blocks, ids, max_rank=max_rank)
+    return _summarize(blocks, ids, max_rank=max_rank)
 
 
 def rank_features(
@@ -99,7 +99,7 @@ def rank_features(
     is_kept = ids.g_pids != JUNK_PID
     if not is_kept.all():
         gallery = gallery[is_kept]
-    return _summarise(_distance_blocks(queries, gallery, memory_mb=memory_mb), ids, max_rank=max_rank)
+    return _summarize(_distance_blocks(queries, gallery, memory_mb=memory_mb), ids, max_rank=max_rank)
 
 
 class _Ids(NamedTuple):
@@ -156,7 +156,7 @@ def _distance_blocks(queries: Tensor, gallery: Tensor, *, memory_mb: int) -> Ite
         yield from distances.split(max(1, min(_CHUNK // num_gallery, num_rows)))
 
 
-def _summarise(blocks: Iterable[Tensor], ids: _Ids, *, max_rank: int) -> RankMetrics:
+def _summarize(blocks: Iterable[Tensor], ids: _Ids, *, max_rank: int) -> RankMetrics:
     if max_rank < 1:
         raise UserError(f"max_rank must be at least 1, but got {max_rank}")
     groups, scores, start = _group(ids), [], 0

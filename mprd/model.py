@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mprd import checkpoint
-from mprd.backbone import Backbone, build_backbone
-from mprd.config import Config
+from mprd.backbone.features import ordered_batches, stream_features
+from mprd.backbone.network import Backbone, build_backbone
+from mprd.config.schema import Config
 from mprd.data.images import Crops, Picture
-from mprd.device import choose_device
-from mprd.features import ordered_batches, stream_features
-from mprd.run_folder import RunFolder
+from mprd.runs.folder import RunFolder
+from mprd.runtime import checkpoint
+from mprd.runtime.device import choose_device
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

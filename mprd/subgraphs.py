@@ -1,4 +1,4 @@
-"""The neighbourhood of a pair (Eq. 4) as a row of integers: two stars, and which star each leaf belongs to.
+"""The neighborhood of a pair (Eq. 4) as a row of integers: two stars, and which star each leaf belongs to.
 
 A batch holds no features: about 100 bytes a pair, cheap to build on one core and to ship between processes.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.device import send
+from mprd.runtime.device import send
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Link = Literal["keep", "drop"]
 END_LABEL, SHARED_LABEL = 1, 2
 NUM_LABELS = 3
-"""DRNL labels that occur on two stars: 1 for the pair, 2 for a shared neighbour, 0 for the other leaves."""
+"""DRNL labels that occur on two stars: 1 for the pair, 2 for a shared neighbor, 0 for the other leaves."""
 CELLS_PER_CHUNK = 2**18
 """List entries that are compared at a time, so that they stay in the cache."""
 PAIRS_AT_ONCE = 4096
@@ -108,7 +108,7 @@ class PairGraph(NamedTuple):
 
 
 SubgraphBuilder = Callable[[Tensor, Tensor, Sequence[int]], Iterator[SubgraphBatch]]
-"""Whoever turns pairs [P, 2] and neighbour ids [N, K] into batches of the given sizes, in order."""
+"""Whoever turns pairs [P, 2] and neighbor ids [N, K] into batches of the given sizes, in order."""
 
 
 def build_serially(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> Iterator[SubgraphBatch]:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mprd.config import Config
-from mprd.config_loading import load_config
-from mprd.run_folder import RunFolder
-from mprd.state import build_state
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
+from mprd.engine.state import build_state
+from mprd.runs.folder import RunFolder
 
 NUM_IDS = 6
 
@@ -101,6 +101,6 @@ def tiny_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
     folder.create(config)
     state = build_state(config, num_images=4 * NUM_IDS, device=torch.device("cpu"))
-    folder.save(state)
-    folder.save_best(state)
+    folder.save(state.state_dict())
+    folder.save_best(state.state_dict())
     return folder.path

@@ -50,7 +50,7 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_settings_that_pages_name_exist(page: Path) -> None:
-    from mprd.config_loading import setting_names
+    from mprd.config.loading import setting_names
 
     known = set(setting_names())
     named = re.findall(r"--set[ =]'?([a-z_]+(?:\.[a-z_]+)+)=", page.read_text())
@@ -59,7 +59,7 @@ def test_settings_that_pages_name_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_options_that_pages_name_exist(page: Path) -> None:
-    helps = {name: (ROOT / "mprd" / f"{name}.py").read_text() for name in COMMANDS}
+    helps = {name: (ROOT / "mprd" / name / "cli.py").read_text() for name in COMMANDS}
     wrong = []
     for name, rest in re.findall(r"^    (?:python -m mprd\.|mprd )([a-z]+)(.*)$", page.read_text(), re.MULTILINE):
         for option in re.findall(r"--([a-z][a-z-]+)", rest.split("#")[0]):
@@ -83,8 +83,8 @@ def test_the_commands_of_the_tutorial_run(
     commands = re.findall(r"^    mprd (.+)$", (DOCS / "tutorial.md").read_text(), re.MULTILINE)
     assert len(commands) >= 10
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mprd.checkup.has_imagenet_weights", lambda _name: False)
-    monkeypatch.setattr("mprd.cost.MEASURED_SECONDS", 0.01)
+    monkeypatch.setattr("mprd.doctor.checks.has_imagenet_weights", lambda _name: False)
+    monkeypatch.setattr("mprd.doctor.estimate.MEASURED_SECONDS", 0.01)
     for command in commands:
         words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]
         is_new = words[0] == "train" and "--resume" not in words

@@ -8,7 +8,7 @@ import torch
 from mprd.memory import FeatureMemory
 
 
-def test_an_update_blends_and_normalises() -> None:
+def test_an_update_blends_and_normalizes() -> None:
     memory = FeatureMemory(torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]))
     assert memory.features.tolist() == [[1, 0], [0, 1], pytest.approx([0.6, 0.8])]
     memory.update(torch.tensor([1]), torch.tensor([[1.0, 0.0]]), gamma=0.75)

@@ -239,8 +239,8 @@ def slow_re_rank(q_features, g_features, *, k1, k2, lambda_value):
 def clustered_features(num_queries, num_gallery, *, num_features=6, seed=0):
     generator = np.random.default_rng(seed)
     num_images = num_queries + num_gallery
-    centres = generator.normal(size=(max(1, num_images // 8), num_features))
-    features = centres[generator.integers(0, len(centres), num_images)]
+    centers = generator.normal(size=(max(1, num_images // 8), num_features))
+    features = centers[generator.integers(0, len(centers), num_images)]
     features = features + 0.6 * generator.normal(size=(num_images, num_features))
     return features[:num_queries], features[num_queries:]
 
@@ -277,10 +277,10 @@ def test_lambda_one_leaves_the_squared_distance_over_its_largest():
     np.testing.assert_allclose(distances, [[0.25, 1.0]], rtol=0, atol=1e-7)
 
 
-def test_images_that_share_no_neighbour_are_at_jaccard_distance_one():
+def test_images_that_share_no_neighbor_are_at_jaccard_distance_one():
     queries, gallery = np.array([[0.0, 0.0]]), np.array([[0.1, 0.0], [9.0, 9.0], [9.1, 9.0]])
     distances = re_rank(queries, gallery, k1=1, k2=1, lambda_value=0)
-    # The query and its copy weigh 1 and exp(-d) over their sum, each in the other's favour
+    # The query and its copy weigh 1 and exp(-d) over their sum, each in the other's favor
     assert distances[0, 1:].tolist() == [1.0, 1.0]
     assert distances[0, 0] == pytest.approx(0.0, abs=1e-3)
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mprd import checkpoint, load_model, model
+from mprd import load_model, model
 from mprd.data.datasets import load_dataset
 from mprd.errors import UserError
+from mprd.evaluate.evaluation import extract_sets
 from mprd.model import Model
-from mprd.retrieval import extract_sets
+from mprd.runtime import checkpoint
 
 
 @pytest.fixture(scope="module")

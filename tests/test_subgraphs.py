@@ -98,7 +98,7 @@ def test_many_pairs_are_built_in_pieces_without_a_seam(monkeypatch: pytest.Monke
         assert torch.equal(getattr(whole, name), getattr(pieces, name))
 
 
-def test_a_pair_without_shared_neighbours_has_no_label_two() -> None:
+def test_a_pair_without_shared_neighbors_has_no_label_two() -> None:
     batch = build_subgraphs(torch.tensor([[0, 1]]), table([2, 3], [4, 5], [], [], [], []))
     assert batch.labels.tolist() == [[0, 0, 0, 0]]
     assert batch.link.tolist() == [False]
@@ -122,7 +122,7 @@ def test_no_pairs_give_an_empty_batch() -> None:
     assert len(pack(batch)[0]) == 0
 
 
-def test_images_without_any_neighbour_still_make_a_pair() -> None:
+def test_images_without_any_neighbor_still_make_a_pair() -> None:
     batch = build_subgraphs(torch.tensor([[0, 1]]), table([], []))
     assert batch.nodes.shape == (1, 0)
     assert to_graph(batch, 0).node_ids.tolist() == [0, 1]
@@ -228,7 +228,7 @@ def test_the_arrow_columns_by_hand() -> None:
     ]
 
 
-def test_a_pair_of_neighbourhoods_of_eight_ships_in_about_a_hundred_bytes() -> None:
+def test_a_pair_of_neighborhoods_of_eight_ships_in_about_a_hundred_bytes() -> None:
     lists = random_lists(40, 8, 0, shortest=8)
     batch = build_subgraphs(all_pairs(40), table(*lists))
     assert to_arrow(batch).nbytes / len(batch) < 130

@@ -19,7 +19,7 @@ def write_image(path: Path, colour: tuple[int, int, int] = GREY, *, size: tuple[
 
 
 def write_images(folder: Path, names: Iterable[str]) -> None:
-    """Write a grey image under each name."""
+    """Write a gray image under each name."""
     for name in names:
         write_image(folder / name)
 

@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from mprd.data.decode import image_size, read_image, reading_pool
-from mprd.device import memory_bytes, send, send_pixels
+from mprd.runtime.device import memory_bytes, send, send_pixels
 
 logger = logging.getLogger("mprd")
 

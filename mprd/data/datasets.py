@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mprd.config import DataConfig, SyntheticConfig
+from mprd.config.schema import DataConfig, SyntheticConfig
 from mprd.data.cache import Packs
 from mprd.data.camera_style import StyleFiles, find_style_files
 from mprd.data.layouts import STYLE_FOLDER, Crop, Splits, read_market, read_msmt17, read_tree
@@ -88,7 +88,7 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
 
 def draw_synthetic(config: SyntheticConfig, cache_dir: Path) -> Path:
     """Draw the pedestrians of these settings unless they are there; return their folder."""
-    from mprd.data.synthetic import FORMAT_VERSION, write_dataset
+    from mprd.data.synthetic.dataset import FORMAT_VERSION, write_dataset
 
     key = f"{FORMAT_VERSION} {config.model_dump_json()}"
     root = cache_dir / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from mprd.device import num_cores
 from mprd.errors import UserError
+from mprd.runtime.device import num_cores
 
 # what Pillow raises on files that are broken in one way or another
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)

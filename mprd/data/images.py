@@ -18,15 +18,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from mprd.config import DataConfig
-from mprd.data.augment import VIEW_KEYS, View, augment, draw_params, normalise
-from mprd.data.augment_batch import BatchParams, augment_batch, carry_colours, draw_batch, normalise_batch
+from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.camera_style import CameraColours, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import find_unreadable, read_image
-from mprd.device import num_cores
+from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
+from mprd.data.transforms_batch import BatchParams, augment_batch, carry_colours, draw_batch, normalize_batch
 from mprd.errors import UserError
+from mprd.runtime.device import num_cores
 
 logger = logging.getLogger("mprd")
 
@@ -129,7 +129,7 @@ class TrainImages(Dataset[Item]):
 
 
 class PlainImages(Dataset[Item]):
-    """Show images as they are tested: resized (bicubic, antialiased) and normalised.
+    """Show images as they are tested: resized (bicubic, antialiased) and normalized.
 
     Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
     """
@@ -144,7 +144,7 @@ class PlainImages(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         path = self.paths[index]
         if self.pack is not None:
-            return normalise(self.pack.read(path)), index
+            return normalize(self.pack.read(path)), index
         return prepare(read_image(path), self.size), index
 
     def is_batched(self, device: torch.device) -> bool:
@@ -155,7 +155,7 @@ class PlainImages(Dataset[Item]):
         """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
         assert self.pack is not None
         rows = np.array([self.pack.rows[self.paths[index]] for index in ids.tolist()])
-        return normalise_batch(self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2))
+        return normalize_batch(self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2))
 
 
 def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *, purpose: Purpose) -> Pack | None:
@@ -193,8 +193,8 @@ class Crops(Dataset[Item]):
 
 
 def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Resize an RGB image to (width, height) and normalise it: what the network is tested on."""
-    return normalise(image.resize(size, Image.Resampling.BICUBIC))
+    """Resize an RGB image to (width, height) and normalize it: what the network is tested on."""
+    return normalize(image.resize(size, Image.Resampling.BICUBIC))
 
 
 class Guarded(Dataset[list[Item] | UserError]):

@@ -76,7 +76,7 @@ class Layout:
         return there if "train" in there else {"train": self.root}
 
 
-def recognise(root: Path) -> Layout:
+def recognize(root: Path) -> Layout:
     """Find the data set at a folder, up to two folders below it, or around it.
 
     Raises UserError where there is no such folder, no image, or more than one data set.

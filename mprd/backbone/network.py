@@ -1,0 +1,291 @@
+"""F: images to unit features (Sec. 3.1, 5.2).
+
+A torchvision network up to its last feature map (pool-5 and later removed), average pooling, and an
+appended batch normalization.
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from mprd.backbone.batch_norm import BatchCut, share_statistics
+from mprd.backbone.cuda_graph import RecordedPasses
+from mprd.errors import UserError
+from mprd.runtime.distributed import WorkerGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mprd.config.schema import BackboneConfig, TrainConfig
+
+
+class Backbone(nn.Module):
+    """Map images `[B, 3, H, W]` to unit features `[B, D]`."""
+
+    def __init__(self, trunk: nn.Module, num_channels: int, *, num_stripes: int = 1, bn_bias: bool = True) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.num_stripes = num_stripes
+        self.num_features = num_channels * num_stripes
+        self.neck = nn.BatchNorm1d(self.num_features)
+        self.neck.bias.requires_grad_(bn_bias)
+        self.is_frozen_bn = False
+        self.is_bf16 = False
+        """Whether the trunk computes in bfloat16; everything behind it is float32."""
+        self.recorded: RecordedPasses | None = None
+        """The trunk's training passes as CUDA graphs, where they are wanted."""
+        self.cut = BatchCut(WorkerGroup(), 0)
+        """How a batch is cut into groups and workers' shares."""
+
+    def pool(self, images: Tensor) -> Tensor:
+        """Return the pooled feature before the appended batch norm, `[B, D]`, not normalized."""
+        # a cache of cast weights would save nothing, for each is cast once a pass, and cannot be recorded
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16, cache_enabled=False):
+            maps = (self.recorded or self.trunk)(images)
+        # the mean in float32: bf16 and fp16 lose digits over the 128 cells of the map
+        return stripe_means(maps.float() if maps.dtype != torch.float64 else maps, self.num_stripes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return unit features after the batch norm, `[B, D]`: the paper's F~(x)."""
+        after = self.neck(self.pool(images))
+        self.cut.track_all()
+        return F.normalize(after, dim=1)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit features after and before the batch norm, each `[B, D]`."""
+        pooled = self.pool(images)
+        after = self.neck(pooled)
+        self.cut.track_all()
+        return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch modes; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.is_frozen_bn:
+            for module in batch_norms(self.trunk):
+                module.eval()
+        return self
+
+
+def speed_up(backbone: Backbone, config: TrainConfig) -> Backbone:
+    """Choose precision, layout, compilation and launch of the trunk, in place; names and values of the weights stay.
+
+    Raises UserError where CUDA graphs are wanted without a CUDA device, or by several workers.
+    """
+    backbone.is_bf16 = config.precision == "bf16"
+    if config.channels_last:
+        backbone.to(memory_format=torch.channels_last)
+    if config.compile:
+        backbone.trunk.compile()
+    if config.cuda_graphs:
+        device, workers = backbone.neck.weight.device, backbone.cut.workers
+        if workers.size > 1:
+            raise UserError(f"train.cuda_graphs: true is for one worker, but there are {workers.size}")
+        if device.type != "cuda":
+            raise UserError(f"train.cuda_graphs: true needs a CUDA device, but this run is on {device}")
+        backbone.recorded = RecordedPasses(backbone.trunk)
+    return backbone
+
+
+def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:
+    """Average `[B, C, H, W]` over each of so many horizontal stripes: `[B, C * num_stripes]`."""
+    if num_stripes == 1:
+        return maps.mean((2, 3))
+    return F.adaptive_avg_pool2d(maps, (num_stripes, 1)).flatten(1)
+
+
+def build_backbone(config: BackboneConfig, *, workers: WorkerGroup | None = None) -> Backbone:
+    """Build the network and load its weights; batch-norm statistics are taken over the batch of all workers.
+
+    Raises UserError where the weights cannot be had or do not fit.
+    """
+    trunk, num_channels = TRUNKS[config.name](config.last_stride)
+    load_trunk_weights(trunk, config)
+    backbone = Backbone(trunk, num_channels, num_stripes=config.num_stripes, bn_bias=config.bn_bias)
+    backbone.is_frozen_bn = config.freeze_bn
+    backbone.cut = BatchCut(workers or WorkerGroup(), config.bn_group)
+    share_statistics(backbone, backbone.cut)
+    return backbone
+
+
+def resnet_trunk(name: str, last_stride: int) -> tuple[nn.Module, int]:
+    """Take a torchvision ResNet up to layer4 (Sec. 5.2)."""
+    net = torchvision.models.get_model(name, weights=None)
+    num_channels = net.fc.in_features
+    if last_stride == 1:
+        drop_stride(net.layer4)
+    del net.fc, net.avgpool
+    stem = [(part, getattr(net, part)) for part in ("conv1", "bn1", "relu", "maxpool")]
+    stages = [(part, getattr(net, part)) for part in ("layer1", "layer2", "layer3", "layer4")]
+    trunk = nn.Sequential()
+    for part, module in stem + stages:
+        trunk.add_module(part, module)
+    return trunk, num_channels
+
+
+def mobilenet_trunk(last_stride: int) -> tuple[nn.Module, int]:
+    """Take torchvision's MobileNetV2 up to its last convolution; its last stage begins at block 14."""
+    net = torchvision.models.mobilenet_v2(weights=None)
+    if last_stride == 1:
+        drop_stride(net.features[14])
+    trunk = nn.Sequential()
+    trunk.add_module("features", net.features)
+    return trunk, net.last_channel
+
+
+class SmallBlock(nn.Module):
+    """The basic block of a ResNet."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(num_out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or num_in != num_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(num_in, num_out, 1, stride, bias=False), nn.BatchNorm2d(num_out))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        inner = F.relu(self.bn1(self.conv1(maps)))
+        return F.relu(self.bn2(self.conv2(inner)) + self.shortcut(maps))
+
+
+def small_trunk(last_stride: int) -> tuple[nn.Module, int]:
+    """Build a ResNet of three blocks for images of 64 x 32; `last_stride` is that of its last block."""
+    width = 32
+    trunk = nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        SmallBlock(width, width, 1),
+        SmallBlock(width, 2 * width, 2),
+        SmallBlock(2 * width, 2 * width, last_stride),
+    )
+    return trunk, 2 * width
+
+
+TRUNKS = {
+    "resnet50": lambda last_stride: resnet_trunk("resnet50", last_stride),
+    "resnet34": lambda last_stride: resnet_trunk("resnet34", last_stride),
+    "resnet18": lambda last_stride: resnet_trunk("resnet18", last_stride),
+    "mobilenet_v2": mobilenet_trunk,
+    "small": small_trunk,
+}
+
+
+def drop_stride(stage: nn.Module) -> None:
+    """Set every convolution of a stage to stride 1, shortcut included."""
+    for module in stage.modules():
+        if isinstance(module, nn.Conv2d):
+            module.stride = (1, 1)
+
+
+def load_trunk_weights(trunk: nn.Module, config: BackboneConfig) -> None:
+    """Fill the trunk from torchvision's ImageNet weights, a local state dict, or not at all."""
+    if config.weights == "none":
+        return
+    state = imagenet_state(config.name) if config.weights == "imagenet" else read_state(Path(config.weights))
+    # a classifier has no place here; some files keep the weights of a whole wrapped model
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "classifier."))}
+    try:
+        trunk.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"backbone.weights: {config.weights} does not hold a torchvision {config.name}: {reason}"
+        ) from None
+
+
+def imagenet_state(name: str) -> dict[str, Tensor]:
+    """Fetch torchvision's ImageNet weights through its own cache."""
+    if name == "small":
+        raise UserError("backbone.weights: there are no ImageNet weights for the network small; use none or a path")
+    try:
+        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"backbone.weights: cannot download the ImageNet weights of {name} ({error}); "
+            "give the path of a torchvision state dict, or none"
+        ) from None
+
+
+def has_imagenet_weights(name: str, *, timeout: float = 5) -> bool:
+    """Say whether torchvision's ImageNet weights of a network are in its cache or can be fetched within seconds."""
+    if name == "small":
+        return False
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    if (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file():
+        return True
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict (safetensors, or torch without running code)."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"backbone.weights: no such file: {path}") from None
+    except Exception as error:  # the readers raise many kinds, from pickle's to their own
+        raise UserError(f"backbone.weights: {path} is not a readable state dict: {type(error).__name__}") from None
+    return state.get("state_dict", state) if isinstance(state, dict) else {}
+
+
+def parameter_groups(backbone: Backbone, *, is_pretrained: bool, lr_backbone: float, lr_new: float) -> list[dict]:
+    """Split the trained parameters into pre-trained and new layers, each with its learning rate (Sec. 5.2).
+
+    Without pre-trained weights every layer is new.
+    """
+    trunk = [p for p in backbone.trunk.parameters() if p.requires_grad]
+    neck = [p for p in backbone.neck.parameters() if p.requires_grad]
+    lr_trunk = lr_backbone if is_pretrained else lr_new
+    return [{"params": trunk, "lr": lr_trunk, "base_lr": lr_trunk}, {"params": neck, "lr": lr_new, "base_lr": lr_new}]
+
+
+def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """List the batch-norm layers below a module."""
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@torch.no_grad()
+def recalibrate_bn(backbone: Backbone, batches: Iterable[Tensor]) -> None:
+    """Re-estimate all batch-norm statistics as the plain mean over the batches, in place; no weight moves."""
+    norms = batch_norms(backbone)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    with frozen_bn_lifted(backbone):
+        backbone.train()
+        for images in batches:
+            backbone(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@contextmanager
+def frozen_bn_lifted(backbone: Backbone) -> Iterator[None]:
+    """Let frozen batch norms take part in training mode for a while."""
+    frozen, backbone.is_frozen_bn = backbone.is_frozen_bn, False
+    try:
+        yield
+    finally:
+        backbone.is_frozen_bn = frozen

@@ -1,0 +1,1 @@
+"""Drawn pedestrians: a data set for when there is none at hand."""

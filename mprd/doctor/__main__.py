@@ -1,0 +1,5 @@
+"""`python -m mprd.doctor`."""
+
+from mprd.doctor.cli import app
+
+app(prog_name="python -m mprd.doctor")

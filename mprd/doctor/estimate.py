@@ -1,0 +1,187 @@
+"""What a run will take on this machine, from two seconds of its own forward and backward passes.
+
+Measured: seconds an image of the backbone, with and without gradients, and of decoding and augmentation. Counted: bytes
+that autograd keeps for an image, and the sizes of weights, memory and features. The rest is multiplication.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mprd.backbone.network import Backbone
+from mprd.engine.trainer import Trainer
+from mprd.evaluate.evaluation import can_evaluate
+from mprd.runtime.device import memory_bytes, num_cores
+
+MEASURED_SECONDS = 2.0
+FLOAT = 4
+"""Bytes of a number."""
+OVERHEAD = 2.0
+"""Whole time of a run over that of its images' passes: on the demo, neighbors and GCN took as long again."""
+LIBRARIES = 250_000_000
+"""Bytes of what a run imports later on, for events and curves."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate for a run, and what it stands on."""
+
+    train_seconds: float
+    """Seconds an image, forward and backward."""
+    extract_seconds: float
+    """Seconds an image, forward alone."""
+    load_seconds: float
+    """Seconds an image, decoding and augmentation by all loading processes together."""
+    least_seconds: float
+    """The passes of all images over all epochs; neighbors and GCN come on top."""
+    likely_seconds: float
+    """Twice that."""
+    memory_bytes: int
+    """Peak on the device that computes."""
+    available_bytes: int
+
+    def row(self) -> dict[str, float]:
+        """Return the figures by name."""
+        return asdict(self)
+
+
+def estimate_cost(trainer: Trainer) -> Cost:
+    """Measure a few passes of a trainer's backbone and work out the whole run; its weights stay."""
+    num_bytes, seconds = measure_training(trainer)
+    forward = measure_extraction(trainer.state.backbone, random_images(trainer, 2), device=trainer.device)
+    load = measure_loading(trainer)
+    least = run_seconds(trainer, train=seconds, extract=forward, load=load)
+    return Cost(
+        train_seconds=seconds,
+        extract_seconds=forward,
+        load_seconds=load,
+        least_seconds=least,
+        likely_seconds=OVERHEAD * least,
+        memory_bytes=run_bytes(trainer, activation_bytes=num_bytes),
+        available_bytes=available_bytes(trainer.device),
+    )
+
+
+def random_images(trainer: Trainer, num_images: int) -> Tensor:
+    """Make images of the size that the settings ask for."""
+    data = trainer.config.data
+    return torch.rand(num_images, 3, data.height, data.width, device=trainer.device)
+
+
+def measure_training(trainer: Trainer) -> tuple[int, float]:
+    """Return bytes that autograd keeps, and seconds of a forward and backward pass, each of one image."""
+    backbone, most = trainer.state.backbone.train(), trainer.config.train.batch_size
+    norms = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+    size = 2
+    num_bytes = count_saved(backbone, random_images(trainer, size)) // size
+    seconds = train_seconds(backbone, random_images(trainer, size), device=trainer.device)
+    size = max(2, min(most, int(MEASURED_SECONDS / 2 / seconds)))
+    seconds = min(train_seconds(backbone, random_images(trainer, size), device=trainer.device) for _ in range(2))
+    backbone.zero_grad(set_to_none=True)
+    for name, buffer in backbone.named_buffers():
+        buffer.copy_(norms[name])
+    return num_bytes, seconds
+
+
+def count_saved(backbone: Backbone, images: Tensor) -> int:
+    """Count the bytes that a forward pass keeps for the backward pass, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    backbone.cut.set_batch(len(images))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = backbone(images)
+    del output
+    return sum(kept.values())
+
+
+def train_seconds(backbone: Backbone, images: Tensor, *, device: torch.device) -> float:
+    """Return the seconds an image of one forward and backward pass."""
+    backbone.cut.set_batch(len(images))
+    started = now(device)
+    backbone(images).sum().backward()
+    return (now(device) - started) / len(images)
+
+
+@torch.no_grad()
+def measure_extraction(backbone: Backbone, images: Tensor, *, device: torch.device) -> float:
+    """Return the seconds an image of a forward pass in evaluation mode."""
+    backbone.eval()
+    backbone(images)
+    started = now(device)
+    backbone(images)
+    return (now(device) - started) / len(images)
+
+
+def now(device: torch.device) -> float:
+    """Read the clock once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def measure_loading(trainer: Trainer) -> float:
+    """Return the seconds an image of decoding and augmentation, over the processes that would do it."""
+    num_images = min(16, trainer.num_images)
+    started = time.perf_counter()
+    for index in range(num_images):
+        trainer.train_images[index]
+    processes = min(max(1, trainer.config.data.num_workers), num_cores())
+    return (time.perf_counter() - started) / num_images / processes
+
+
+def run_seconds(trainer: Trainer, *, train: float, extract: float, load: float) -> float:
+    """Add up the passes of all images over all epochs; loading runs beside them where it has processes."""
+    config, num_images = trainer.config, trainer.num_images
+    alone = config.data.num_workers == 0
+    step = train + load if alone else max(train, load)
+    look = extract + load if alone else max(extract, load)
+    # perturbed copies of the images without a positive, at first all of them; clean features where lists want them
+    plain = num_images * (1 + (config.neighbors.source != "memory"))
+    tested = num_tested(trainer)
+    epoch = num_images * step + plain * look + tested * look / config.eval.every
+    return config.train.epochs * epoch + (num_images + tested) * look
+
+
+def num_tested(trainer: Trainer) -> int:
+    """Count the images of an evaluation."""
+    dataset = trainer.dataset
+    return len(dataset.query) + len(dataset.gallery) if can_evaluate(dataset) else 0
+
+
+def run_bytes(trainer: Trainer, *, activation_bytes: int) -> int:
+    """Add up what is held at the peak: weights, a batch's activations, memory, features, and the process itself."""
+    config, backbone, num_images = trainer.config, trainer.state.backbone, trainer.num_images
+    weights = sum(parameter.numel() for parameter in backbone.parameters()) * FLOAT
+    # gradient and momentum; Adam keeps two
+    weights *= 4 if config.train.optimizer == "adamw" else 3
+    batch = min(config.train.batch_size, num_images)
+    # the memory, the same with perturbed copies behind it, and features of lists and evaluation
+    rows = 3 * num_images + (config.neighbors.source != "memory") * num_images + 2 * num_tested(trainer)
+    similarities = 4 * batch * num_images * FLOAT
+    held = weights + batch * activation_bytes + rows * backbone.num_features * FLOAT + similarities
+    return held + (0 if trainer.device.type == "cuda" else process_bytes() + LIBRARIES)
+
+
+def process_bytes() -> int:
+    """Return the most memory that this process has held so far, libraries and all."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory of the accelerator, or of the machine or container."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return memory_bytes()

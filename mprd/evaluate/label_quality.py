@@ -1,0 +1,157 @@
+"""How good the labels are: with identities known their precision, recall and AUC; without, a label-free score.
+
+None of it reaches training. Shapes: N images, W width of P, P pairs, C cameras.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mprd.pairs.rules import PADDING, MetaSet, PositiveTable
+
+PAIR_SCORES = {
+    "gcn_auc": "g",
+    "agreement_auc": "agreement",
+    "cosine_auc": "cosine",
+    "jaccard_auc": "list overlap",
+    "reciprocal_auc": "k-reciprocal",
+}
+"""Columns of a run that hold the AUC of a score on the candidates, and what the score is called."""
+
+
+def pair_quality(positives: PositiveTable, pids: Tensor, camids: Tensor | None) -> dict[str, float | None]:
+    """Return precision and recall of P without the self-pairs, over all pairs and over cross-camera pairs.
+
+    A share of nothing is None.
+    """
+    ids = positives.ids
+    rows = torch.arange(len(ids), device=ids.device)[:, None]
+    is_pair = (ids != PADDING) & (ids != rows)
+    is_true = is_pair & (pids[ids.clamp(min=0)] == pids[:, None])
+    same = group_sizes(pids) - 1
+    quality = {
+        "pair_precision": share(is_true.sum(), is_pair.sum()),
+        "pair_recall": share(is_true.sum(), same.sum()),
+    }
+    if camids is not None:
+        is_cross = camids[ids.clamp(min=0)] != camids[:, None]
+        same_camera = group_sizes(pids * (int(camids.max()) + 1) + camids) - 1
+        cross_true = (is_true & is_cross).sum()
+        quality["pair_precision_cross"] = share(cross_true, (is_pair & is_cross).sum())
+        quality["pair_recall_cross"] = share(cross_true, (same - same_camera).sum())
+    return quality
+
+
+def labelled_quality(positives: PositiveTable, meta: MetaSet) -> dict[str, float | None]:
+    """Return precision and recall of the P_i of labeled images, which needs no other identity.
+
+    They flatter where the GCN learns from the pairs within Z. A share of nothing is None.
+
+    Args:
+        meta: Z, holding all images of its identities.
+    """
+    ids = positives.ids[meta.ids]
+    is_pair = (ids != PADDING) & (ids != meta.ids[:, None])
+    # identities counted from 0, and -1 for the unknown
+    pids = torch.full((len(positives),), -1, device=ids.device)
+    pids[meta.ids] = meta.pids.unique(return_inverse=True)[1]
+    is_true = is_pair & (pids[ids.clamp(min=0)] == pids[meta.ids][:, None])
+    return {
+        "labelled_precision": share(is_true.sum(), is_pair.sum()),
+        "labelled_recall": share(is_true.sum(), (group_sizes(meta.pids) - 1).sum()),
+    }
+
+
+def group_sizes(ids: Tensor) -> Tensor:
+    """Return for each element how many elements carry its id, itself included."""
+    _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
+    return counts[inverse]
+
+
+def share(part: Tensor, whole: Tensor) -> float | None:
+    """Divide two counts; None where there is nothing to divide by."""
+    return float(part / whole) if int(whole) else None
+
+
+def auc(scores: Tensor, is_true: Tensor) -> float | None:
+    """Return the area under the ROC curve, ties counted half; None where one class is missing."""
+    num_true = int(is_true.sum())
+    num_false = len(is_true) - num_true
+    if num_true == 0 or num_false == 0:
+        return None
+    _, inverse, counts = scores.double().unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    mean_ranks = (ends - (counts - 1) / 2)[inverse]
+    return float((mean_ranks[is_true].sum() - num_true * (num_true + 1) / 2) / (num_true * num_false))
+
+
+@torch.no_grad()
+def neighborhood_agreement(features: Tensor, camids: Tensor | None, *, k: int = 8, block_rows: int = 1024) -> float:
+    """Return how much images and their nearest images under other cameras share their neighbors: a label-free score.
+
+    The mean Jaccard overlap of NN_k, the image itself included, between image i and each of the two images most
+    similar to it that another camera took. An identity that is one tight group across cameras scores 1; features
+    that group by camera or by chance score low. With one camera, or none known, any other image will do.
+
+    Args:
+        features: `[N, D]`, unit length, N of at least 2.
+        camids: `[N]`, or None.
+    """
+    near, partners = nearest_lists(features, camids, k=k, block_rows=block_rows)
+    groups = torch.cat([torch.arange(len(features), device=features.device)[:, None], near], dim=1)
+    size = groups.shape[1]
+    overlaps = []
+    for column in partners.T:
+        rows = (column != PADDING).nonzero().squeeze(1)
+        shared = (groups[rows][:, :, None] == groups[column[rows]][:, None]).sum((1, 2))
+        overlaps.append(shared / (2 * size - shared))
+    agreement = torch.cat(overlaps)
+    return float(agreement.mean()) if len(agreement) else 0.0
+
+
+def nearest_lists(features: Tensor, camids: Tensor | None, *, k: int, block_rows: int) -> tuple[Tensor, Tensor]:
+    """Return each image's k nearest others `[N, k]`, and its two nearest under other cameras `[N, 2]` or -1."""
+    num_images = len(features)
+    near, partners = [], []
+    for rows in torch.arange(num_images, device=features.device).split(block_rows):
+        similarities = features[rows] @ features.T
+        similarities.scatter_(1, rows[:, None], -torch.inf)
+        near.append(similarities.topk(min(k, num_images - 1), dim=1).indices)
+        if camids is not None and int(camids.min()) != int(camids.max()):
+            similarities.masked_fill_(camids[rows][:, None] == camids[None], -torch.inf)
+        best = similarities.topk(min(2, num_images - 1), dim=1)
+        partners.append(best.indices.masked_fill(best.values == -torch.inf, PADDING))
+    return torch.cat(near), torch.cat(partners)
+
+
+@torch.no_grad()
+def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 256) -> float:
+    """Return how well labels and features fit, without any identity: the mean silhouette (Rousseeuw 1987) of P.
+
+    Of image i it is (b - a) / max(a, b), where a is the mean distance to P_i and b that to the nearest image outside,
+    distances being 1 - cosine. Strangers in P_i raise a, mates left out of it lower b. An image without a positive
+    counts as -1, the limit for a growing a: as 0 it would outdo bad labels. One without anybody outside counts as 0.
+
+    Args:
+        features: `[N, D]`, unit length.
+        positives: P of the same images.
+    """
+    total = features.new_zeros(())
+    for rows in torch.arange(len(features), device=features.device).split(block_rows):
+        distances = 1 - features[rows] @ features.T
+        is_positive = positives.mask(rows).scatter_(1, rows[:, None], False)
+        outside = distances.masked_fill(is_positive, torch.inf).scatter_(1, rows[:, None], torch.inf).amin(1)
+        counts = is_positive.sum(1)
+        inside = distances.masked_fill(~is_positive, 0).sum(1) / counts.clamp(min=1)
+        # copies of one image have no distance at all
+        widths = (outside - inside) / torch.maximum(outside, inside).clamp(min=1e-6)
+        total += widths.where(counts > 0, -1).where(outside.isfinite(), 0).sum()
+    return float(total / len(features))
+
+
+def mean_random_cosine(features: Tensor, *, generator: torch.Generator, num_pairs: int = 4096) -> float:
+    """Return the mean cosine of random pairs of images; near 1 the features have collapsed to one point."""
+    ids = torch.randint(len(features), (2, num_pairs), generator=generator).to(features.device)
+    ids = ids[:, ids[0] != ids[1]]
+    return float((features[ids[0]] * features[ids[1]]).sum(1).mean()) if ids.shape[1] else 0.0

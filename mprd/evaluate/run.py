@@ -1,0 +1,32 @@
+"""Evaluate the network of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from mprd.config.schema import Extra
+from mprd.errors import UserError
+from mprd.evaluate.evaluation import can_evaluate, evaluate
+from mprd.model import load_model
+from mprd.runs.dataset import open_dataset
+from mprd.runs.folder import RunFolder
+from mprd.runtime.device import set_threads
+
+
+def evaluate_run(
+    folder: RunFolder, *, data: Path | None, best: bool, extras: Collection[Extra] = ()
+) -> dict[str, float]:
+    """Evaluate the network of a run, on its own data set or on another in the same layout.
+
+    Raises UserError where the folder, the checkpoint, or query and gallery are missing.
+    """
+    config = folder.read_config()
+    set_threads(config.train.threads)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
+    dataset = open_dataset(config, folder)
+    if not can_evaluate(dataset):
+        raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
+    model = load_model(folder.path, best=best, device=config.train.device)
+    return evaluate(model.backbone, dataset, config, device=model.device, extras=extras).row()

@@ -1,0 +1,36 @@
+"""`python -m mprd.export RUN --format onnx`: the network of a run as one file that other programs read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mprd.cli import run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    format_: Annotated[str, typer.Option("--format", help="onnx, torchscript or torch-export.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write; by default backbone.onnx in the run folder.")] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
+) -> None:
+    """Write the network with its pre-processing, held against the original."""
+    run_command(lambda: write(run, kind=format_, out=out, best=best))
+
+
+def write(run: Path, *, kind: str, out: Path | None, best: bool) -> None:
+    """Export and say what was written."""
+    from mprd.export.formats import SUFFIXES, check_packages, export_network
+    from mprd.model import load_model
+
+    check_packages(kind)
+    model = load_model(run, best=best, device="cpu")
+    exported = export_network(model, out or run / f"backbone{SUFFIXES[kind]}", kind=kind)
+    print(f"{exported.path}: {model.num_features} features from {model.config.data.height} x "
+          f"{model.config.data.width} images; {exported.description.name} says how to prepare them")  # fmt: skip
+    print(f"max difference {exported.difference:.1e} over {exported.num_images} images ({exported.source})")

@@ -1,0 +1,240 @@
+"""The network of a run as one file that other programs read, with its pre-processing written beside it.
+
+The file takes prepared images `[n, 3, H, W]`, float32, any n, and gives unit features `[n, D]`, float32. It takes its
+name only once its output has been held against the network's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mprd.backbone.network import Backbone
+from mprd.config.schema import SyntheticConfig
+from mprd.data.datasets import load_dataset
+from mprd.data.images import Crops
+from mprd.data.synthetic.dataset import write_dataset
+from mprd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from mprd.errors import UserError
+from mprd.model import Model
+from mprd.runtime.checkpoint import disk_reason
+
+TOLERANCE = 1e-4
+"""Largest difference of a feature's number from the original that is let pass; features have length 1."""
+NUM_IMAGES = 32
+INPUT, OUTPUT = "images", "features"
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "torch-export": ".pt2"}
+FORMAT = 1
+
+Run = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and checked."""
+
+    path: Path
+    description: Path
+    """JSON that says how images are prepared and what comes out."""
+    difference: float
+    num_images: int
+    source: str
+    """Which images it was checked on."""
+
+
+def export_network(model: Model, path: Path, *, kind: str) -> Exported:
+    """Write the network of a model on the CPU and its description, both checked before they take their names.
+
+    Raises UserError where a package is missing, the disk refuses, or the output differs by more than 1e-4.
+    """
+    check_packages(kind)
+    images, source = sample_images(model)
+    with replacing(path) as folder:
+        # torch.export insists on its suffix
+        temporary = folder / f"network{SUFFIXES[kind]}"
+        with quiet():
+            WRITERS[kind](model.backbone, images[:2], temporary)
+            difference = compare(model.backbone, READERS[kind](temporary), images)
+        if not difference <= TOLERANCE:
+            raise UserError(f"{path}: not written: its features differ by {difference:.1e} from the network's own, "
+                            f"more than {TOLERANCE:.0e} (checked on {len(images)} images)")  # fmt: skip
+        beside = describe(model, path, kind=kind) | {
+            "checked": {"num_images": len(images), "images": source, "max_difference": difference}
+        }
+        description_file(folder / path.name).write_text(json.dumps(beside, indent=2) + "\n")
+        temporary.rename(folder / path.name)
+    return Exported(path, description_file(path), difference, len(images), source)
+
+
+def description_file(path: Path) -> Path:
+    """Name the description that stands beside a network."""
+    return path.with_name(path.name + ".json")
+
+
+def check_packages(kind: str) -> None:
+    """Raise UserError where a format is unknown or its packages are missing."""
+    if kind not in SUFFIXES:
+        raise UserError(f"--format must be {', '.join(SUFFIXES)}, but got {kind!r}")
+    wanted = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'mprd[export]'")
+
+
+# -- images to check on ---------------------------------------------------------------------------
+
+
+def sample_images(model: Model) -> tuple[Tensor, str]:
+    """Prepare up to 32 images of the run's data set, evenly spread; drawn pedestrians where it cannot be read.
+
+    Returns:
+        Float32 `[n, 3, H, W]`, and a word on where they come from.
+    """
+    config = model.config.data
+    if config.dataset != "synthetic":
+        try:
+            dataset = load_dataset(config, cache_dir=Path())
+            return prepare_sample(model, dataset.query.paths or dataset.train.paths), f"{config.root}"
+        except UserError:
+            pass
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "drawn"
+        write_dataset(root, SyntheticConfig(num_train_ids=2, num_test_ids=4, num_cameras=2, images_per_camera=2))
+        return prepare_sample(model, tuple(sorted(root.rglob("*.jpg")))), "drawn pedestrians"
+
+
+def prepare_sample(model: Model, paths: tuple[Path, ...]) -> Tensor:
+    """Prepare some of many images as for testing."""
+    rows = np.linspace(0, len(paths) - 1, min(NUM_IMAGES, len(paths))).astype(int)
+    crops = Crops([paths[row] for row in rows], model.config.data)
+    return torch.stack([crops[index][0] for index in range(len(crops))])
+
+
+@torch.no_grad()
+def compare(backbone: Backbone, run: Run, images: Tensor) -> float:
+    """Return the largest difference of the features, over all images at once and over a single one."""
+    parts = (images, images[:1])
+    # Python's max would pass over a NaN
+    return float(torch.stack([(run(part) - backbone(part)).abs().max() for part in parts]).max())
+
+
+# -- formats --------------------------------------------------------------------------------------
+
+
+def dynamic_batch() -> dict[str, Any]:
+    """Say that the number of images is free."""
+    return {INPUT: {0: torch.export.Dim("batch")}}
+
+
+def write_onnx(backbone: Backbone, images: Tensor, path: Path) -> None:
+    program = torch.onnx.export(
+        backbone,
+        (images,),
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=dynamic_batch(),
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def read_onnx(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+
+
+def write_torchscript(backbone: Backbone, images: Tensor, path: Path) -> None:
+    torch.jit.save(torch.jit.trace(backbone, images), str(path))
+
+
+def read_torchscript(path: Path) -> Run:
+    return torch.jit.load(str(path), map_location="cpu")
+
+
+def write_torch_export(backbone: Backbone, images: Tensor, path: Path) -> None:
+    torch.export.save(torch.export.export(backbone, (images,), dynamic_shapes=dynamic_batch()), str(path))
+
+
+def read_torch_export(path: Path) -> Run:
+    return torch.export.load(str(path)).module()
+
+
+WRITERS = {"onnx": write_onnx, "torchscript": write_torchscript, "torch-export": write_torch_export}
+READERS = {"onnx": read_onnx, "torchscript": read_torchscript, "torch-export": read_torch_export}
+
+
+def describe(model: Model, path: Path, *, kind: str) -> dict[str, Any]:
+    """Say what goes in and what comes out, for a program that knows nothing of this one."""
+    data = model.config.data
+    return {
+        "format": FORMAT,
+        "file": path.name,
+        "kind": kind,
+        "run": model.name,
+        "fingerprint": model.fingerprint(),
+        "input": {
+            "name": INPUT,
+            "shape": ["batch", 3, data.height, data.width],
+            "dtype": "float32",
+            "colour": "RGB",
+            "height": data.height,
+            "width": data.width,
+            "resize": "bicubic, antialiased, aspect ratio not kept (Pillow's Image.resize with BICUBIC), on 8-bit RGB",
+            "scale": 1 / 255,
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+        },
+        "output": {
+            "name": OUTPUT,
+            "shape": ["batch", model.num_features],
+            "dtype": "float32",
+            "num_features": model.num_features,
+            "unit_length": True,
+            "similarity": "the dot product of two features, which is their cosine",
+        },
+    }
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a folder beside `path`; move its files beside `path` once the block ends well, the named one last."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            yield Path(folder)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name):
+                os.replace(file, path.parent / file.name)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {disk_reason(error)}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' talk to themselves: of rewriting graphs, of TorchScript's deprecation."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

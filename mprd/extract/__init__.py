@@ -1,0 +1,5 @@
+"""Features of images as a Parquet file."""
+
+from mprd.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(__name__, {"app": "cli"})

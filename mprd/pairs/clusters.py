@@ -1,0 +1,130 @@
+"""Cluster-Contrast (Dai et al., ACCV 2022), the yardstick: DBSCAN's clusters as classes, and a memory of centroids.
+
+Nothing of MPRD is in it; it runs in the same loop so that both can be held against each other.
+Shapes: N images, C clusters, B batch, D feature size.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mprd.config.schema import ClustersConfig, Config
+from mprd.neighbors.camera_norm import take_out_cameras
+from mprd.neighbors.jaccard import jaccard_distances
+from mprd.pairs.rules import PADDING
+
+logger = logging.getLogger("mprd")
+
+OUTLIER = -1
+
+
+def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) -> ClusterMemory | None:
+    """Cluster the images as Cluster-Contrast does before each epoch; None, and a warning, where no two are found.
+
+    Unit features `[N, D]`, compared as they are or, under `neighbors.standardise`, standardised by camera.
+    """
+    compared = take_out_cameras(features, camids) if config.neighbors.standardise else features
+    labels = cluster_images(compared, config.clusters)
+    if int(labels.max()) < 1:
+        logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", config.clusters.eps)
+        return None
+    return ClusterMemory.from_features(features, labels)
+
+
+def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512) -> Tensor:
+    """Cluster unit features `[N, D]` by DBSCAN on k-reciprocal Jaccard distances; return labels int64 `[N]`.
+
+    Clusters are counted from 0, outliers are -1. Distances above `eps` are never stored.
+    """
+    # scikit-learn takes a second to import, and only this labeller needs it
+    from scipy.sparse import csr_array
+    from sklearn.cluster import DBSCAN
+
+    num_images = len(features)
+    rows, columns, values = [], [], []
+    for block, distances in jaccard_distances(features, k1=min(c.k1, num_images - 1), k2=c.k2, memory_mb=memory_mb):
+        near = (distances <= c.eps).nonzero()
+        rows.append((near[:, 0] + block.start).cpu())
+        columns.append(near[:, 1].cpu())
+        # a stored distance of exactly 0 would be taken for none
+        values.append(distances[near[:, 0], near[:, 1]].clamp(min=1e-9).double().cpu())
+    entries = (torch.cat(values).numpy(), (torch.cat(rows).numpy(), torch.cat(columns).numpy()))
+    graph = csr_array(entries, shape=(num_images, num_images))
+    found = DBSCAN(eps=c.eps, min_samples=c.min_samples, metric="precomputed").fit_predict(graph)
+    return torch.from_numpy(found.astype(np.int64)).to(features.device)
+
+
+def is_same_cluster(labels: Tensor, ids: Tensor) -> Tensor:
+    """Mark the images of each image's cluster, boolean `[B, N]`; an outlier has none."""
+    return (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
+
+
+def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
+    """List the images of each image's cluster, `[B, W]` padded with -1; an outlier has itself alone."""
+    is_member = is_same_cluster(labels, ids)
+    is_member[torch.arange(len(ids), device=ids.device), ids] = True
+    width = int(is_member.sum(1).max())
+    order = is_member.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+    return order.masked_fill(~is_member.gather(1, order), PADDING)
+
+
+def balanced_batches(
+    labels: Tensor, *, batch_size: int, num_instances: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Draw an epoch of batches, each of `batch_size // num_instances` clusters and as many images of each.
+
+    Clusters come in random order, one round after the other, until as many images are drawn as are in clusters;
+    images of a cluster are drawn without replacement where it has enough. Outliers are left out.
+    """
+    members = [(labels == cluster).nonzero().squeeze(1).tolist() for cluster in range(int(labels.max()) + 1)]
+    num_clusters = min(len(members), max(1, batch_size // num_instances))
+    batches, order = [], list[int]()
+    for _ in range(max(1, sum(map(len, members)) // (num_clusters * num_instances))):
+        if len(order) < num_clusters:
+            order = torch.randperm(len(members), generator=generator).tolist()
+        chosen, order = order[:num_clusters], order[num_clusters:]
+        batches.append([image for cluster in chosen for image in draw(members[cluster], num_instances, generator)])
+    return batches
+
+
+def draw(images: list[int], count: int, generator: torch.Generator) -> list[int]:
+    """Draw so many images, each at most once where there are enough."""
+    rounds = [torch.randperm(len(images), generator=generator) for _ in range(-(-count // len(images)))]
+    return [images[place] for place in torch.cat(rounds)[:count].tolist()]
+
+
+@dataclass
+class ClusterMemory:
+    """The centroids that stand for the clusters, and which image belongs to which."""
+
+    centroids: Tensor
+    """`[C, D]`, unit length."""
+    labels: Tensor
+    """int64 `[N]`, -1 for outliers."""
+
+    @classmethod
+    def from_features(cls, features: Tensor, labels: Tensor) -> ClusterMemory:
+        """Start with the mean feature of each cluster."""
+        is_in = labels != OUTLIER
+        sums = features.new_zeros(int(labels.max()) + 1, features.shape[1])
+        return cls(F.normalize(sums.index_add_(0, labels[is_in], features[is_in])), labels)
+
+    def loss(self, features: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
+        """Return InfoNCE of features `[B, D]` of the images `ids` against all centroids, averaged."""
+        return F.cross_entropy(features @ self.centroids.T / temperature, self.labels[ids])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"centroids": self.centroids, "labels": self.labels}
+
+    @torch.no_grad()
+    def update(self, features: Tensor, ids: Tensor, *, old_weight: float) -> None:
+        """Move each image's centroid towards its feature, one image after the other, in place."""
+        for feature, label in zip(features.detach(), self.labels[ids].tolist(), strict=True):
+            moved = old_weight * self.centroids[label] + (1 - old_weight) * feature
+            self.centroids[label] = F.normalize(moved, dim=0)

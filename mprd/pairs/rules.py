@@ -1,0 +1,286 @@
+"""P_i: who counts as positive for whom (Eq. 7, Sec. 5.3).
+
+Shapes: B batch, N images, K candidates of an image, W width of the widest P_i, D feature size.
+A rule returns a boolean `[B, N]` in which an image's own index is always true (Alg. 1 line 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mprd.config.schema import Config
+from mprd.data.datasets import ReidDataset
+from mprd.data.labeled import choose_labelled
+from mprd.neighbors.exact import PADDING
+from mprd.neighbors.reciprocal import AVERAGED, NEAREST, reciprocal_similarities
+
+
+@dataclass(frozen=True, eq=False)
+class MetaSet:
+    """Z: the labeled images, the only ones whose identities anything but evaluation may read (Sec. 4.2)."""
+
+    ids: Tensor
+    """`[Z]`, image ids; empty for MPRD(0id)."""
+    pids: Tensor
+    """`[Z]`, their identities."""
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> MetaSet:
+        """Return no labeled images."""
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        return cls(nothing, nothing)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def table(self) -> Tensor:
+        """Return ids and identities as one tensor `[2, Z]`, as a checkpoint keeps them."""
+        return torch.stack([self.ids, self.pids])
+
+
+def choose_meta(config: Config, dataset: ReidDataset, device: torch.device) -> MetaSet:
+    """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
+    if not config.uses_meta:
+        return MetaSet.empty(device)
+    chosen = choose_labelled(dataset.train, dataset.root, config.meta, seed=config.train.seed)
+    return MetaSet(*(torch.as_tensor(part, device=device) for part in chosen))
+
+
+class PositiveTable:
+    """P: for each image the ids of its positives, itself included; `[N, W]` padded with -1 anywhere in a row."""
+
+    def __init__(self, num_images: int, device: torch.device | str = "cpu") -> None:
+        """Start with P_i = {i} (Alg. 1 line 1)."""
+        self.ids = torch.arange(num_images, device=device)[:, None].clone()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def set_rows(self, rows: Tensor, ids: Tensor) -> None:
+        """Replace the P_i of the images `rows` `[B]` by `ids` `[B, W']`, padded with -1."""
+        grow = ids.shape[1] - self.ids.shape[1]
+        if grow > 0:
+            self.ids = F.pad(self.ids, (0, grow), value=PADDING)
+        self.ids[rows] = F.pad(ids, (0, max(0, -grow)), value=PADDING)
+
+    def mask(self, rows: Tensor) -> Tensor:
+        """Return P_i of the images `rows` `[B]` as a boolean `[B, N]`."""
+        mask = torch.zeros(len(rows), len(self) + 1, dtype=torch.bool, device=self.ids.device)
+        # padding lands in an extra column, which is cut off
+        ids = self.ids[rows]
+        mask.scatter_(1, torch.where(ids == PADDING, len(self), ids), True)
+        return mask[:, :-1]
+
+    def counts(self) -> Tensor:
+        """Return |P_i|, `[N]`."""
+        return (self.ids != PADDING).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class PositiveLimit:
+    """How many positives an image has at most, under its own camera and under the others (not in the paper).
+
+    Whoever labels a few identities knows as well in how many images of which cameras each appears.
+    """
+
+    camids: Tensor
+    """`[N]`, the images' cameras; all the same where nobody knows."""
+    same: int
+    """Positives under the image's own camera, itself left out."""
+    other: int
+    """Positives under the other cameras."""
+
+    @classmethod
+    def of_labelled(cls, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit:
+        """Measure the most that any image of Z has within Z, which must hold whole identities and not be empty."""
+        camids = meta.ids.new_zeros(num_images) if camids is None else camids
+        is_mate = meta.pids[:, None] == meta.pids
+        is_near = camids[meta.ids][:, None] == camids[meta.ids]
+        same, other = (is_mate & is_near).sum(1).amax() - 1, (is_mate & ~is_near).sum(1).amax()
+        return cls(camids, int(same), int(other))
+
+    def keep(self, rows: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
+        """Keep the positives of highest score.
+
+        Args:
+            rows: `[B]`, the images i.
+            ids: `[B, W]`, P_i padded with -1; i is always kept.
+            scores: `[B, W]`; whatever stands at i and at padding does not count.
+
+        Returns:
+            `[B, W]`: -1 where a positive was dropped.
+        """
+        is_own, is_absent = ids == rows[:, None], ids == PADDING
+        order = scores.masked_fill(is_own | is_absent, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        is_near = self.camids[ids] == self.camids[rows][:, None]
+        is_kept = is_own.clone()
+        for group, most in ((is_near, self.same), (~is_near, self.other)):
+            counts = (group & ~is_own & ~is_absent).gather(1, order).cumsum(1)
+            # places in order, and back
+            ranks = torch.empty_like(counts).scatter_(1, order, counts)
+            is_kept |= group & ~is_own & (ranks <= most)
+        return ids.masked_fill(~is_kept, PADDING)
+
+
+def choose_limit(config: Config, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit | None:
+    """Measure the limit on Z; None where the settings want none."""
+    return PositiveLimit.of_labelled(meta, camids, num_images) if config.limits_positives else None
+
+
+def mask_to_ids(mask: Tensor) -> Tensor:
+    """Turn a boolean `[B, N]` into ids `[B, W]`, rising, padded with -1."""
+    counts = mask.sum(1)
+    width = max(1, int(counts.max())) if len(mask) else 1
+    ids = torch.full((len(mask), width), PADDING, device=mask.device)
+    ids[torch.arange(width, device=mask.device) < counts[:, None]] = mask.nonzero()[:, 1]
+    return ids
+
+
+def accept(
+    rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float, limit: PositiveLimit | None = None
+) -> Tensor:
+    """Keep the candidates with g_ij > mu (Eq. 7), or the likeliest of them.
+
+    Args:
+        rows: `[B]`, the images i.
+        candidates: `[B, K]`, NN_k(i), padded with -1.
+        likelihoods: `[B, K]`, g_ij; whatever stands at padding does not count.
+
+    Returns:
+        `[B, 1 + K]`: P_i with i first, -1 where a candidate was refused.
+    """
+    refused = (likelihoods <= mu) | (candidates == PADDING)
+    accepted = candidates.masked_fill(refused, PADDING)
+    accepted = accepted if limit is None else limit.keep(rows, accepted, likelihoods)
+    return torch.cat([rows[:, None], accepted], dim=1)
+
+
+def accept_all(rows: Tensor, scores: Tensor, *, mu: float | Tensor, limit: PositiveLimit | None = None) -> Tensor:
+    """Keep, of all images, those whose score with the images `rows` `[B]` is above mu, or the best of them.
+
+    Args:
+        scores: `[B, N]`.
+        mu: one number, or `[B or 1, N]`.
+
+    Returns:
+        `[B, W]`: P_i with i, padded with -1.
+    """
+    ids = mask_to_ids((scores > mu) | own_index(rows, scores.shape[1]))
+    return ids if limit is None else limit.keep(rows, ids, scores.gather(1, ids.clamp(min=0)))
+
+
+def own_index(targets: Tensor, num_images: int) -> Tensor:
+    """Mark each image's own index: the labels of "Single" (Table 1)."""
+    mask = torch.zeros(len(targets), num_images, dtype=torch.bool, device=targets.device)
+    return mask.scatter_(1, targets[:, None], True)
+
+
+def knn(memory: Tensor, targets: Tensor, *, k: int) -> Tensor:
+    """Mark the k images most similar to each target, and itself: "KNN" (Table 1)."""
+    own = own_index(targets, len(memory))
+    similarities = (memory[targets] @ memory.T).masked_fill(own, -torch.inf)
+    nearest = similarities.topk(min(k, len(memory) - 1), dim=1).indices
+    return own.scatter(1, nearest, True)
+
+
+def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
+    """Mark the images whose cosine to a target is above a threshold, and itself: "SS" (Table 1)."""
+    return (memory[targets] @ memory.T > similarity) | own_index(targets, len(memory))
+
+
+def reciprocal(
+    features: Tensor, *, above: float, limit: PositiveLimit | None = None, k1: int = NEAREST, k2: int = AVERAGED
+) -> Tensor:
+    """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
+
+    The best that is said of a pair without learning (Zhong et al., CVPR 2017); not in the paper.
+
+    Args:
+        features: `[N, D]`, unit length.
+
+    Returns:
+        Ids `[N, W]`, padded with -1.
+    """
+    blocks, width = [], 1
+    for targets, similarities in reciprocal_similarities(features, k1=k1, k2=k2):
+        blocks.append(accept_all(targets, similarities, mu=above, limit=limit))
+        width = max(width, blocks[-1].shape[1])
+    return torch.cat([F.pad(ids, (0, width - ids.shape[1]), value=PADDING) for ids in blocks])
+
+
+def supervised(pids: Tensor, targets: Tensor) -> Tensor:
+    """Mark the images of each target's identity: "Super." (Table 1)."""
+    return pids[targets][:, None] == pids[None]
+
+
+def relabel(mask: Tensor, targets: Tensor, meta: MetaSet) -> Tensor:
+    """Give targets within Z their true positives within Z: MLCR(+5id) of Table 2.
+
+    Args:
+        mask: boolean `[B, N]`, the pseudo labels.
+        meta: Z.
+    """
+    is_meta = torch.zeros(mask.shape[1], dtype=torch.bool, device=mask.device)
+    is_meta[meta.ids] = True
+    pids = meta.pids.new_zeros(mask.shape[1])
+    pids[meta.ids] = meta.pids
+    truth = supervised(pids, targets) & is_meta
+    return torch.where(is_meta[targets][:, None], truth, mask)
+
+
+def mplp(memory: Tensor, targets: Tensor, *, t: float) -> Tensor:
+    """Predict labels by similarity and cycle consistency: MLCReID's MPLP.
+
+    For target i, the images are sorted by cosine to i (i among them). With `n` the number above t and
+    `top = max(n, 10)`, candidates are taken in order until one ranks i's own best match beyond `top`
+    (counted from 0); at most n are kept, and i always is.
+
+    Args:
+        memory: `[N, D]`, unit length.
+        targets: `[B]`, image ids.
+
+    Returns:
+        Boolean `[B, N]`.
+    """
+    memory, targets = torch.as_tensor(memory), torch.as_tensor(targets)
+    if len(targets) == 0:
+        return own_index(targets, len(memory))
+    similarities_BN = memory[targets] @ memory.T
+    counts_B = (similarities_BN > t).sum(1)
+    tops_B = counts_B.clamp(min=10)
+    # only the first n of the prefix can be kept, so no candidate beyond n needs its ranking
+    width = max(1, int(counts_B.max()))
+    order_BK = similarities_BN.argsort(dim=1, descending=True, stable=True)[:, :width]
+    is_candidate_BK = torch.arange(width, device=memory.device) < counts_B[:, None]
+    best_B = order_BK[:, 0]
+    ranks_BK = reciprocal_ranks(memory, order_BK, best_B, is_candidate_BK)
+    kept_BK = (ranks_BK <= tops_B[:, None]).long().cumprod(dim=1).bool() & is_candidate_BK
+    labels = own_index(targets, len(memory))
+    rows, columns = kept_BK.nonzero(as_tuple=True)
+    labels[rows, order_BK[rows, columns]] = True
+    return labels
+
+
+def reciprocal_ranks(memory: Tensor, candidates: Tensor, best: Tensor, is_candidate: Tensor) -> Tensor:
+    """Rank `best[b]` in the ranking of each candidate j of row b: the number of images nearer to j, `[B, K]`.
+
+    A candidate's own row of the similarity matrix is computed once, in blocks.
+    """
+    ranks = torch.zeros_like(candidates)
+    rows, columns = is_candidate.nonzero(as_tuple=True)
+    images, inverse = candidates[rows, columns].unique(return_inverse=True)
+    order = inverse.argsort(stable=True)
+    block = 256
+    starts = torch.searchsorted(inverse[order], torch.arange(0, len(images) + block, block, device=memory.device))
+    for number, (start, stop) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+        pairs = order[start:stop]
+        similarities = memory[images[number * block : (number + 1) * block]] @ memory.T
+        for chunk in pairs.split(block):
+            row = similarities[inverse[chunk] - number * block]
+            own = row.gather(1, best[rows[chunk]][:, None])
+            ranks[rows[chunk], columns[chunk]] = (row > own).sum(1)
+    return ranks

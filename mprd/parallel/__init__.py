@@ -1,0 +1,1 @@
+"""Pair graphs and neighbor search in this process or on Ray actors."""

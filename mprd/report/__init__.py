@@ -1,0 +1,5 @@
+"""One HTML page about runs and studies."""
+
+from mprd.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(__name__, {"app": "cli"})

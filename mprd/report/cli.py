@@ -1,0 +1,45 @@
+"""`python -m mprd.report RUN_OR_STUDY...`: one HTML page about runs and studies, to read or to send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mprd.cli import run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY", help="Run and study folders.")],
+    out: Annotated[Path, typer.Option(help="The page; one that is there is replaced.")] = Path("report.html"),
+    best: Annotated[
+        bool, typer.Option("--best", help="Pictures from the best checkpoint by the label-free score.")
+    ] = False,
+) -> None:
+    """Show curves, labels, features and failures of runs, side by side where there are several."""
+    run_command(lambda: write(folders, out=out, best=best))
+
+
+def write(folders: list[Path], *, out: Path, best: bool) -> None:
+    """Write the page, saying on the terminal what is under way."""
+    import time
+
+    from rich.console import Console
+
+    from mprd.report.page import write_report
+
+    console = Console()
+    started = time.monotonic()
+    with console.status("reading the folders") as status:
+
+        def say(stage: str) -> None:
+            status.update(stage)
+            console.print(f"{time.monotonic() - started:5.1f} s  {stage}", highlight=False, soft_wrap=True)
+
+        write_report(folders, out=out, best=best, say=say)
+    size = out.stat().st_size / 2**20
+    console.print(f"page: {out} ({size:.1f} MB)", highlight=False, soft_wrap=True)

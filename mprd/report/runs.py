@@ -1,0 +1,150 @@
+"""What the folders named on a report's command line say by themselves: runs, studies, settings, their differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mprd.config.loading import setting_names
+from mprd.config.schema import Config
+from mprd.errors import UserError
+from mprd.runs.folder import RunFolder
+from mprd.tune.folder import StudyFolder, Trial
+from mprd.tune.study import Study, look_up
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run folder, read."""
+
+    name: str
+    """Differs from the names of all other runs of the report."""
+    folder: RunFolder
+    config: Config
+    rows: list[dict[str, Any]]
+    """A row an epoch; empty before the first has ended."""
+    untrained: dict[str, float]
+    made: dict[str, Any]
+    """Command, versions and machine; empty where `run.json` is missing."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Say whether the last epoch has ended."""
+        return len(self.rows) >= self.config.train.epochs
+
+    @property
+    def seconds(self) -> float:
+        """Sum the time that training took, evaluation not counted."""
+        return sum(row.get("gcn_seconds", 0.0) + row.get("cnn_seconds", 0.0) for row in self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyRuns:
+    """A study folder, read."""
+
+    folder: StudyFolder
+    study: Study
+    config: Config
+    trials: list[Trial]
+
+    @property
+    def name(self) -> str:
+        """Return the study's name."""
+        return self.study.name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting over all runs."""
+
+    name: str
+    meaning: str
+    default: str
+    values: list[str]
+    """One a run."""
+    is_changed: list[bool]
+    """Whether each differs from the default."""
+
+    @property
+    def differs(self) -> bool:
+        """Say whether two runs disagree."""
+        return len(set(self.values)) > 1
+
+
+def read_folders(paths: Sequence[Path]) -> tuple[list[Run], list[StudyRuns]]:
+    """Read all runs and studies; raise UserError for a folder that is neither, or one given twice."""
+    resolved = [path.resolve() for path in paths]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise UserError(f"{paths[number]}: given twice")
+    is_study = [StudyFolder(path).study_file.is_file() for path in resolved]
+    for path, study in zip(paths, is_study, strict=True):
+        if not study and not RunFolder(path).config_file.is_file():
+            raise UserError(f"{path}: neither a run nor a study folder, it has no config.yaml and no study.yaml")
+    runs = [path for path, study in zip(resolved, is_study, strict=True) if not study]
+    studies = [path for path, study in zip(resolved, is_study, strict=True) if study]
+    names = short_names(runs)
+    return [read_run(path, name) for path, name in zip(runs, names, strict=True)], [*map(read_study, studies)]
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read a run folder, also of a run that was interrupted before its first epoch ended."""
+    folder = RunFolder(path)
+    config = folder.read_config()
+    return Run(name, folder, config, folder.read_rows(), folder.read_untrained(), read_made(path / "run.json"))
+
+
+def read_made(file: Path) -> dict[str, Any]:
+    """Read how a run was made; nothing where the file is missing or cut off."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def read_study(path: Path) -> StudyRuns:
+    """Read a study folder."""
+    folder = StudyFolder(path)
+    return StudyRuns(folder, folder.read_study(), folder.read_config(), folder.read_trials())
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Name each path by as many of its last parts as tell it from the others."""
+    for count in range(1, max((len(path.parts) for path in paths), default=1) + 1):
+        names = ["/".join(path.parts[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def compare_settings(configs: Sequence[Config]) -> list[Setting]:
+    """List every setting with its default and its value in each run."""
+    default = Config()
+    settings = []
+    for name in setting_names():
+        values = [show_value(look_up(config, name)) for config in configs]
+        usual = show_value(look_up(default, name))
+        changed = [value != usual for value in values]
+        settings.append(Setting(name, meaning(name), usual, values, changed))
+    return settings
+
+
+def meaning(name: str) -> str:
+    """Return what the docstring of a setting says, without its backticks."""
+    *sections, field = name.split(".")
+    section: Any = Config()
+    for part in sections:
+        section = getattr(section, part)
+    return " ".join((type(section).model_fields[field].description or "").replace("`", "").split())
+
+
+def show_value(value: Any) -> str:
+    """Write a setting's value as YAML would."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return ", ".join(map(show_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

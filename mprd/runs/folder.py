@@ -1,0 +1,112 @@
+"""The folder a run leaves behind: settings, versions, metrics, events, checkpoints, curves, table."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mprd.runtime import checkpoint
+from mprd.config.schema import Config
+from mprd.config.loading import build_config, read_yaml
+from mprd.runtime.device import num_cores
+from mprd.errors import UserError
+
+PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
+
+
+class RunFolder:
+    """Paths of a run, and how each file is written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.untrained_file = path / "untrained.json"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
+
+    def check_is_free(self) -> None:
+        """Raise UserError where a run is already there."""
+        if self.config_file.exists():
+            raise UserError(f"{self.path}: holds a run already; go on with --resume {self.path}, or change --out")
+
+    def create(self, config: Config) -> None:
+        """Make the folder with its settings, versions and command; raise UserError where one is already there."""
+        self.check_is_free()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config_file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            (self.path / "run.json").write_text(json.dumps(describe_run(), indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write the run folder: {error.strerror}") from None
+
+    def read_config(self) -> Config:
+        """Read the settings of a run; raise UserError where the folder holds none."""
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path}: not a run folder, it has no {self.config_file.name}")
+        return build_config(read_yaml(self.config_file))
+
+    def read_rows(self) -> list[dict[str, Any]]:
+        """Read the metrics, a row an epoch; a last line that was cut off is left out."""
+        rows = []
+        if self.metrics_file.is_file():
+            for line in self.metrics_file.read_text().splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+        return rows
+
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Write all metrics at once, so that a reader never sees half a row."""
+        write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_untrained(self, row: dict[str, float]) -> None:
+        """Keep the retrieval figures of the network before its first epoch."""
+        write_text(self.untrained_file, json.dumps(row) + "\n")
+
+    def read_untrained(self) -> dict[str, float]:
+        """Read them; nothing where the run was not evaluated."""
+        return json.loads(self.untrained_file.read_text()) if self.untrained_file.is_file() else {}
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Save the whole state as the last checkpoint."""
+        checkpoint.save(state, self.last)
+
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Save the whole state as the best by the label-free score."""
+        checkpoint.save(state, self.best)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a whole; raise UserError where the disk refuses."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {checkpoint.disk_reason(error)}") from None
+
+
+def describe_run() -> dict[str, Any]:
+    """Return the command line, the versions and the machine."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": [Path(sys.executable).name, *sys.argv],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": num_cores(),
+        "versions": versions,
+    }

@@ -1,0 +1,1 @@
+"""Device, random streams, checkpoints, and the processes that train one model together."""

@@ -1,0 +1,5 @@
+"""Search a gallery of images or features."""
+
+from mprd.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(__name__, {"app": "cli", "Gallery": "gallery"})

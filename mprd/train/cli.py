@@ -1,0 +1,101 @@
+"""`python -m mprd.train`: train on a data set, or on drawn pedestrians when none is given."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mprd.cli import PRESETS, choose_launcher, run_command
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def train(
+    preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting; repeatable.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings, laid over the preset.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default one below runs/.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    launcher: Annotated[
+        str | None, typer.Option(help="ray (the default where it is installed), or local: in this process.")
+    ] = None,
+    num_workers: Annotated[int, typer.Option(help="Workers that train the one model, under ray.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to train on; by default this machine.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went; in this process.")] = False,
+) -> None:
+    """Train MPRD: alternate CNN and GCN, evaluate, and leave a run folder."""
+    settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed}
+    on_ray = {"num_workers": num_workers, "address": address}
+    run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher, on_ray=on_ray, profiled=profile))
+
+
+def launch(
+    settings: dict[str, Any],
+    *,
+    out: Path | None,
+    resume: Path | None,
+    launcher: str | None,
+    on_ray: dict[str, Any] | None = None,
+    profiled: bool = False,
+) -> None:
+    """Read the settings and train; `on_ray` holds num_workers and address."""
+    from mprd.errors import UserError
+
+    # what is timed is this process
+    launcher = choose_launcher("local" if profiled and launcher is None else launcher)
+    if launcher == "local" and on_ray not in (None, {"num_workers": 1, "address": None}):
+        raise UserError("--num-workers and --address are Ray's: give --launcher ray")
+    if launcher == "ray" and profiled:
+        raise UserError("--profile times a run in this process: give --launcher local")
+    if resume is not None and (out is not None or any(value for value in settings.values())):
+        raise UserError("--resume goes on with the settings of its run folder; give it alone")
+    config = None if resume is not None else read_settings(settings)
+    from rich.console import Console
+
+    from mprd.runs.folder import RunFolder
+
+    if resume is not None:
+        folder = RunFolder(resume)
+        config = folder.read_config()
+    else:
+        assert config is not None
+        folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))
+    if launcher == "ray":
+        from mprd.train.ray_workers import run_on_ray
+
+        run_on_ray(config, folder, resume=resume is not None, console=Console(), **(on_ray or {}))
+        return
+    from mprd.train.local import run_local
+
+    run_local(config, folder, resume=resume is not None, console=Console(), profiled=profiled)
+
+
+def read_settings(settings: dict[str, Any]) -> Any:
+    """Merge preset, file, overrides and short options into one validated config."""
+    from mprd.config.loading import load_config
+    from mprd.errors import UserError
+
+    preset = settings["preset"] or "demo"
+    values: dict[str, Any] = {}
+    if settings["data"] is not None:
+        if preset in ("demo", "bench") and not any("data.dataset" in text for text in settings["set_"] or []):
+            raise UserError(
+                "--data needs a layout: --preset market1501, dukemtmcreid or msmt17, or --set data.dataset=folder"
+            )
+        values["data"] = {"root": settings["data"]}
+    if settings["seed"] is not None:
+        values["train"] = {"seed": settings["seed"]}
+    return load_config(preset, file=settings["config"], overrides=tuple(settings["set_"] or ()), values=values)
+
+
+def default_out(dataset: str, labeller: str) -> Path:
+    """Name a new run folder after what runs and when."""
+    return Path("runs") / f"{dataset}-{labeller}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,0 +1,5 @@
+"""Studies: sweeps over settings and seeds."""
+
+from mprd.lazy import lazy_names
+
+__getattr__, __all__ = lazy_names(__name__, {"app": "cli"})

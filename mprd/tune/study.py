@@ -1,0 +1,297 @@
+"""Studies: which settings are varied, how, on which seeds, and what the paper shows of it."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mprd.config.loading import read_yaml, setting_names, suggest
+from mprd.config.schema import Config
+from mprd.errors import UserError
+from mprd.runs.html import show
+
+Objective = Literal["label_free_score", "silhouette", "mAP"]
+"""A figure of an epoch, the higher the better."""
+
+Value = bool | int | float | str | None
+Settings = dict[str, Any]
+"""Settings under dotted names, such as `{"pairs.mu": 0.3}`."""
+
+SEED = "train.seed"
+
+
+class Part(BaseModel):
+    """A frozen part of a study that refuses names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Grid(Part):
+    """Every one of a list of values."""
+
+    grid: tuple[Value, ...] = Field(min_length=1)
+
+
+class Choice(Part):
+    """One of a list of values, drawn by the sampler."""
+
+    choice: tuple[Value, ...] = Field(min_length=1)
+
+
+class Range(Part):
+    """A number between two ends, both included, drawn by the sampler."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Draw on a logarithmic scale."""
+
+    @property
+    def is_integer(self) -> bool:
+        """Say whether whole numbers are drawn: both ends are."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low must lie below high, but got {self.low} and {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low above 0, but got {self.low}")
+        return self
+
+
+def choose_dimension(value: Any) -> str:
+    """Say by its keys which kind of dimension is meant, so that an error speaks of that kind alone."""
+    keys = value if isinstance(value, dict) else vars(value) if isinstance(value, Part) else ()
+    return next((name for name in ("grid", "choice") if name in keys), "range")
+
+
+Dimension = Annotated[
+    Annotated[Grid, Tag("grid")] | Annotated[Choice, Tag("choice")] | Annotated[Range, Tag("range")],
+    Discriminator(choose_dimension),
+]
+
+
+class Point(Part):
+    """A named set of settings, such as a row of a table."""
+
+    name: str = Field(min_length=1)
+    set: dict[str, Value] = {}
+    """Settings under dotted names."""
+
+    @field_validator("set")
+    @classmethod
+    def _names_are_settings(cls, settings: dict[str, Value]) -> dict[str, Value]:
+        return check_names(settings)
+
+
+class Stop(Part):
+    """When a trial is stopped early, judged by the objective after each epoch."""
+
+    kind: Literal["asha", "median"]
+    """Asynchronous successive halving, or worse than the median of the others at the same epoch."""
+    grace_epochs: int = Field(4, ge=1)
+    """Epochs that every trial gets."""
+    reduction: int = Field(2, ge=2)
+    """For `asha`: one in so many goes on at each rung."""
+
+
+class Figures(Part):
+    """Figures that the paper states, as fractions."""
+
+    rank1: float = Field(ge=0, le=1)
+    mAP: float = Field(ge=0, le=1)  # noqa: N815
+
+
+class Paper(Part):
+    """What the paper shows of this study."""
+
+    source: str
+    """Table or figure."""
+    text: str
+    """What the paper says of it."""
+    peak: float | None = None
+    """Where its curve turns from a slow rise to an abrupt fall."""
+    values: dict[str, dict[str, Figures]] = {}
+    """Stated figures: data set, then point."""
+
+
+class Study(Part):
+    """A search over settings."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    doc: str
+    """One line on what is asked."""
+    space: dict[str, Dimension] = {}
+    """Settings that vary on their own: all `grid`, or all drawn."""
+    points: tuple[Point, ...] = ()
+    """Named sets of settings, instead of a space."""
+    set: dict[str, Value] = {}
+    """Settings that all trials share."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """Every point is run with each."""
+    sampler: Literal["grid", "tpe", "random"] = "grid"
+    """Who chooses the points: all of the grid in order, tree-structured Parzen estimation, or chance."""
+    trials: int | None = Field(None, ge=1)
+    """Runs in all where the points are drawn; seeds count."""
+    stop: Stop | None = None
+    """Stop poor trials early."""
+    objective: Objective = "label_free_score"
+    """What the best point, the sampler and the stop rule go by, of an epoch's figures; `--objective` overrules."""
+    paper: Paper | None = None
+
+    @field_validator("space", "set")
+    @classmethod
+    def _names_are_settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return check_names(settings)
+
+    @field_validator("points")
+    @classmethod
+    def _names_differ(cls, points: tuple[Point, ...]) -> tuple[Point, ...]:
+        names = [point.name for point in points]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two points share a name: {', '.join(names)}")
+        return points
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Study:
+        if bool(self.space) == bool(self.points):
+            raise ValueError("a study wants either space or points")
+        is_grid = all(isinstance(dimension, Grid) for dimension in self.space.values())
+        if is_grid != (self.sampler == "grid"):
+            raise ValueError(f"sampler {self.sampler} wants space as {SPACES[self.sampler]}")
+        if self.sampler != "grid" and self.trials is None:
+            raise ValueError(f"sampler {self.sampler} wants trials, their number")
+        if self.sampler != "grid" and any(isinstance(dimension, Grid) for dimension in self.space.values()):
+            raise ValueError(f"sampler {self.sampler} wants space as {SPACES[self.sampler]}")
+        return self
+
+    @property
+    def num_trials(self) -> int:
+        """Count the runs: each point with each seed."""
+        return self.trials if self.trials is not None else len(self.grid()) * len(self.seeds)
+
+    @property
+    def varied(self) -> list[str]:
+        """List the settings that differ between points."""
+        names = [*self.space, *(name for point in self.points for name in point.set)]
+        return list(dict.fromkeys(names))
+
+    def grid(self) -> list[Point]:
+        """List the points of a grid in order; empty where points are drawn."""
+        if self.points or self.sampler != "grid":
+            return list(self.points)
+        values = [dimension.grid for dimension in self.space.values() if isinstance(dimension, Grid)]
+        return [name_point(dict(zip(self.space, chosen, strict=True))) for chosen in itertools.product(*values)]
+
+
+SPACES = {"grid": "grids", "tpe": "choice or low and high", "random": "choice or low and high"}
+
+
+def check_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a name that is no setting; raise ValueError with the nearest one."""
+    known = setting_names()
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"unknown setting {name}{suggest(name, known)}")
+        if name == SEED:
+            raise ValueError(f"{SEED} is varied by seeds")
+    return settings
+
+
+def name_point(settings: Settings) -> Point:
+    """Name a point after its settings."""
+    label = ", ".join(f"{name.rsplit('.', 1)[-1]}={show(value)}" for name, value in settings.items())
+    return Point(name=label, set=settings)
+
+
+def nest(settings: Settings) -> dict[str, Any]:
+    """Turn dotted names into nested sections."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *sections, field = name.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[field] = value
+    return nested
+
+
+def look_up(config: Config, name: str) -> Any:
+    """Return the value of a setting by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def study_files(folder: Path | None = None) -> dict[str, Any]:
+    """Find the files of all studies: those that come with the package, then those in `tune_configs/`."""
+    packaged = resources.files("mprd").joinpath("tune_configs")
+    files: dict[str, Any] = {f.name.removesuffix(".yaml"): f for f in packaged.iterdir() if f.name.endswith(".yaml")}
+    files |= {file.stem: file for file in (folder or Path("tune_configs")).glob("*.yaml")}
+    return dict(sorted(files.items()))
+
+
+def load_study(name: str, *, folder: Path | None = None) -> Study:
+    """Read a study by its name; raise UserError naming the file and what is wrong, with the nearest known name."""
+    files = study_files(folder)
+    if name not in files:
+        raise UserError(f"unknown study {name!r}{suggest(name, list(files))}; known: {', '.join(files)}")
+    with resources.as_file(files[name]) as file:
+        return build_study(read_yaml(file), source=f"{file.parent.name}/{file.name}")
+
+
+def build_study(values: dict[str, Any], *, source: str) -> Study:
+    """Validate a study; raise UserError with one line on the first thing that is wrong."""
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: {explain_study(error)}") from None
+
+
+def explain_study(error: ValidationError) -> str:
+    """Say the first thing that is wrong, in one line."""
+    # a name that is not known explains why another is missing, so it comes first
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    parts = [str(part) for number, part in enumerate(first["loc"]) if not is_tag(first["loc"], number)]
+    name = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {name}{suggest(parts[-1], study_keys())}"
+    if first["type"] == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}" if name else message
+    if first["type"] == "missing":
+        return f"{name} is missing"
+    message = first["msg"].removeprefix("Input ").replace("should be", "must be")
+    return f"{name} {message}, but got {first['input']!r}"
+
+
+def is_tag(loc: tuple[int | str, ...], number: int) -> bool:
+    """Say whether a part of an error's place is the kind of a dimension, which nobody wrote."""
+    return loc[0] == "space" and number == 2
+
+
+def study_keys() -> list[str]:
+    """List all keys that a study file may hold."""
+    parts = (Study, Grid, Choice, Range, Point, Stop, Figures, Paper)
+    return list(dict.fromkeys(name for part in parts for name in part.model_fields))
+
+
+def write_study(study: Study) -> str:
+    """Write a study as YAML that reads back as it was."""
+    return yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,128 @@
+"""A batch's augmentation, held against one image at a time."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mprd.config.schema import DataConfig
+from mprd.data.transforms import IMAGENET_STD, AugmentParams, View, augment, draw_params, normalize
+from mprd.data.transforms_batch import BatchParams, augment_batch, draw_batch, normalize_batch
+from mprd.runtime.seeding import draw_uniforms
+
+CONFIG = DataConfig(height=64, width=32)
+NUM_IMAGES = 24
+STILL = AugmentParams(0, (0.0, 0.0, 1.0, 1.0), False, 0.0, 1.0, 1.0, 1.0, False, 0.0, None)
+
+
+def pictures(height: int, width: int) -> list[Image.Image]:
+    """Draw patches of colour under noise, with hard edges, flat parts and both ends of the scale."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (NUM_IMAGES, 6, 3, 3)).repeat(-(-height // 6), 1).repeat(-(-width // 3), 2)
+    noise = random.normal(0, 15, (NUM_IMAGES, height, width, 3)) * (np.arange(width)[:, None] > width // 2)
+    levels = (coarse[:, :height, :width] + noise).clip(0, 255).astype(np.uint8)
+    return [Image.fromarray(image) for image in levels]
+
+
+def as_pixels(images: list[Image.Image]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+
+
+def draw_each(view: View = "train", config: DataConfig = CONFIG) -> list[AugmentParams]:
+    return [draw_params(3, 1, image=i, view=view, num_cameras=4, config=config) for i in range(NUM_IMAGES)]
+
+
+def stack(params: list[AugmentParams]) -> BatchParams:
+    """Put one image's numbers under another's."""
+    rows = [replace(one, erase=one.erase or (0.0,) * 4) for one in params]
+    return BatchParams(*(np.array([getattr(row, field.name) for row in rows]) for field in fields(BatchParams)))
+
+
+def level_errors(images: list[Image.Image], params: list[AugmentParams]) -> torch.Tensor:
+    """Return how many levels of 0 to 255 lie between the batch and one image at a time, `[B, 3, H, W]`."""
+    expected = torch.stack([augment(i, p, height=64, width=32) for i, p in zip(images, params, strict=True)])
+    found = augment_batch(as_pixels(images), stack(params), height=64, width=32)
+    return (found - expected).abs() * torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255
+
+
+@pytest.mark.parametrize("key", [(0, 0, 100), (7, 3, 101), (2**40 + 5, 19, 0), (1, 2**33, 2**35)])
+def test_numbers_of_an_id_are_those_of_a_generator_of_its_own(key: tuple[int, int, int]) -> None:
+    ids = [0, 1, 12935, 2**31]
+    drawn = draw_uniforms(*key[:2], ids, key[2], num_draws=54)
+    words = np.random.SeedSequence(key).generate_state(2, np.uint64)
+    for row, number in zip(drawn, ids, strict=True):
+        alone = np.random.Generator(np.random.Philox(key=words, counter=[0, number, 0, 0])).random(54)
+        assert np.array_equal(row, alone)
+
+
+def test_numbers_differ_by_seed_epoch_id_and_key_and_fill_the_unit_interval() -> None:
+    rows = [draw_uniforms(*key[:2], [key[2]], key[3], num_draws=200)[0] for key in np.eye(5, 4, dtype=int).tolist()]
+    assert len({row.tobytes() for row in rows}) == 5
+    assert all(0 <= row.min() < 0.05 and 0.95 < row.max() < 1 and abs(row.mean() - 0.5) < 0.1 for row in rows)
+    assert draw_uniforms(0, 0, [], 0, num_draws=3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("view", ["train", "perturbed"])
+def test_a_batch_draws_what_each_image_draws_alone(view: View) -> None:
+    drawn = draw_batch(3, 1, images=np.arange(NUM_IMAGES), view=view, num_cameras=4, config=CONFIG)
+    for field in fields(BatchParams):
+        expected = getattr(stack(draw_each(view)), field.name)
+        assert np.array_equal(getattr(drawn, field.name), expected), field.name
+
+
+def test_a_crop_that_never_fits_is_the_whole_image_and_such_a_box_erases_nothing() -> None:
+    config = DataConfig(height=16, width=256, crop_area=(1, 1), erasing_probability=1, erasing_area=(1, 1))
+    drawn = draw_batch(0, 0, images=np.arange(40), view="train", num_cameras=1, config=config)
+    assert (drawn.crop == (0, 0, 1, 1)).all()
+    assert (drawn.erase == 0).all()
+
+
+@pytest.mark.parametrize("name", ["flip", "brightness", "contrast", "saturation", "grayscale", "erase"])
+def test_flips_jitter_grayscale_and_erasing_are_the_same_to_the_bit(name: str) -> None:
+    view: View = "perturbed" if name == "grayscale" else "train"
+    drawn = [replace(STILL, **{name: getattr(params, name)}) for params in draw_each(view)]
+    assert len({getattr(params, name) for params in drawn}) > 1
+    assert level_errors(pictures(128, 64), drawn).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("crop", (128, 64)), ("crop", (50, 21)), ("angle", (64, 32)), ("blur", (64, 32))]
+)
+def test_resizing_rotation_and_blur_differ_by_one_level_in_few_pixels(name: str, size: tuple[int, int]) -> None:
+    view: View = "perturbed" if name == "blur" else "train"
+    drawn = [replace(STILL, **{name: getattr(params, name)}) for params in draw_each(view)]
+    errors = level_errors(pictures(*size), drawn)
+    assert errors.max() < 1.001
+    assert (errors > 0.5).double().mean() < 0.005
+
+
+@pytest.mark.parametrize("view", ["train", "perturbed"])
+def test_all_changes_together_differ_by_a_hundredth_of_a_level_on_average(view: View) -> None:
+    errors = level_errors(pictures(128, 64), draw_each(view))
+    assert errors.mean() < 0.01
+    assert errors.max() < 6
+
+
+def test_an_image_does_not_depend_on_the_others_of_its_batch() -> None:
+    pixels, params = as_pixels(pictures(128, 64)), stack(draw_each("perturbed"))
+    together = augment_batch(pixels, params, height=64, width=32)
+    for row in range(0, NUM_IMAGES, 5):
+        rows = slice(row, row + 1)
+        assert torch.equal(augment_batch(pixels[rows], params.rows(rows), height=64, width=32), together[rows])
+
+
+def test_normalizing_a_batch_gives_the_bits_of_one_image() -> None:
+    images = pictures(16, 8)
+    assert torch.equal(normalize_batch(as_pixels(images)), torch.stack([normalize(image) for image in images]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_cpus_pixels() -> None:
+    pixels, params = as_pixels(pictures(128, 64)), stack(draw_each("perturbed"))
+    expected = augment_batch(pixels, params, height=64, width=32)
+    found = augment_batch(pixels.cuda(), params, height=64, width=32).cpu()
+    assert (found - expected).abs().mean() * 255 * 0.22 < 0.01

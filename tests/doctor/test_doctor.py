@@ -1,0 +1,364 @@
+"""The doctor: every layout is recognized, every fault is named, and its command is the one that works."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mprd.config.loading import load_config, parse_override
+from mprd.data.recognition import TREE_PATTERNS, recognize
+from mprd.doctor import checks
+from mprd.doctor import estimate as cost
+from mprd.doctor.checks import Checkup, examine
+from mprd.doctor.cli import app
+from mprd.errors import UserError
+from mprd.train.cli import app as train_app
+from tests.conftest import TINY, write_crop
+from tests.trees import write_image, write_images, write_market
+
+
+@pytest.fixture(autouse=True)
+def offline_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask no server for weights, and measure for a moment only."""
+    monkeypatch.setattr(checks, "has_imagenet_weights", lambda _name: False)
+    monkeypatch.setattr(cost, "MEASURED_SECONDS", 0.01)
+
+
+@pytest.fixture
+def root(tiny_root: Path, tmp_path: Path) -> Path:
+    """Copy the tiny data set, to be broken."""
+    return Path(shutil.copytree(tiny_root, tmp_path / "data"))
+
+
+def doctor(capfd: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+    """Run the command; return its exit code and what it printed."""
+    with pytest.raises(SystemExit) as stop:
+        app(list(args))
+    return stop.value.code or 0, capfd.readouterr().out  # type: ignore[return-value]
+
+
+def texts(found: Checkup, level: str) -> str:
+    """Join the findings of a level."""
+    return "\n".join(finding.text for finding in found.findings if finding.level == level)
+
+
+def paste(command: str, out: Path) -> None:
+    """Run a proposed command at tiny size; raises SystemExit with a code other than 0 where it fails."""
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "mprd.train"]
+    sizes = [size for size in TINY if not size.startswith(("data.dataset", "meta.num_ids", "train.epochs"))]
+    sets = [word for size in (*sizes, "train.epochs=1") for word in ("--set", size)]
+    with pytest.raises(SystemExit) as stop:
+        train_app([*words[3:], *sets, "--launcher", "local", "--out", str(out)])
+    assert not stop.value.code
+
+
+# -- layouts --------------------------------------------------------------------------------------
+
+
+def write_msmt17(root: Path, *, train: str = "train", lists: bool = True) -> Path:
+    """Write MSMT17's official layout with one image a list."""
+    test = train.replace("train", "test")
+    for split, folder in (("train", train), ("val", train), ("query", test), ("gallery", test)):
+        name = f"0000/0000_00{len(split)}_01_0303morning_0008_0.jpg"
+        write_image(root / folder / name)
+        if lists:
+            (root / f"list_{split}.txt").write_text(f"{name} 0\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "preset"),
+    [
+        (write_market, "Market-1501", "market1501"),
+        (write_msmt17, "MSMT17 V1, official lists", "msmt17"),
+        (lambda root: write_msmt17(root, train="mask_train_v2"), "MSMT17 V2, official lists", "msmt17"),
+    ],
+)
+@pytest.mark.parametrize("place", ["", "inner", "outer/inner"])
+def test_published_layouts_are_recognized_also_nested(
+    write: Callable[[Path], Path], name: str, preset: str, place: str, tmp_path: Path
+) -> None:
+    write(tmp_path / place)
+    layout = recognize(tmp_path)
+    assert (layout.name, layout.preset, layout.root, layout.problem) == (name, preset, tmp_path / place, "")
+    depths = {"": "", "inner": "one folder below", "outer/inner": "two folders below"}
+    assert layout.place.startswith(depths[place])
+
+
+def test_a_folder_that_is_a_part_of_a_data_set_is_understood(tmp_path: Path) -> None:
+    layout = recognize(write_market(tmp_path) / "query")
+    assert layout.root == tmp_path
+    assert layout.place == f"{tmp_path / 'query'} is a part of it"
+
+
+@pytest.mark.parametrize(
+    ("names", "name", "preset"),
+    [
+        (["0001_c2_f0046182.jpg", "0001_c5_f0051341.jpg"], "DukeMTMC-reID", "dukemtmcreid"),
+        (["0000_c14_0031.jpg", "0001_c1_0001.jpg"], "MSMT17, Market layout", "msmt17"),
+        (["0001_c1_0001.jpg"], "Market layout", "market1501"),
+    ],
+)
+def test_data_sets_in_the_market_layout_are_told_apart_by_their_names(
+    names: list[str], name: str, preset: str, tmp_path: Path
+) -> None:
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        write_images(tmp_path / folder, names)
+    layout = recognize(tmp_path)
+    assert (layout.name, layout.preset) == (name, preset)
+    assert checks.base_plan(layout, "recommended").config().data.dataset == preset
+    assert checks.base_plan(layout, "paper").preset == preset
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_missing_lists_of_msmt17_are_named(lists: bool, tmp_path: Path) -> None:
+    write_msmt17(tmp_path, lists=lists)
+    (tmp_path / "list_query.txt").unlink(missing_ok=True)
+    found = examine(tmp_path)
+    assert found.command is None
+    wanted = "list_query.txt missing" if lists else "list_train.txt, list_val.txt, list_query.txt, list_gallery.txt"
+    assert wanted in texts(found, "problem")
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["0001_c1_1.jpg", "a/0002_c3_1.jpg"], r"(?P<pid>-?\d+)_c(?P<camid>\d+)"),
+        (["0001_003_02_x.jpg"], r"(?P<pid>\d+)_\d{3}_(?P<camid>\d{2})_"),
+        (["ann/c1_1.jpg", "bob/c12.jpg"], r"^(?P<pid>[^/]+)/c(?P<camid>\d+)[^/]*$"),
+        (["cam1/a.jpg", "cam2/b.jpg"], r"^[cC](?:am|amera)?[-_]?(?P<camid>\d+)/"),
+        (["ann/1.jpg", "bob/1.jpg"], r"^(?P<pid>[^/]+)/[^/]+$"),
+        (["1.jpg", "bob/1.jpg"], "."),
+    ],
+)
+def test_what_the_names_of_a_tree_tell_is_found(names: list[str], pattern: str, tmp_path: Path) -> None:
+    write_images(tmp_path, names)
+    layout = recognize(tmp_path)
+    assert (layout.name, layout.pattern) == ("folder of crops", pattern)
+
+
+def test_every_pattern_survives_the_command_line() -> None:
+    for pattern in TREE_PATTERNS:
+        assert parse_override(f"data.name_pattern={pattern}") == {"data": {"name_pattern": pattern}}
+
+
+# -- the command works when pasted ----------------------------------------------------------------
+
+
+def break_an_image(root: Path) -> None:
+    (root / "bounding_box_train" / "0001_c1s1_000001_01.jpg").write_bytes(b"no image")
+
+
+def drop_the_test_half(root: Path) -> None:
+    shutil.rmtree(root / "query")
+
+
+def hide_ids(root: Path) -> None:
+    crops = sorted((root / "bounding_box_train").iterdir())
+    for number, path in enumerate(crops):
+        path.rename(root / f"crop{number}.jpg")
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        shutil.rmtree(root / folder)
+
+
+def nest(root: Path) -> None:
+    (root / "one" / "two").mkdir(parents=True)
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        (root / folder).rename(root / "one" / "two" / folder)
+
+
+@pytest.mark.parametrize("change", [break_an_image, drop_the_test_half, hide_ids, nest])
+def test_the_proposed_command_trains(
+    change: Callable[[Path], None], root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(root)
+    code, printed = doctor(capfd, str(root))
+    assert code == 0
+    command = re.search(r"^    (python -m mprd\.train .*)$", printed, re.MULTILINE)
+    assert command is not None
+    paste(command[1], tmp_path / "run")
+
+
+def misname(root: Path) -> None:
+    write_crop(root / "query" / "somebody.jpg", 1, 1, 1)
+
+
+def keep_a_few(root: Path) -> None:
+    for path in sorted((root / "bounding_box_train").iterdir())[8:]:
+        path.unlink()
+
+
+def use_one_camera(root: Path) -> None:
+    for path in sorted(root.rglob("*_c2s1_*.jpg")):
+        path.unlink()
+    for number in range(12):
+        write_crop(root / "bounding_box_train" / f"0001_c1s2_{number:06d}_01.jpg", 1, 1, number)
+
+
+def empty_the_images(root: Path) -> None:
+    for path in (root / "query").iterdir():
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (misname, "1 image with a name that does not parse; rename"),
+        (keep_a_few, "neighbors.k = 8 needs more training images"),
+        (use_one_camera, "no query has a match in the gallery under another camera"),
+        (empty_the_images, "no image of query can be read"),
+    ],
+)
+def test_what_would_fail_is_a_problem_and_exits_with_1(
+    change: Callable[[Path], None], message: str, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(root)
+    code, printed = doctor(capfd, str(root))
+    assert code == 1
+    assert f"problem: {message}" in printed or message in printed
+    assert "mprd.train" not in printed
+
+
+# -- faults ---------------------------------------------------------------------------------------
+
+
+def test_faults_that_do_not_stop_a_run_are_warnings_with_their_files(root: Path) -> None:
+    train = root / "bounding_box_train"
+    shutil.copy(train / "0001_c1s1_000001_01.jpg", root / "query" / "0001_c1s1_000009_01.jpg")
+    shutil.copy(train / "0002_c1s1_000001_01.jpg", train / "0003_c1s1_000009_01.jpg")
+    write_image(train / "0002_c1s1_000009_01.jpg", (9, 9, 9), size=(8, 16))
+    found = examine(root)
+    assert found.command is not None
+    warnings = texts(found, "warning")
+    assert "1 image less than 16 x 32 pixels" in warnings
+    assert "2 copies of another image, 1 of them across training and test, 1 under two identities" in warnings
+    assert "1 of 6 training identities stand in query or gallery too" in warnings
+    (double,) = [finding for finding in found.findings if "copies" in finding.text]
+    assert [Path(file).name for file in double.files] == ["0001_c1s1_000001_01.jpg", "0001_c1s1_000009_01.jpg"]
+
+
+def test_counts_and_sizes_are_told(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_image(root / "bounding_box_train" / "0001_c1s1_000009_01.jpg", size=(30, 90))
+    code, printed = doctor(capfd, str(root), "--json")
+    found = json.loads(printed)
+    assert code == 0
+    assert found["splits"] == {
+        "train": {"images": 25, "identities": 6, "cameras": 2},
+        "query": {"images": 8, "identities": 4, "cameras": 2},
+        "gallery": {"images": 8, "identities": 4, "cameras": 2},
+    }
+    assert found["sizes"]["max"] == {"width": 30, "height": 90}
+    assert found["sizes"]["median"] == {"width": 20, "height": 40}
+    assert found["command"] == f"python -m mprd.train --data {root} --set data.dataset=market1501"
+    assert found["estimate"]["least_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("names", "level", "message"),
+    [
+        ([], "warning", "has no picture under the names wanted"),
+        (["0001_c1s1_000001_01_fake_1to2.jpg"], "warning", "incomplete, 23 of 24 pictures are missing"),
+        (None, "note", "no folder bounding_box_train_camstyle"),
+        ("all", "note", "complete, 24 pictures"),
+    ],
+)
+def test_camstyle_is_missing_incomplete_or_complete(
+    names: list[str] | str | None, level: str, message: str, root: Path
+) -> None:
+    if names == "all":
+        stems = [path.stem for path in (root / "bounding_box_train").iterdir()]
+        names = [f"{stem}_fake_{stem[6]}to{3 - int(stem[6])}.jpg" for stem in stems]
+    if names is not None:
+        (root / "bounding_box_train_camstyle").mkdir()
+        write_images(root / "bounding_box_train_camstyle", names)
+    assert message in texts(examine(root), level)
+
+
+def test_a_missing_folder_is_a_mistake_of_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert doctor(capfd, str(tmp_path / "gone"))[0] == 2
+    assert doctor(capfd, str(tmp_path)) == (
+        1,
+        f"problem: {tmp_path}: no images, and no data set one or two folders below\n"
+        "training would fail: see the problem above\n",
+    )
+
+
+def test_several_data_sets_are_refused_by_name(tmp_path: Path) -> None:
+    write_market(tmp_path / "a")
+    write_market(tmp_path / "b")
+    with pytest.raises(UserError, match=r"2 data sets inside \(a, b\)"):
+        recognize(tmp_path)
+
+
+def test_the_recommended_is_proposed_where_its_weights_and_the_time_are_there(
+    tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "has_imagenet_weights", lambda _name: True)
+    tried = []
+
+    def estimate(trainer):  # type: ignore[no-untyped-def]
+        tried.append(trainer.config.backbone.name)
+        hours = 1 if len(tried) == 1 else 100
+        return cost.Cost(1, 1, 1, 1800 * hours, 3600 * hours, 10**9, 10**10)
+
+    monkeypatch.setattr(checks, "estimate_cost", estimate)
+    recommended = f"python -m mprd.train --preset recommended --data {tiny_root}"
+    paper = f"python -m mprd.train --preset market1501 --data {tiny_root}"
+    short = examine(tiny_root)
+    assert [short.command, *(plan.command for plan in short.others)] == [recommended, paper]
+    long = examine(tiny_root)
+    assert long.command == f"python -m mprd.train --data {tiny_root} --set data.dataset=market1501"
+    assert [plan.command for plan in long.others] == [recommended, paper]
+    assert not any(plan.remark for plan in (*short.others, *long.others))
+    assert tried == ["resnet50", "resnet50", "small"]
+
+
+def test_the_recommended_does_without_cameras_where_none_are_known(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_ids(root)
+    monkeypatch.setattr(checks, "has_imagenet_weights", lambda _name: True)
+    monkeypatch.setattr(checks, "estimate_cost", lambda _trainer: cost.Cost(1, 1, 1, 60, 60, 10**9, 10**10))
+    command = examine(root).command
+    assert command is not None
+    assert command.endswith("--set meta.num_ids=0 --set neighbors.metric=cosine --set neighbors.standardise=false")
+
+
+# -- estimates ------------------------------------------------------------------------------------
+
+
+def test_the_bytes_that_autograd_keeps_are_counted() -> None:
+    from mprd.backbone.network import Backbone
+
+    # a trunk that squares: sin keeps its input, 2 * 3 * 4 * 4 floats; mean, batch norm and normalization keep rows
+    class Sine(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.sin()
+
+    images = torch.rand(2, 3, 4, 4, requires_grad=True)
+    assert cost.count_saved(Backbone(Sine(), 3), images) >= 2 * 3 * 4 * 4 * 4
+    assert cost.count_saved(Backbone(Sine(), 3), images) < 2 * 3 * 4 * 4 * 4 + 40 * 3 * 4
+
+
+@pytest.mark.parametrize(("source", "num_extracted"), [("memory", 24), ("clean", 48), ("mean", 48)])
+def test_an_estimate_leaves_the_network_as_it_was(source: str, num_extracted: int, tiny_root: Path) -> None:
+    from mprd.data.datasets import load_dataset
+    from mprd.engine.trainer import Hooks, Trainer
+
+    overrides = (*TINY, "pairs.refresh=epoch", f"neighbors.source={source}")
+    config = load_config("demo", overrides=overrides, values={"data": {"root": tiny_root}})
+    dataset = load_dataset(config.data, cache_dir=tiny_root)
+    trainer = Trainer(config, dataset, device=torch.device("cpu"), hooks=Hooks())
+    before = {name: tensor.clone() for name, tensor in trainer.state.backbone.state_dict().items()}
+    found = cost.estimate_cost(trainer)
+    for name, tensor in trainer.state.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    # 3 epochs of 24 images trained and extracted, again where lists want it, and 16 tested; and the start
+    step, look = found.train_seconds + found.load_seconds, found.extract_seconds + found.load_seconds
+    assert found.least_seconds == pytest.approx(3 * (24 * step + num_extracted * look + 16 * look) + 40 * look)

@@ -1,0 +1,415 @@
+"""Algorithm 1: its order, its determinism, and what reaches what."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
+from mprd.data.cache import Packs
+from mprd.data.datasets import ReidDataset, load_dataset
+from mprd.engine.state import TrainState
+from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.errors import Interrupted, NonFiniteLoss, UserError
+from mprd.evaluate.epoch_metrics import epoch_row
+from mprd.neighbors.exact import find_neighbors
+from mprd.runtime import checkpoint
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+LABELLERS = ("gcn", "jaccard", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="mprd")
+
+
+def changed(config: Config, root: Path, *overrides: str) -> Config:
+    return load_config("demo", overrides=(*TINY, *overrides), values={"data": {"root": root}})
+
+
+def open_data(config: Config) -> ReidDataset:
+    assert config.data.root is not None
+    folder = config.data.root.parent / "packs"
+    return dataclasses.replace(load_dataset(config.data, cache_dir=folder), packs=Packs(folder, mode=config.data.cache))
+
+
+def train(config: Config, *, hooks: Hooks | None = None, dataset: ReidDataset | None = None) -> Trainer:
+    trainer = Trainer(config, dataset or open_data(config), device=CPU, hooks=hooks or Hooks())
+    trainer.fill_memory()
+    fit(trainer)
+    return trainer
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """List every leaf of a state."""
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{name}.{key}").items()}
+    if isinstance(value, list | tuple):
+        return {k: v for key, item in enumerate(value) for k, v in flatten(item, f"{name}.{key}").items()}
+    return {name: value}
+
+
+def assert_same_state(first: TrainState, second: TrainState) -> None:
+    """Hold every tensor and number of two states against each other, bit by bit; wall times aside."""
+    a, b = flatten(first.state_dict()), flatten(second.state_dict())
+    assert a.keys() == b.keys()
+    for name in a:
+        if "seconds" in name:
+            continue
+        same = torch.equal(a[name], b[name]) if isinstance(a[name], torch.Tensor) else a[name] == b[name]
+        assert same, f"{name} differs"
+
+
+@pytest.mark.parametrize("labeller", LABELLERS)
+def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, tiny_root: Path) -> None:
+    rows: list[dict[str, Any]] = []
+    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    train(changed(tiny_config, tiny_root, f"pairs.labeller={labeller}"), hooks=hooks)
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert all(np.isfinite(row["cnn_loss"]) and 0 <= row["mAP"] <= 1 for row in rows)
+    assert all((row["gcn_loss"] is None) == (labeller != "gcn") for row in rows)
+    if labeller == "supervised":
+        assert (rows[-1]["pair_precision"], rows[-1]["pair_recall"]) == (1.0, 1.0)
+    if labeller == "single":
+        assert (rows[-1]["positives"], rows[-1]["pair_recall"]) == (1.0, 0.0)
+    if labeller == "knn":
+        assert rows[-1]["positives"] == 9.0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("gcn.sources=meta",),
+        ("gcn.sources=unlabelled", "meta.num_ids=0"),
+        ("data.camera_style=none",),
+        ("pairs.labeller=mlcr", "pairs.relabel_meta=true"),
+        ("memory.update=before",),
+        ("pairs.refresh=epoch",),
+        ("neighbors.source=clean",),
+        ("neighbors.source=mean",),
+        ("neighbors.source=clean", "neighbors.metric=camera", "meta.pairs=random"),
+        ("neighbors.metric=csls", "pairs.refresh=epoch"),
+        ("neighbors.source=clean", "neighbors.standardise=true", "neighbors.metric=camera", "neighbors.density_k=3"),
+        ("gcn.variant=paper", "gcn.link=keep", "gcn.optimizer=sgd"),
+        ("gcn.variant=reciprocal", "neighbors.source=mean"),
+        ("gcn.variant=reciprocal", "pairs.refresh=epoch", "meta.num_ids=0"),
+        ("train.optimizer=adamw", "train.lr_new=0.001", "backbone.recalibrate_bn=true"),
+        ("train.warmup_epochs=2",),
+    ],
+)
+def test_every_variant_of_the_tables_trains(overrides: tuple[str, ...], tiny_config: Config, tiny_root: Path) -> None:
+    trainer = train(changed(tiny_config, tiny_root, *overrides))
+    assert torch.isfinite(trainer.state.memory.features).all()
+    norms = trainer.state.memory.features.norm(dim=1)
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_config: Config, tiny_root: Path) -> None:
+    first = train(tiny_config)
+    torch.rand(7)  # the global generator is nobody's business
+    assert_same_state(first.state, train(tiny_config).state)
+    other = train(changed(tiny_config, tiny_root, "train.seed=1"))
+    assert not torch.equal(first.state.memory.features, other.state.memory.features)
+
+
+def test_loader_processes_do_not_change_the_result(tiny_config: Config, tiny_root: Path) -> None:
+    assert_same_state(train(tiny_config).state, train(changed(tiny_config, tiny_root, "data.num_workers=2")).state)
+
+
+def first_loss(config: Config, root: Path, *overrides: str) -> tuple[float, TrainState]:
+    """Train for an epoch; return its CNN loss and the state it ends in."""
+    losses: list[Any] = []
+    hooks = Hooks(after_epoch=lambda trainer: losses.append(trainer.state.stats.mean("cnn_loss", "images")))
+    state = train(changed(config, root, "train.epochs=1", *overrides), hooks=hooks).state
+    return losses[0], state
+
+
+def test_packed_images_give_the_bits_of_files_and_a_batch_at_once_nearly_so(
+    tiny_config: Config, tiny_root: Path
+) -> None:
+    # at the demo's rate three steps on six identities blow up whatever they are given
+    slow = "train.lr_new=0.005"
+    loss, packed = first_loss(tiny_config, tiny_root, slow)
+    assert_same_state(packed, first_loss(tiny_config, tiny_root, slow, "data.cache=none")[1])
+    other, _ = first_loss(tiny_config, tiny_root, slow, "data.augment=batch")
+    assert other == pytest.approx(loss, rel=0.002)
+    assert other != loss
+
+
+def with_shuffled_pids(trainer: Trainer) -> ReidDataset:
+    """Give every image outside Z a wrong identity, one that Z does not hold."""
+    dataset = trainer.dataset
+    assert dataset.train.pids is not None
+    pids = dataset.train.pids.copy()
+    outside = np.setdiff1d(np.arange(len(pids)), trainer.state.meta.ids.numpy())
+    pids[outside] = np.random.default_rng(0).permutation(pids[outside])
+    assert (pids != dataset.train.pids).any()
+    return dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, pids=pids))
+
+
+def test_no_label_outside_z_reaches_training(tiny_config: Config) -> None:
+    first = train(tiny_config)
+    second = train(tiny_config, dataset=with_shuffled_pids(first))
+    assert_same_state(first.state, second.state)
+
+
+def test_labels_of_z_reach_the_gcn(tiny_config: Config, tiny_root: Path) -> None:
+    first = train(tiny_config)
+    second = train(changed(tiny_config, tiny_root, "meta.num_ids=0"))
+    assert not torch.equal(first.state.gcn.theta_2, second.state.gcn.theta_2)
+
+
+def stop_after(trainer_step: int, path: Path) -> Hooks:
+    """Save and stop after so many steps of all phases together."""
+    seen = [0]
+
+    def after_step(state: TrainState, num_steps: int) -> None:
+        seen[0] += 1
+        if seen[0] == trainer_step:
+            checkpoint.save(state.state_dict(), path)
+            raise Interrupted("stop")
+
+    return Hooks(after_step=after_step)
+
+
+# 24 images: an epoch is 3 GCN steps and 3 CNN steps; the first, the last, both phases, both ends of an epoch
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8, 11, 14, 18])
+@pytest.mark.parametrize(
+    "overrides", [(), ("gcn.variant=reciprocal", "neighbors.source=mean"), ("pairs.refresh=epoch",)]
+)
+def test_resuming_at_any_step_ends_in_the_same_bits(
+    num_steps: int, overrides: tuple[str, ...], tiny_config: Config, tiny_root: Path, tmp_path: Path
+) -> None:
+    config = changed(tiny_config, tiny_root, *overrides)
+    whole = train(config)
+    path = tmp_path / "last.pt"
+    with pytest.raises(Interrupted):
+        train(config, hooks=stop_after(num_steps, path))
+    resumed = Trainer(config, open_data(config), device=CPU, hooks=Hooks())
+    resumed.state.load_state_dict(checkpoint.load(path), path=path)
+    fit(resumed)
+    assert_same_state(whole.state, resumed.state)
+
+
+@pytest.mark.parametrize(("source", "num_searches"), [("clean", 3), ("memory", 6)])
+def test_lists_of_clean_features_are_searched_once_an_epoch(
+    source: str, num_searches: int, tiny_config: Config, tiny_root: Path
+) -> None:
+    searched: list[Tensor] = []
+
+    def search(features: Tensor, **rule: Any) -> Any:
+        searched.append(features)
+        return find_neighbors(features, **rule)
+
+    epochwise = ("pairs.refresh=epoch", "neighbors.metric=cosine", f"neighbors.source={source}")
+    config = changed(tiny_config, tiny_root, *epochwise)
+    # 3 epochs, each with a GCN phase and a labelling pass
+    train(config, hooks=Hooks(search_all=search))
+    assert len(searched) == num_searches
+
+
+def test_lists_are_drawn_from_the_mean_of_memory_and_clean_features(tiny_config: Config, tiny_root: Path) -> None:
+    config = changed(tiny_config, tiny_root, "neighbors.source=mean", "neighbors.metric=cosine", "train.epochs=2")
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def look(state: TrainState, _: int) -> None:
+        # in the GCN's epoch neither network nor memory has moved since the lists were drawn
+        if state.phase == "gcn" and state.step == 1 and state.epoch == 1:
+            clean = trainer.extract(trainer.plain_images)
+            seen.append((clean, state.memory.features.clone(), trainer.lists().source.clone()))
+
+    trainer = Trainer(config, open_data(config), device=CPU, hooks=Hooks(after_step=look))
+    trainer.fill_memory()
+    fit(trainer)
+    (clean, memory, drawn) = seen[0]
+    assert not torch.allclose(clean, memory, atol=0.01)
+    for i in range(len(drawn)):
+        mean = (clean[i] + memory[i]) / 2
+        torch.testing.assert_close(drawn[i], mean / mean.norm(), atol=1e-6, rtol=0)
+
+
+def test_cluster_contrast_resumes_within_an_epoch(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
+    small = ("pairs.labeller=dbscan", "clusters.k1=6", "clusters.k2=2", "clusters.min_samples=3", "clusters.eps=0.7")
+    config, path = changed(tiny_config, tiny_root, *small), tmp_path / "last.pt"
+    clusters: list[Any] = []
+    whole = train(config, hooks=Hooks(after_epoch=lambda trainer: clusters.append(trainer.state.clusters)))
+    assert all(found is not None for found in clusters)
+    with pytest.raises(Interrupted):
+        train(config, hooks=stop_after(2, path))
+    resumed = Trainer(config, open_data(config), device=CPU, hooks=Hooks())
+    resumed.state.load_state_dict(checkpoint.load(path), path=path)
+    assert resumed.state.step == 2
+    fit(resumed)
+    assert_same_state(whole.state, resumed.state)
+
+
+def test_labels_by_the_batch_and_by_the_epoch_agree_while_the_memory_stands_still(
+    tiny_config: Config, tiny_root: Path
+) -> None:
+    still = ("memory.gamma_start=0", "memory.gamma_end=0", "memory.update=before")
+    by_batch = train(changed(tiny_config, tiny_root, *still))
+    by_epoch = train(changed(tiny_config, tiny_root, *still, "pairs.refresh=epoch"))
+    images = torch.arange(len(by_batch.dataset.train))
+    assert torch.equal(by_batch.state.positives.mask(images), by_epoch.state.positives.mask(images))
+    assert by_batch.state.positives.counts().max() > 1
+    moving = train(changed(tiny_config, tiny_root, "pairs.refresh=epoch"))
+    assert not torch.equal(moving.state.memory.features, by_epoch.state.memory.features)
+
+
+def record_memory(order: str, config: Config, root: Path) -> tuple[list[torch.Tensor], Trainer]:
+    """Return what the loss of the first CNN step compared with: the memory's rows at that moment."""
+    seen: list[torch.Tensor] = []
+
+    class Watched(Trainer):
+        def cnn_loss(self, similarities: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+            seen.append(self.state.memory.features.clone())
+            return super().cnn_loss(similarities, positives)
+
+    trainer = Watched(changed(config, root, f"memory.update={order}"), open_data(config), device=CPU, hooks=Hooks())
+    trainer.fill_memory()
+    trainer.train_cnn_epoch()
+    return seen, trainer
+
+
+def test_the_memory_moves_before_or_after_the_loss_as_set(tiny_config: Config, tiny_root: Path) -> None:
+    start = Trainer(tiny_config, open_data(tiny_config), device=CPU, hooks=Hooks())
+    start.fill_memory()
+    before, _ = record_memory("before", tiny_config, tiny_root)
+    after, _ = record_memory("after", tiny_config, tiny_root)
+    changed_rows = [(memory[0] != start.state.memory.features).any(1).sum().item() for memory in (before, after)]
+    assert changed_rows == [8, 0]
+
+
+def test_every_image_is_trained_on_once_an_epoch(tiny_config: Config, tiny_root: Path) -> None:
+    ids: list[int] = []
+
+    class Watched(Trainer):
+        def cnn_step(self, images: torch.Tensor, batch: torch.Tensor, labeller: Any) -> None:
+            ids.extend(batch.tolist())
+            super().cnn_step(images, batch, labeller)
+
+    config = changed(tiny_config, tiny_root, "train.batch_size=7", "train.epochs=1")
+    trainer = Watched(config, open_data(config), device=CPU, hooks=Hooks())
+    trainer.fill_memory()
+    fit(trainer)
+    assert sorted(ids) == list(range(24))
+
+
+def break_loss(config: Config, name: str) -> Callable[[], None]:
+    """Return a training run whose loss becomes NaN in its second CNN step."""
+    calls = [0]
+
+    class Broken(Trainer):
+        def cnn_loss(self, similarities: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+            calls[0] += 1
+            return super().cnn_loss(similarities, positives) * (float("nan") if calls[0] == 2 else 1.0)
+
+    trainer = Broken(config, open_data(config), device=CPU, hooks=Hooks())
+
+    def run() -> None:
+        trainer.fill_memory()
+        weights = []
+        try:
+            fit(trainer)
+        finally:
+            weights.append(trainer.state.step)
+            assert all(torch.isfinite(p).all() for p in trainer.state.backbone.parameters())
+            assert weights == [1]
+
+    return run
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(tiny_config: Config) -> None:
+    with pytest.raises(NonFiniteLoss, match="the CNN loss is nan in epoch 0, step 1"):
+        break_loss(tiny_config, "CNN")()
+
+
+def test_settings_that_do_not_fit_the_data_are_refused(tiny_config: Config, tiny_root: Path) -> None:
+    with pytest.raises(UserError, match=r"neighbors\.k = 30"):
+        train(changed(tiny_config, tiny_root, "neighbors.k=30", "neighbors.k_max=40"))
+    with pytest.raises(UserError, match=r"meta\.num_ids"):
+        train(changed(tiny_config, tiny_root, "meta.num_ids=7"))
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(train(changed(tiny_config, tiny_root, "train.epochs=1")).state.state_dict(), path)
+    other = changed(tiny_config, tiny_root, "backbone.name=resnet18")
+    trainer = Trainer(other, open_data(other), device=CPU, hooks=Hooks())
+    with pytest.raises(UserError, match=r"last\.pt: the backbone of the checkpoint is of another architecture"):
+        trainer.state.load_state_dict(checkpoint.load(path), path=path)
+
+
+def test_bfloat16_and_the_layout_of_the_maps_change_rounding_and_no_more(tiny_config: Config, tiny_root: Path) -> None:
+    loss, _ = first_loss(tiny_config, tiny_root)
+    assert first_loss(tiny_config, tiny_root, "train.channels_last=false")[0] == pytest.approx(loss, abs=1e-3)
+    rounded, state = first_loss(tiny_config, tiny_root, "train.precision=bf16")
+    assert rounded != loss
+    assert rounded == pytest.approx(loss, rel=0.02)
+    tensors = [state.memory.features, *state.backbone.parameters()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_convolutions_are_tried_out_on_training_batches_alone(
+    is_wanted: bool, tiny_config: Config, tiny_root: Path
+) -> None:
+    # sizes of other batches are new in every epoch
+    config = changed(tiny_config, tiny_root, "train.epochs=1", f"train.cudnn_benchmark={is_wanted}")
+    seen: set[tuple[str, bool]] = set()
+
+    def look(state: TrainState, _: int) -> None:
+        seen.add((state.phase, torch.backends.cudnn.benchmark))
+
+    before = torch.backends.cudnn.benchmark
+    train(config, hooks=Hooks(after_step=look, after_epoch=lambda trainer: look(trainer.state, 0)))
+    assert seen == {("gcn", before), ("cnn", before or is_wanted), ("evaluate", before)}
+
+
+def test_a_loss_found_broken_late_is_never_saved(tiny_config: Config) -> None:
+    state = Trainer(tiny_config, open_data(tiny_config), device=CPU, hooks=Hooks()).state
+    state.state_dict()
+    # what an accelerator leaves for the host to fetch
+    state.stats.waiting = {"cnn_loss": torch.tensor(float("inf")), "images": torch.tensor(8.0)}
+    with pytest.raises(NonFiniteLoss, match="the CNN loss is no number in epoch 0"):
+        state.state_dict()
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_fused_optimizer_leaves_a_step_out_by_itself(make: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = make([weight], lr=0.1, weight_decay=0.5, fused=True)
+    weight.grad = torch.full((3,), float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert weight.tolist() == [1, 1, 1]
+    optimizer.found_inf = torch.tensor(0.0)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    assert (weight < 1).all()
+
+
+def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
+    tiny_config: Config, tiny_root: Path
+) -> None:
+    data = open_data(tiny_config)
+    blind = dataclasses.replace(data, train=dataclasses.replace(data.train, camids=None))
+    plain = "neighbors.standardise=false"
+    for setting, needs in ((plain, "neighbors.metric: camera"), ("neighbors.metric=csls", "neighbors.standardise")):
+        config = changed(tiny_config, tiny_root, setting, "train.warmup_epochs=2", "train.epochs=2")
+        with pytest.raises(UserError, match=rf"^{re.escape(needs)} needs cameras, and .* has none; "):
+            Trainer(config, blind, device=CPU, hooks=Hooks())
+    rule = changed(tiny_config, tiny_root, plain, "pairs.labeller=knn", "train.epochs=1")
+    train(rule, dataset=blind)

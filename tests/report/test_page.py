@@ -1,0 +1,321 @@
+"""The report page: what it computes, what it says when something is missing, and what it weighs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mprd.config.loading import load_config
+from mprd.engine.state import build_state
+from mprd.errors import UserError
+from mprd.report.checkpoint import Snapshot, open_snapshot
+from mprd.report.cli import app
+from mprd.report.features import find_cases
+from mprd.report.page import figure_table, write_report
+from mprd.report.pairs import count_camera_pairs, judge_candidates
+from mprd.report.runs import read_folders
+from mprd.runs.folder import RunFolder
+from mprd.runtime import checkpoint
+from mprd.train.cli import launch
+from mprd.tune.folder import StudyFolder, Trial
+from mprd.tune.study import build_study
+from tests.conftest import NAMELESS, NUM_IDS, TINY
+
+
+def train(root: Path, out: Path, *overrides: str) -> Path:
+    settings = {"preset": "demo", "data": root, "set_": [*TINY, *overrides], "config": None, "seed": None}
+    launch(settings, out=out, resume=None, launcher="local")
+    return out
+
+
+@pytest.fixture(scope="module")
+def gcn_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tiny_root, tmp_path_factory.mktemp("runs") / "a<gcn>")
+
+
+@pytest.fixture(scope="module")
+def single_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Set the labeller of a run that has not begun: its memory is still zeros."""
+    run = tmp_path_factory.mktemp("runs") / "single"
+    shutil.copytree(tiny_run, run)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("labeller: gcn", "labeller: single"))
+    return run
+
+
+def snapshot(run: Path, *, best: bool = False) -> Snapshot:
+    (read,), _ = read_folders([run])
+    return open_snapshot(read, best=best)
+
+
+def page_of(out: Path, *folders: Path) -> str:
+    write_report(folders, out=out, best=False, say=lambda _stage: None)
+    return " ".join(out.read_text().split())
+
+
+# -- what is computed -----------------------------------------------------------------------------
+
+
+def test_the_checkpoint_retrieves_what_the_last_epoch_did(gcn_run: Path) -> None:
+    last = json.loads((gcn_run / "metrics.jsonl").read_text().splitlines()[-1])
+    cases = find_cases([snapshot(gcn_run)])
+    assert cases.mAP[0] == pytest.approx(last["mAP"], abs=1e-6)
+    precisions = [case.rankings[0].precision for case in cases.worst]
+    assert precisions == sorted(precisions)
+    assert cases.changed == []
+
+
+def test_camera_pairs_add_up_to_the_precision_of_the_last_epoch(gcn_run: Path) -> None:
+    last = json.loads((gcn_run / "metrics.jsonl").read_text().splitlines()[-1])
+    counted = count_camera_pairs(snapshot(gcn_run))
+    assert counted.num_true.sum() / counted.num_pairs.sum() == pytest.approx(last["pair_precision"], abs=1e-6)
+    assert counted.num_same.sum() == NUM_IDS * 4 * 3
+
+
+def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
+    state = snapshot(gcn_run)
+    candidates = judge_candidates(state)
+    # two of six identities are labeled; the other 16 images have 3 to 6 neighbors each
+    assert 16 * 3 <= len(candidates) <= 16 * 6
+    assert candidates.is_true is not None
+    assert [*candidates.scores] == ["g_ij", "cosine", "list overlap", "k-reciprocal"]
+    assert {len(scores) for scores in candidates.scores.values()} == {len(candidates.is_true)}
+    assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
+
+
+def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
+    config = state.config.model_copy(update={part: getattr(state.config, part).model_copy(update=settings)})
+    return dataclasses.replace(state, run=dataclasses.replace(state.run, config=config))
+
+
+def test_candidates_are_decided_by_agreement_where_the_run_did(gcn_run: Path) -> None:
+    state = changed(snapshot(gcn_run), "pairs", limit=False)
+    candidates, by_likelihood = judge_candidates(changed(state, "pairs", decide="agreement")), judge_candidates(state)
+    assert (by_likelihood.decides, candidates.decides, candidates.threshold) == ("g_ij", "agreement", 0.5)
+    assert len(candidates.scores["agreement"]) == len(candidates)
+    assert np.array_equal(candidates.scores["g_ij"], by_likelihood.scores["g_ij"])
+    assert 0 < candidates.scores["agreement"].min() <= candidates.scores["agreement"].max() <= 1 + 1e-6
+    for found in (candidates, by_likelihood):
+        assert np.array_equal(found.is_positive, found.scores[found.decides] > 0.5)
+
+
+def test_positives_among_the_candidates_keep_to_the_limit(gcn_run: Path, single_run: Path) -> None:
+    state = changed(changed(snapshot(gcn_run), "pairs", mu=0.0), "neighbors", similarity=-1.0)
+    free, limited = (judge_candidates(changed(state, "pairs", limit=limit)) for limit in (False, True))
+    assert free.positive_share == 1
+    # two cameras, two images of everybody under each: one and two others
+    assert 0 < limited.is_positive.sum() <= 16 * 3 < free.is_positive.sum()
+    assert judge_candidates(snapshot(single_run)).is_positive is None
+
+
+def test_a_run_whose_gcn_was_not_trained_shows_no_likelihoods(single_run: Path, gcn_run: Path) -> None:
+    assert "g_ij" not in judge_candidates(snapshot(single_run)).scores
+    warming = snapshot(gcn_run)
+    config = warming.config.model_copy(update={"train": warming.config.train.model_copy(update={"warmup_epochs": 3})})
+    warming = dataclasses.replace(warming, run=dataclasses.replace(warming.run, config=config))
+    assert "g_ij" not in judge_candidates(warming).scores
+
+
+def test_the_best_checkpoint_counts_the_epoch_it_was_taken_in(gcn_run: Path) -> None:
+    rows = [json.loads(line) for line in (gcn_run / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["label_free_score"])
+    assert snapshot(gcn_run, best=True).position == f"after epoch {best['epoch'] + 1} of 3"
+    assert snapshot(gcn_run).position == "after epoch 3 of 3"
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Collect what a page would fetch, and whether its elements close."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def compared(gcn_run: Path, single_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page_of(tmp_path_factory.mktemp("page") / "two.html", gcn_run, single_run)
+
+
+def test_a_page_needs_nothing_but_itself(compared: str) -> None:
+    tags = Tags()
+    tags.feed(compared)
+    assert tags.open == []
+    assert all(source.startswith(("#", "data:image/jpeg;base64,")) for source in tags.sources)
+    assert len([source for source in tags.sources if source.startswith("data:")]) > 10
+    assert not re.search(r"url\((?!['\"]?#)|@import|<script", compared)
+    assert len(compared) < 1_000_000
+
+
+def test_names_are_text_on_the_page_and_never_markup(compared: str) -> None:
+    assert "a<gcn>" not in compared
+    assert "a&lt;gcn&gt;" in compared
+    assert "&lt;br" not in compared
+
+
+def test_one_run_shows_the_choices_of_an_epoch_side_by_side(gcn_run: Path) -> None:
+    table = figure_table(read_folders([gcn_run])[0])
+    assert [column["name"] for column in table["columns"]] == [
+        "last epoch",
+        "by label-free score",
+        "best on test",
+        "untrained",
+    ]
+    assert table["columns"][0]["note"] == "epoch 3"
+    assert all(len(row["cells"]) == 4 for row in table["rows"])
+
+
+def test_plots_take_their_colours_from_the_page(compared: str) -> None:
+    assert "var(--c1)" in compared
+    assert "#c0de" not in compared
+
+
+def test_two_runs_stand_side_by_side(compared: str) -> None:
+    differing = compared.split("Different between the runs")[1].split("<details")[0]
+    assert re.findall(r"<code>([\w.]+)</code>", differing) == ["pairs.labeller"]
+    assert compared.count('class="dots"') == 1
+    assert "P holds no pairs: every image has itself alone as a positive" in compared
+
+
+def test_a_run_whose_layout_alone_is_the_papers_is_not_held_against_it(compared: str) -> None:
+    assert "in the layout of Market-1501 that are not Market-1501 itself" in compared
+    assert "Table 3" not in compared
+
+
+def test_a_run_without_an_epoch_stands_beside_one_that_has_ended(compared: str) -> None:
+    assert "No epoch has ended yet" in compared
+    assert "the features of all images are alike" in compared
+    assert "Finished: 3 epochs" in compared
+
+
+@pytest.fixture(scope="module")
+def broken(gcn_run: Path, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Show runs without checkpoints, without their images, with other images, and one as large as Market-1501."""
+    place = tmp_path_factory.mktemp("broken")
+    shutil.copytree(gcn_run, place / "bare", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(tiny_root, place / "data")
+    next((place / "data" / "bounding_box_train").iterdir()).unlink()
+    for name, root in (("moved", "/no/such/place"), ("changed", str(place / "data"))):
+        shutil.copytree(gcn_run, place / name)
+        config = (place / name / "config.yaml").read_text()
+        assert str(tiny_root) in config
+        (place / name / "config.yaml").write_text(config.replace(str(tiny_root), root))
+    shutil.copytree(gcn_run, place / "large")
+    last = place / "large" / "checkpoints" / "last.pt"
+    state = checkpoint.load(last)
+    checkpoint.save({**state, "memory": state["memory"][:1].expand(12936, -1).clone()}, last)
+    return page_of(place / "page.html", *(place / name for name in ("bare", "moved", "changed", "large")))
+
+
+def test_a_run_without_a_checkpoint_shows_its_curves(broken: str) -> None:
+    assert "last.pt: there is no checkpoint" in broken
+    assert 'aria-label="mAP"' in broken
+
+
+def test_a_run_whose_images_are_gone_says_so(broken: str) -> None:
+    assert "the data set cannot be read: /no/such/place" in broken
+
+
+def test_a_run_on_images_that_have_changed_since_keeps_to_its_queries(broken: str) -> None:
+    assert "trained on 24 images" in broken
+    assert "now has 23" in broken
+    assert "data:image/jpeg" in broken
+    assert 'class="dots"' not in broken
+
+
+def test_a_run_on_the_papers_images_stands_in_its_table(broken: str, gcn_run: Path) -> None:
+    last = json.loads((gcn_run / "metrics.jsonl").read_text().splitlines()[-1])
+    table = broken.split('id="paper"')[1].split("</table>")[0]
+    assert '<td>MPRD</td><td class="text">Table 3</td><td>83.0</td><td>91.3</td><td>93.6</td><td>51.1</td>' in table
+    ours = table.split('class="ours"')[1]
+    assert "large" in ours
+    assert "as MPRD#, epoch 3" in ours
+    assert f"<td>{100 * last['mAP']:.1f}</td>" in ours
+
+
+def test_crops_without_ids_show_what_can_be_shown(nameless_root: Path, tmp_path: Path) -> None:
+    config = load_config("demo", overrides=(*TINY, *NAMELESS), values={"data": {"root": nameless_root}})
+    folder = RunFolder(tmp_path / "run")
+    folder.create(config)
+    folder.save(build_state(config, num_images=NUM_IDS * 4, device=torch.device("cpu")).state_dict())
+    page = page_of(tmp_path / "page.html", folder.path)
+    assert "the file names carry no identities" in page
+    assert "the data set has no query and gallery with identities and cameras" in page
+    assert 'aria-label="cosine of run"' in page
+
+
+def test_a_study_shows_its_table_and_its_trials(gcn_run: Path, tmp_path: Path) -> None:
+    study = build_study({"name": "small", "doc": "A question.", "space": {"pairs.mu": {"grid": [0.3, 0.5]}}}, source="")
+    folder = StudyFolder(tmp_path / "study")
+    folder.create(study, load_config("demo"), objective="mAP", num_trials=2)
+    trials = [Trial(n, f"mu={mu}", {"pairs.mu": mu}, 0, state=s) for n, (mu, s) in enumerate(ENDS)]  # type: ignore[arg-type]
+    folder.write_trials(trials)
+    shutil.copytree(gcn_run, folder.run_folder(trials[0]).path)
+    page = page_of(tmp_path / "page.html", folder.path)
+    assert "A question." in page
+    assert "mu=0.3" in page
+    assert "1 trials finished, 0 stopped early, 1 failed" in page
+    assert 'aria-label="Precision of P"' in page
+    assert 'id="settings"' not in page
+
+
+ENDS = ((0.3, "finished"), (0.5, "failed"))
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+def refuse(capfd: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        app(list(args))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    return line
+
+
+def test_a_folder_that_is_no_run_is_named_and_nothing_is_written(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    line = refuse(capfd, str(tmp_path), "--out", str(out))
+    assert f"{tmp_path}: neither a run nor a study folder" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_computed(
+    tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "there is no folder" in refuse(capfd, str(tiny_run), "--out", str(tmp_path / "no" / "page.html"))
+    assert "is a folder" in refuse(capfd, str(tiny_run), "--out", str(tmp_path))
+
+
+def test_a_run_given_twice_is_refused(tiny_run: Path) -> None:
+    with pytest.raises(UserError, match="given twice"):
+        read_folders([tiny_run, tiny_run / "."])

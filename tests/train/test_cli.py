@@ -1,0 +1,300 @@
+"""The command lines: run folders, bad input in one line, real signals and a real resume."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+
+from mprd.cli import choose_launcher
+from mprd.config.schema import Config
+from mprd.errors import Interrupted, UserError
+from mprd.evaluate.cli import report
+from mprd.runs.folder import RunFolder
+from mprd.runtime import checkpoint
+from mprd.train.cli import app, launch
+from mprd.train.local import Signals, run_local
+from tests.conftest import NAMELESS, TINY
+
+
+def settings(root: Path | None, *overrides: str) -> dict:
+    return {"preset": "demo", "data": root, "set_": [*TINY, *overrides], "config": None, "seed": None}
+
+
+def arguments(root: Path, out: Path, *overrides: str) -> list[str]:
+    sets = [text for override in (*TINY, *overrides) for text in ("--set", override)]
+    return ["--data", str(root), "--out", str(out), *sets]
+
+
+def refuse(capfd: pytest.CaptureFixture[str], *args: str) -> str:
+    """Run a command that must fail: exit code 2 and one line; return it."""
+    with pytest.raises(SystemExit) as stop:
+        app(list(args))
+    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("WARNING")]
+    assert stop.value.code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train a tiny run to its end."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    launch(settings(tiny_root), out=out, resume=None, launcher="local")
+    return out
+
+
+def test_a_run_leaves_a_folder_that_a_person_can_read(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {"config.yaml", "run.json", "metrics.jsonl", "table.txt", "curves.png"} <= names
+    assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= names
+    assert any(name.startswith("events/") for name in names)
+    assert yaml.safe_load((finished / "config.yaml").read_text())["pairs"]["mu"] == 0.5
+    assert json.loads((finished / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_metrics_have_a_row_an_epoch_under_the_names_promised(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    promised = {"cnn_loss", "gcn_loss", "mAP", "rank1", "rank5", "rank10", "pair_precision", "pair_recall"}
+    promised |= {"mAP_trapezoid", "mINP", "gcn_auc", "cosine_auc", "positives", "neighbors", "neighbors_capped"}
+    assert promised <= rows[-1].keys()
+
+
+def test_the_table_names_what_each_column_is(finished: Path) -> None:
+    table = (finished / "table.txt").read_text()
+    columns = ("last epoch", "by label-free score", "best on test", "untrained")
+    assert all(name in table for name in (*columns, "mAP, trapezoid"))
+
+
+def test_evaluating_a_run_repeats_its_last_figures(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    report(finished, data=None, best=False, extras=["reranked", "standardised"], as_json=True)
+    figures = json.loads(capfd.readouterr().out)
+    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    assert figures["mAP"] == last["mAP"]
+    assert figures["rank1"] == last["rank1"]
+    assert 0 < figures["mAP_reranked"] <= 1
+    assert 0 < figures["mAP_standardised"] <= 1
+
+
+def test_a_folder_with_a_run_is_not_written_over(
+    finished: Path, tiny_root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line = refuse(capfd, *arguments(tiny_root, finished))
+    assert "holds a run already" in line
+    assert str(finished) in line
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--preset", "market", "--data", "x"], "unknown preset 'market', did you mean market1501"),
+        (["--preset", "market1501"], "data.root: the data set market1501 needs a folder"),
+        (["--preset", "market1501", "--data", "no/such/folder"], "no/such/folder"),
+        (["--data", "x"], "--data needs a layout"),
+        (["--set", "pairs.mue=1"], "unknown setting pairs.mue, did you mean pairs.mu"),
+        (["--launcher", "slurm"], "--launcher must be"),
+        (["--launcher", "ray", "--profile"], "--profile times a run in this process"),
+        (["--profile", "--num-workers", "2"], "--num-workers and --address are Ray's"),
+        (["--resume", "no/such/run"], "no/such/run: not a run folder"),
+        (["--resume", "x", "--seed", "3"], "--resume goes on with the settings of its run folder"),
+        (["--set", "train.device=cuda:99", "--out", "never"], "train.device: cuda:99 is not on this machine"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert message in refuse(capfd, *args)
+
+
+def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [choose_launcher(name) for name in (None, "local", "ray")] == ["ray", "local", "ray"]
+    # as on a machine without Ray
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert choose_launcher(None) == "local"
+    with pytest.raises(UserError, match="--launcher ray needs Ray, which is not installed"):
+        choose_launcher("ray")
+
+
+def test_an_image_that_cannot_be_read_is_named_or_skipped(
+    tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(tiny_root, root)
+    broken = root / "bounding_box_train" / "0001_c1s1_000001_01.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert str(broken) in refuse(capfd, *arguments(root, tmp_path / "stopped"))
+    skip = settings(root, "data.on_bad_image=skip", "train.epochs=1")
+    launch(skip, out=tmp_path / "skipped", resume=None, launcher="local")
+    assert len(checkpoint.load(tmp_path / "skipped" / "checkpoints" / "last.pt")["memory"]) == 23
+
+
+def test_crops_without_ids_train_and_are_not_evaluated(nameless_root: Path, tmp_path: Path) -> None:
+    folder = settings(nameless_root, *NAMELESS, "train.epochs=2")
+    launch(folder, out=tmp_path / "run", resume=None, launcher="local")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert "mAP" not in rows[-1]
+    assert rows[-1]["cnn_loss"] > 0
+
+
+def test_a_disk_that_fills_while_saving_keeps_the_old_checkpoint(tmp_path: Path, tiny_root: Path) -> None:
+    if not Path("/dev/full").exists() or os.name != "posix":
+        raise AssertionError("this test wants a POSIX system")
+    path = tmp_path / "last.pt"
+    checkpoint.save({"epoch": 1}, path)
+    # a file-size limit stops the write half-way, as a full disk does
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from mprd.runtime import checkpoint\n"
+        "from mprd.errors import UserError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: checkpoint.save({'epoch': 2, 'big': torch.rand(10**6)}, Path(sys.argv[1]))\n"
+        "except UserError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert f"{path}: cannot save the checkpoint" in done.stdout
+    assert checkpoint.load(path)["epoch"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    from mprd.errors import UserError
+
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(UserError, match=r"absent\.pt: there is no checkpoint"):
+        checkpoint.load(tmp_path / "absent.pt")
+
+
+def test_loading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    import pickle
+
+    from mprd.errors import UserError
+
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    path = tmp_path / "trap.pt"
+    path.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(UserError, match=r"trap\.pt"):
+        checkpoint.load(path)
+    assert not (tmp_path / "sprung").exists()
+
+
+def start(root: Path, out: Path) -> subprocess.Popen[bytes]:
+    """Start a training process that saves after every step, and wait until it is in its second epoch."""
+    command = [sys.executable, "-m", "mprd.train", "--launcher", "local", *arguments(root, out, *SLOW)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread())
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists():
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+SLOW = ("train.epochs=12", "train.checkpoint_steps=2", "gcn.passes=4", "eval.every=4")
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    number: signal.Signals, code: int, undisturbed: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    process = start(tiny_root, out)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    saved = checkpoint.load(out / "checkpoints" / "last.pt")
+    assert saved["epoch"] < 12
+    launch(dict.fromkeys(("preset", "data", "set_", "config", "seed")), out=None, resume=out, launcher="local")
+    first, second = (checkpoint.load(run / "checkpoints" / "last.pt") for run in (undisturbed, out))
+    for name, tensor in first["backbone"].items():
+        assert torch.equal(tensor, second["backbone"][name]), name
+    assert torch.equal(first["memory"], second["memory"])
+    assert torch.equal(first["positives"], second["positives"])
+    assert without_times(undisturbed) == without_times(out)
+
+
+def test_a_signal_in_the_middle_of_a_print_is_heard(tmp_path: Path) -> None:
+    class Busy(io.StringIO):
+        """What a buffered stream does when a signal's handler writes to it while it is writing."""
+
+        def write(self, _text: str) -> int:
+            raise RuntimeError("reentrant call")
+
+        def fileno(self) -> int:
+            return told.fileno()
+
+    with (tmp_path / "told.txt").open("w+") as told:
+        signals = Signals(Console(file=Busy()))
+        signals.ask(signal.SIGTERM, None)
+        assert signals.stop
+        assert "stopping after this step" in (tmp_path / "told.txt").read_text()
+    unheard = Signals(Console(file=io.StringIO()))  # without a descriptor, as in a notebook
+    unheard.ask(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        unheard.ask(signal.SIGINT, None)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train the run of the signal tests without disturbing it."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    launch(settings(tiny_root, *SLOW), out=out, resume=None, launcher="local")
+    return out
+
+
+def without_times(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_curves_are_drawn_now_and_then_and_at_the_end_hold_all_epochs(
+    is_stopped: bool, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def slowly(rows: list[dict[str, Any]], _path: Path) -> None:
+        drawn.append(len(rows))
+        time.sleep(1.0)
+
+    def stop(row: dict[str, Any]) -> None:
+        if is_stopped and row["epoch"] == 2:
+            raise Interrupted("stopped")
+
+    monkeypatch.setattr("mprd.train.local.plot_curves", slowly)
+    config = tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"epochs": 4})})
+    with pytest.raises(Interrupted) if is_stopped else nullcontext():
+        run_local(config, RunFolder(tmp_path / "run"), resume=False, console=Console(quiet=True), on_row=stop)
+    assert drawn == [1, 3 if is_stopped else 4]
+
+
+def test_cut_lists_are_told_once_and_counted_in_each_epoch(
+    tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    launch(settings(tiny_root, "neighbors.similarity=-1"), out=run, resume=None, launcher="local")
+    assert sum("neighbors.k_max = 6 cut" in message for message in caplog.messages) == 1
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    assert all(row["neighbors_capped"] > 0 for row in rows)

@@ -1,0 +1,158 @@
+"""Study files: what they ask, and what is said of a mistake in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mprd.config.loading import setting_names
+from mprd.errors import UserError
+from mprd.tune.study import Range, build_study, load_study, nest, study_files, write_study
+
+NAMES = [
+    "delta_sweep",
+    "eta_schedules",
+    "joint",
+    "k_sweep",
+    "meta_ids",
+    "mu_sweep",
+    "similarity_sweep",
+    "table1",
+    "table2",
+]
+
+
+def study(**parts: object) -> dict:
+    return {"name": "test", "doc": "A test.", **parts}
+
+
+def test_the_nine_studies_are_there_at_the_top_and_in_the_package() -> None:
+    top = Path(__file__).parents[2] / "tune_configs"
+    assert sorted(path.stem for path in top.glob("*.yaml")) == NAMES
+    assert list(study_files(Path("no/such/folder"))) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_reads_back_as_it_was_written(name: str) -> None:
+    import yaml
+
+    first = load_study(name)
+    assert first.name == name
+    assert build_study(yaml.safe_load(write_study(first)), source="again") == first
+
+
+def test_mu_runs_from_a_tenth_to_nine_tenths() -> None:
+    mu = load_study("mu_sweep")
+    expected = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    assert [point.set for point in mu.grid()] == [{"pairs.mu": value} for value in expected]
+    assert mu.num_trials == 9 * len(mu.seeds)
+    assert mu.paper is not None
+    assert mu.paper.peak == 0.5
+
+
+def test_the_numbers_of_labelled_identities_are_those_asked_for() -> None:
+    assert [point.set["meta.num_ids"] for point in load_study("meta_ids").grid()] == [0, 1, 3, 5, 10, 20]
+
+
+def test_the_tables_name_the_papers_methods_and_its_figures() -> None:
+    first, second = load_study("table1"), load_study("table2")
+    methods = ["Super.", "KNN", "SS", "MPLP", "MPRD w/o", "MPRD#", "MPRD", "Single"]
+    ways = ["MPRD, no limit", "MPRD by likelihood", "MPRD by agreement", "MPRD, cosines alone"]
+    controls = ["List overlap", "List overlap by agreement", "Reciprocal", "MLP on scalars", "Cluster-Contrast"]
+    controls += ["MPRD with clusters"]
+    assert [point.name for point in first.points] == methods + ways + controls
+    assert [point.name for point in second.points] == ["MLCR", "MLCR(+5id)", "MPRD(0id)", "MPRD"]
+    for table in (first, second):
+        assert len(table.seeds) > 1
+        assert table.paper is not None
+        for stated in table.paper.values.values():
+            assert list(stated) == [point.name for point in table.points if point.name not in ways + controls]
+    assert first.paper is not None
+    assert first.paper.values["Market-1501"]["MPRD w/o"].mAP == 0.431
+    assert first.paper.values["DukeMTMC-reID"]["Single"].rank1 == 0.383
+
+
+def test_the_joint_study_draws_its_points_and_stops_poor_trials() -> None:
+    joint = load_study("joint")
+    assert {"pairs.mu", "neighbors.k", "loss.delta", "meta.eta.kind", "meta.num_ids"} <= set(joint.varied)
+    assert joint.grid() == []
+    assert joint.sampler == "tpe"
+    assert joint.stop is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_point_of_a_grid_is_a_sound_run(name: str) -> None:
+    from mprd.config.loading import build_config, merge, read_preset
+
+    study = load_study(name)
+    for point in study.grid():
+        values = read_preset("demo")
+        merge(values, nest(dict(study.set)))
+        merge(values, nest(dict(point.set)))
+        build_config(values)
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_both_ends_of_the_joint_study_are_sound_runs(end: str) -> None:
+    from mprd.config.loading import build_config, merge, read_preset
+
+    study = load_study("joint")
+    values = read_preset("demo")
+    merge(values, nest(dict(study.set)))
+    for name, dimension in study.space.items():
+        if isinstance(dimension, Range):
+            merge(values, nest({name: getattr(dimension, end)}))
+    build_config(values)
+
+
+def test_a_grid_of_two_settings_goes_through_all_pairs_in_order() -> None:
+    space = {"pairs.mu": {"grid": [0.1, 0.2]}, "neighbors.k": {"grid": [4, 8]}}
+    names = [point.name for point in build_study(study(space=space), source="x").grid()]
+    assert names == ["mu=0.1, k=4", "mu=0.1, k=8", "mu=0.2, k=4", "mu=0.2, k=8"]
+
+
+def test_dotted_names_become_sections() -> None:
+    assert nest({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+MU = {"pairs.mu": {"grid": [0.1]}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"spce": MU}, "unknown key spce, did you mean space?"),
+        ({"space": {"pairs.mue": {"grid": [1]}}}, "unknown setting pairs.mue, did you mean pairs.mu?"),
+        ({"space": {"pairs.mu": {"gird": [1]}}}, "unknown key space.pairs.mu.gird, did you mean grid?"),
+        ({"space": {"train.seed": {"grid": [1]}}}, "train.seed is varied by seeds"),
+        ({"space": {"pairs.mu": {"low": 0.5, "high": 0.1}}, "sampler": "tpe"}, "low must lie below high"),
+        ({"space": {"pairs.mu": {"low": 0.5}}, "sampler": "tpe"}, "space.pairs.mu.high is missing"),
+        ({"space": MU, "sampler": "tpe", "trials": 3}, "sampler tpe wants space as choice or low and high"),
+        ({"space": {"pairs.mu": {"choice": [0.1]}}}, "sampler grid wants space as grids"),
+        ({"space": {"pairs.mu": {"choice": [0.1]}}, "sampler": "tpe"}, "wants trials"),
+        ({"space": MU, "sampler": "tp"}, "sampler must be 'grid', 'tpe' or 'random', but got 'tp'"),
+        ({"space": MU, "stop": {"kind": "ashe"}}, "stop.kind must be 'asha' or 'median', but got 'ashe'"),
+        ({"space": MU, "seeds": [-1]}, "seeds.0 must be greater than or equal to 0, but got -1"),
+        ({"points": [{"name": "a", "sett": {}}]}, "unknown key points.0.sett, did you mean set?"),
+        ({"points": [{"name": "a"}, {"name": "a"}]}, "two points share a name: a, a"),
+        ({}, "a study wants either space or points"),
+    ],
+)
+def test_a_mistake_in_a_study_is_told_in_one_line(parts: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        build_study(study(**parts), source="mine.yaml")
+    assert str(error.value).startswith("mine.yaml: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_study_of_ones_own_lies_in_tune_configs(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\ndoc: Mine.\nspace: {pairs.mu: {grid: [0.3]}}\n")
+    assert load_study("mine", folder=tmp_path).grid()[0].set == {"pairs.mu": 0.3}
+    with pytest.raises(UserError, match=r"unknown study 'mien', did you mean mine\?; known: delta_sweep"):
+        load_study("mien", folder=tmp_path)
+
+
+def test_every_setting_that_a_study_varies_exists() -> None:
+    assert {name for each in NAMES for name in load_study(each).varied} <= set(setting_names())
