@@ -1,0 +1,19 @@
+"""The data set of a run, with its cache of decoded images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mprd.config.schema import Config
+from mprd.data.cache import Packs
+from mprd.data.datasets import ReidDataset, load_dataset
+from mprd.data.images import check_dataset
+from mprd.runs.folder import RunFolder
+
+
+def open_dataset(config: Config, folder: RunFolder) -> ReidDataset:
+    """Load the data set, leaving unreadable images out where the settings say so."""
+    cache_dir = folder.path.parent / "data"
+    dataset = load_dataset(config.data, cache_dir=cache_dir)
+    dataset = replace(dataset, packs=Packs(cache_dir, mode=config.data.cache))
+    return check_dataset(dataset) if config.data.on_bad_image == "skip" else dataset
