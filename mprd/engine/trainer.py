@@ -1,7 +1,6 @@
 """Algorithm 1: `fit` says when, the two epochs in what order, the two steps how.
 
-Several workers hold memory, P and networks alike; each takes its share of every batch, and what they find is gathered
-in the batch's order, so that their number changes nothing. Memory, P and networks change in this file alone.
+Every worker holds the same memory, P and networks and computes its shard of each batch; only this file changes them.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
-from mprd.runtime import checkpoint
-from mprd.config.schema import Config
 from mprd.config.loading import build_config, read_yaml
-from mprd.runtime.device import num_cores
+from mprd.config.schema import Config
 from mprd.errors import UserError
+from mprd.runtime import checkpoint
+from mprd.runtime.device import num_cores
 
 PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
 

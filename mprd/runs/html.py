@@ -6,7 +6,6 @@ from importlib import resources
 from typing import Any
 
 
-
 def render_page(template: str, **values: Any) -> str:
     """Fill a template of `mprd/templates`; a name it asks for in vain is an error."""
     import jinja2

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mprd.runs import lock as folder_lock
 from mprd.errors import UserError
+from mprd.runs import lock as folder_lock
 from mprd.runs.lock import held
 from mprd.train.cli import app as train_app
 from mprd.tune.cli import app as tune_app
