@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mprd.evaluate import label_quality
-from mprd.evaluate.evaluation import can_evaluate, evaluate, extract_sets
+from mprd.evaluate.evaluation import can_evaluate, extract_sets, rank_sets
 from mprd.runtime.seeding import RngStream, generator
 
 if TYPE_CHECKING:
+    from mprd.config.schema import Extra
     from mprd.engine.trainer import Trainer
 
 COLLAPSED = 0.95
@@ -20,13 +22,21 @@ COLLAPSED = 0.95
 def epoch_row(trainer: Trainer) -> dict[str, Any]:
     """Return losses, label quality, the label-free score and, when due, the retrieval figures of this epoch.
 
-    A figure that cannot be had (no identities, no GCN) is None.
+    Every worker must call this: all extract. The first computes the figures, the others return an empty row. A figure
+    that does not exist (no identities, no GCN) is None.
     """
-    state, config = trainer.state, trainer.config
-    stats = state.stats
+    retrieval = retrieval_row(trainer)
+    if not trainer.workers.is_first:
+        return {}
+    return training_row(trainer) | measure_labels(trainer) | speed_row(trainer) | retrieval
+
+
+def training_row(trainer: Trainer) -> dict[str, Any]:
+    """Return what describes the epoch without any identity: losses, schedules, sizes of P, label-free scores."""
+    state, stats = trainer.state, trainer.state.stats
     memory = state.memory.features
-    collapse = generator(config.train.seed, RngStream.COLLAPSE, state.epoch)
-    row: dict[str, Any] = {
+    generated = generator(trainer.config.train.seed, RngStream.COLLAPSE, state.epoch)
+    return {
         "epoch": state.epoch,
         "labeller": trainer.labeller,
         "cnn_loss": stats.mean("cnn_loss", "images"),
@@ -38,17 +48,20 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
         "positives": float(state.positives.counts().float().mean()),
         "neighbors": stats.mean("k", "labeled"),
         "neighbors_capped": int(stats.sums.get("k_capped", 0)),
-        "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=collapse),
+        "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=generated),
         "label_free_score": label_quality.neighborhood_agreement(memory, trainer.camids),
         "silhouette": label_quality.silhouette(memory, state.positives),
     }
-    row |= measure_labels(trainer)
-    row |= {
+
+
+def speed_row(trainer: Trainer) -> dict[str, Any]:
+    """Return the seconds of both phases, and images per second."""
+    stats = trainer.state.stats
+    return {
         "gcn_seconds": stats.sums.get("gcn_seconds", 0.0),
         "cnn_seconds": stats.sums.get("cnn_seconds", 0.0),
         "images_per_second": stats.mean("images", "cnn_seconds"),
     }
-    return row | retrieval_row(trainer)
 
 
 def measure_labels(trainer: Trainer) -> dict[str, float | None]:
@@ -85,26 +98,23 @@ def retrieval_row(trainer: Trainer) -> dict[str, float]:
     if not is_due(trainer):
         return {}
     extras = config.eval.extras if trainer.state.epoch + 1 == config.train.epochs else ()
-    return evaluate(trainer.state.backbone, trainer.dataset, config, device=trainer.device, extras=extras).row()
+    return evaluate_trainer(trainer, extras=extras)
 
 
 def untrained_row(trainer: Trainer) -> dict[str, float]:
-    """Return the retrieval figures of the network as it stands, nothing without query and gallery."""
-    if not can_evaluate(trainer.dataset):
+    """Return the retrieval figures before training; empty without query and gallery, and on workers but the first.
+
+    Every worker must call this: all extract.
+    """
+    return evaluate_trainer(trainer) if can_evaluate(trainer.dataset) else {}
+
+
+def evaluate_trainer(trainer: Trainer, *, extras: Collection[Extra] = ()) -> dict[str, float]:
+    """Extract query and gallery on all workers, and rank on the first; empty on the others."""
+    features = extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
+    if not trainer.workers.is_first:
         return {}
-    return evaluate(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device).row()
-
-
-def help_evaluate_untrained(trainer: Trainer) -> None:
-    """Extract this worker's share of it for the first one."""
-    if can_evaluate(trainer.dataset):
-        extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
-
-
-def help_evaluate(trainer: Trainer) -> None:
-    """Extract this worker's share for the first one, which alone makes the row."""
-    if is_due(trainer):
-        extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
+    return rank_sets(*features, trainer.dataset, memory_mb=trainer.config.eval.memory_mb, extras=extras).row()
 
 
 def is_due(trainer: Trainer) -> bool:

@@ -69,10 +69,22 @@ def evaluate(
     Args:
         extras: also the same features k-reciprocally re-ranked, or standardised by camera (Song et al., ICLR 2025).
     """
+    features = extract_sets(backbone, dataset, config, device=device)
+    return rank_sets(*features, dataset, memory_mb=config.eval.memory_mb, extras=extras)
+
+
+def rank_sets(
+    query_features: tuple[Tensor, Tensor],
+    gallery_features: tuple[Tensor, Tensor],
+    dataset: ReidDataset,
+    *,
+    memory_mb: int,
+    extras: Collection[Extra] = (),
+) -> Retrieval:
+    """Rank the gallery for each query by features as `extract_sets` returns them."""
     query, gallery = dataset.query, dataset.gallery
-    (q_after, q_before), (g_after, g_before) = extract_sets(backbone, dataset, config, device=device)
+    (q_after, q_before), (g_after, g_before) = query_features, gallery_features
     ids = tuple(known(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
-    memory_mb = config.eval.memory_mb
     extra: dict[Extra, RankMetrics] = {}
     if "reranked" in extras:
         extra["reranked"] = rank_metrics(re_rank(q_after, g_after), *ids)
@@ -102,10 +114,14 @@ def known(ids: np.ndarray | None) -> np.ndarray:
 
 def extract_sets(
     backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Extract query and gallery; several workers share the images, and each must call this."""
-    splits = (PlainImages(images, config.data, packs=dataset.packs) for images in (dataset.query, dataset.gallery))
-    return [extract_set(backbone, images, config, device=device) for images in splits]
+    query = PlainImages(dataset.query, config.data, packs=dataset.packs)
+    gallery = PlainImages(dataset.gallery, config.data, packs=dataset.packs)
+    return (
+        extract_set(backbone, query, config, device=device),
+        extract_set(backbone, gallery, config, device=device),
+    )
 
 
 def extract_set(

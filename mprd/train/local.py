@@ -25,7 +25,7 @@ from mprd.data.datasets import ReidDataset
 from mprd.engine.state import TrainState
 from mprd.engine.trainer import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.errors import Interrupted, UserError
-from mprd.evaluate.epoch_metrics import COLLAPSED, epoch_row, help_evaluate, help_evaluate_untrained, untrained_row
+from mprd.evaluate.epoch_metrics import COLLAPSED, epoch_row, untrained_row
 from mprd.parallel.backends import choose_builder, choose_search
 from mprd.runs.console import EpochLines, final_table
 from mprd.runs.dataset import open_dataset
@@ -347,8 +347,7 @@ class Follower:
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Extract for the recorder's evaluation."""
-        help_evaluate(trainer)
-        self.on_row({})
+        self.on_row(epoch_row(trainer))
 
     def checkpoint(self, state: TrainState) -> None:
         """Stop when the recorder does."""
@@ -357,7 +356,7 @@ class Follower:
 
     def begin(self, trainer: Trainer) -> None:
         """Extract for the recorder's evaluation of the untrained network."""
-        help_evaluate_untrained(trainer)
+        untrained_row(trainer)
 
     def forget_from(self, epoch: int) -> None:
         """Have nothing to forget."""

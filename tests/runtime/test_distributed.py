@@ -25,7 +25,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import load_dataset
 from mprd.engine.trainer import Hooks, Trainer, fit
 from mprd.errors import UserError
-from mprd.evaluate.epoch_metrics import epoch_row, help_evaluate
+from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.pairs.labellers import Labels, gather_labels
 from mprd.runtime.distributed import WorkerGroup, batch_groups, joined_workers, split_evenly
 from tests.conftest import TINY
@@ -305,10 +305,7 @@ def run(workers: WorkerGroup, root: Path, overrides: tuple[str, ...]) -> dict[st
     rows: list[dict[str, Any]] = []
 
     def after_epoch(trainer: Trainer) -> None:
-        if workers.is_first:
-            rows.append(epoch_row(trainer))
-        else:
-            help_evaluate(trainer)
+        rows.append(epoch_row(trainer))
 
     trainer = Trainer(config, dataset, device=CPU, hooks=Hooks(after_epoch=after_epoch), workers=workers)
     trainer.fill_memory()
