@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.jaccard import check_features, expand_queries, re_rank, to_tensor
+from mprd.neighbors.jaccard import check_query_gallery, expand_queries, re_rank, to_tensor
 
 __all__ = ["RankMetrics", "expand_queries", "rank_features", "rank_metrics", "re_rank"]
 
@@ -95,7 +95,7 @@ def rank_features(
             f"there must be a pid for every feature, but got {len(queries)} and {len(gallery)} features "
             f"for {len(ids.q_pids)} and {len(ids.g_pids)} pids"
         )
-    check_features(queries, gallery)
+    check_query_gallery(queries, gallery)
     is_kept = ids.g_pids != JUNK_PID
     if not is_kept.all():
         gallery = gallery[is_kept]

@@ -103,7 +103,7 @@ def without_cameras(
     """Standardise both by the statistics of each camera in the gallery, by that of all where a camera is not there."""
     q_cameras, g_cameras = (torch.as_tensor(ids, device=g_features.device) for ids in (q_camids, g_camids))
     statistics = CameraStatistics.measure(g_features, g_cameras, num_cameras=int(q_cameras.max()) + 1)
-    return statistics.standardise(q_features, q_cameras), statistics.standardise(g_features, g_cameras)
+    return statistics.standardize(q_features, q_cameras), statistics.standardize(g_features, g_cameras)
 
 
 def known(ids: np.ndarray | None) -> np.ndarray:

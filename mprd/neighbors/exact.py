@@ -1,13 +1,13 @@
-"""NN_k: the exact nearest images of each image, block by block, never as an N x N matrix (Sec. 3.2, 5.2).
+"""NN_k: the exact nearest images of each image, computed in blocks of rows, never as an N x N matrix (Sec. 3.2, 5.2).
 
-Among equal similarities `torch.topk` promises no order: which of two tied images is listed first, or at all, is open.
+`torch.topk` defines no order among equal similarities: which tied images are listed, and in what order, is undefined.
 """
 
-# B rows of a block, N images, D feature size, K list width, G groups of images (the cameras, or one of all images)
+# R searched rows, B rows of a block, N images, D feature size, K list width, G groups (cameras, or one of all images)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,18 +15,18 @@ from torch import Tensor
 from mprd.errors import UserError
 
 Metric = Literal["cosine", "csls", "camera"]
-NUM_NEAREST = {"csls": 8, "camera": 5}
-"""Nearest images that tell the local density, where nobody says how many."""
+DENSITY_K = {"csls": 8, "camera": 5}
+"""Default number of nearest images whose mean cosine is the local density."""
 PADDING = -1
-"""In place of an id, where a list is shorter than the widest."""
+"""Fills a list that is shorter than the widest."""
 NORM_TOLERANCE = 1e-3
 CPU_ROWS = 512
-"""Rows that a CPU searches at a time: more would not be faster, for the product is spread over all cores by then."""
+"""Rows of a block on a CPU; the product already uses all cores at this size."""
 
 
 @dataclass(frozen=True, eq=False)
 class NeighborTable:
-    """Hold one list of neighbors a row: `ids` int64 [R, K], nearest first and padded with -1, `counts` int64 [R].
+    """One list of neighbors a row: `ids` int64 [R, K], nearest first and padded with -1, `counts` int64 [R].
 
     `is_capped` bool [R] marks rows that had more than `k_max` images above the similarity and were cut.
     """
@@ -40,26 +40,15 @@ class NeighborTable:
 
     @property
     def num_capped(self) -> int:
-        """Count the rows that were cut."""
+        """Number of lists that were cut; syncs with an accelerator."""
         return int(self.is_capped.sum())
-
-    @property
-    def indptr(self) -> Tensor:
-        """Give the row starts of the table in CSR form, int64 [R + 1]."""
-        return torch.cat([self.counts.new_zeros(1), self.counts.cumsum(0)])
-
-    @property
-    def indices(self) -> Tensor:
-        """Give all lists one after the other, int64 [nnz], in CSR form."""
-        return self.ids[self.ids >= 0]
 
 
 @dataclass(frozen=True, eq=False)
 class Density:
-    """Hold how close images have neighbors in each group: `values` [N, G], `group_ids` int64 [N].
+    """Local density of each image in each group: `values` [N, G], `group_ids` int64 [N].
 
-    `values[i, g]` is the mean of i's `k` highest cosines (itself excluded) to the images of group g, 0 where there is
-    none.
+    `values[i, g]` is the mean of the `k` highest cosines of i to other images of group g; 0 if there are none.
     """
 
     values: Tensor
@@ -85,54 +74,37 @@ def find_neighbors(
     is_trimmed: bool = True,
     block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
-    """List k_i = max(k, number of cosines above `similarity`) neighbors an image, at most `k_max` (Sec. 5.2).
+    """List k_i = max(k, number of cosines above `similarity`), at most `k_max`, neighbors of each image (Sec. 5.2).
 
-    `features` [N, D] are unit rows; an image is never its own neighbor. `rows` int64 [R] searches for these images
-    alone; `queries` [R, D] searches for images from outside, none excluded. The count always comes from the cosine,
-    order and membership from `metric`; `camera` needs `camids` int64 [N] (and `query_camids` [R]). Both `csls` and
-    `camera` correct by the `density_k` nearest; `density` spares the pass over all images that they start with, and
-    `is_checked` the look at all features of a caller who knows that they are unit rows. Lists that are not trimmed are
-    all `k_max` wide, which an accelerator need not be waited for.
-    Raises UserError where fewer than k others exist.
+    `features` [N, D] are unit rows; an image is never its own neighbor. `rows` int64 [R] restricts the search to these
+    images; `queries` [R, D] are images from outside, with `query_camids` [R]. `metric` orders the lists; their lengths
+    always come from the cosine. `density` skips the pass that `csls` and `camera` start with. `is_checked` skips the
+    check for unit rows, and without `is_trimmed` lists are `k_max` wide: neither then syncs with an accelerator.
+    Raises UserError where fewer than k others exist, or `camera` lacks `camids` [N].
     """
     if not is_checked:
         check_features(features, "features")
-    search_rows = torch.arange(len(features), device=features.device) if rows is None else rows.to(features.device)
     num_others = len(features) - (queries is None)
     check_counts(num_others, k, k_max)
     if queries is not None:
         check_queries(queries, features, rows)
     if metric != "cosine" and density is None:
         density = measure_density(features, metric=metric, k=density_k, camids=camids, block_rows=block_rows)
-    groups = None if density is None else row_groups(density, search_rows, queries, query_camids)
-
-    num_rows = len(search_rows) if queries is None else len(queries)
-    width = min(k_max + 1, num_others)  # one more than the cap, to see which rows it cuts
-    ids = torch.empty((num_rows, width), dtype=torch.int64, device=features.device)
-    counts = ids.new_empty(num_rows)
-    buffer = features.new_empty((min(block_rows, num_rows), len(features)))
-    for start in range(0, num_rows, block_rows):
-        block = slice(start, start + block_rows)
-        self_ids = search_rows[block] if queries is None else None
-        rows_BD = features[self_ids] if queries is None else queries[block]
-        sim_BN = cosines(rows_BD, features, self_ids=self_ids, out=buffer)
-        values, order = sim_BN.topk(width, dim=1)
-        counts[block] = (values > similarity).sum(1)
-        if density is not None and groups is not None:
-            row_density = group_means(sim_BN, density) if self_ids is None else density.values[self_ids]
-            order = correct(sim_BN, row_density, groups[block], density).topk(width, dim=1).indices
-        ids[block] = order
-    return cut(ids, counts, k=k, k_max=k_max, is_trimmed=is_trimmed)
+    targets = choose_targets(features, rows, queries, query_camids, density)
+    # one image beyond the cap shows which rows the cap cuts
+    width = min(k_max + 1, num_others)
+    ids, counts = rank_images(features, targets, width, similarity=similarity, density=density, block_rows=block_rows)
+    return cut_lists(ids, counts, k=k, k_max=k_max, is_trimmed=is_trimmed)
 
 
 @torch.no_grad()
 def measure_density(
     features: Tensor, *, metric: Metric, k: int | None = None, camids: Tensor | None = None, block_rows: int = CPU_ROWS
 ) -> Density:
-    """Measure what `csls` (k nearest of all images) or `camera` (k nearest in each camera) subtract from 2 s_ij."""
+    """Measure the density that `csls` (k nearest of all images) or `camera` (k nearest in each camera) subtracts."""
     check_features(features, "features")
     group_ids = group_images(len(features), metric, camids, features.device)
-    density = Density(features.new_empty(0), group_ids, k or NUM_NEAREST[metric])
+    density = Density(features.new_empty(0), group_ids, k or DENSITY_K[metric])
     blocks = []
     buffer = features.new_empty((min(block_rows, len(features)), len(features)))
     for self_ids in torch.arange(len(features), device=features.device).split(block_rows):
@@ -142,21 +114,59 @@ def measure_density(
 
 
 def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int) -> int:
-    """Count the rows whose similarities to all images fit into so much memory, at least one."""
+    """Return the block size, at least 1, whose similarities to all images fit into `memory_mb`."""
     rows = max(1, memory_mb * 2**20 // (4 * num_images))
-    # an accelerator is given its work in few large pieces
+    # few large blocks keep an accelerator busy
     return min(rows, CPU_ROWS) if device.type == "cpu" else rows
 
 
-def correct(sim_BN: Tensor, row_density: Tensor, row_groups: Tensor, density: Density) -> Tensor:
-    """Correct a block of cosines for local density: 2 s_ij - d(i, group of j) - d(j, group of i), [B, N].
+class Targets(NamedTuple):
+    """The R searched rows: images of the memory, `ids` int64 [R], or outside it, `queries` [R, D]; the other is None.
 
-    `row_density` [B, G] and `row_groups` int64 [B] are the rows' own. One more metric is one more case here.
+    `groups` int64 [R] where the metric corrects for density.
     """
-    scores = 2 * sim_BN
-    scores -= row_density[:, density.group_ids]
-    scores -= density.values.T[row_groups]
-    return scores
+
+    ids: Tensor | None
+    queries: Tensor | None
+    groups: Tensor | None
+
+    def __len__(self) -> int:
+        rows = self.queries if self.ids is None else self.ids
+        assert rows is not None
+        return len(rows)
+
+
+def choose_targets(
+    features: Tensor, rows: Tensor | None, queries: Tensor | None, query_camids: Tensor | None, density: Density | None
+) -> Targets:
+    """Resolve the arguments of `find_neighbors` that select what is searched."""
+    ids = None
+    if queries is None:
+        ids = torch.arange(len(features), device=features.device) if rows is None else rows.to(features.device)
+    groups = None if density is None else target_groups(density, ids, queries, query_camids)
+    return Targets(ids, queries, groups)
+
+
+def rank_images(
+    features: Tensor, targets: Targets, width: int, *, similarity: float, density: Density | None, block_rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return each target's nearest ids, int64 [R, width], and how many of their cosines exceed `similarity`, [R]."""
+    ids = torch.empty((len(targets), width), dtype=torch.int64, device=features.device)
+    counts = ids.new_empty(len(targets))
+    buffer = features.new_empty((min(block_rows, len(targets)), len(features)))
+    for start in range(0, len(targets), block_rows):
+        block = slice(start, start + block_rows)
+        self_ids = None if targets.ids is None else targets.ids[block]
+        rows_BD = targets.queries[block] if targets.queries is not None else features[self_ids]
+        sim_BN = cosines(rows_BD, features, self_ids=self_ids, out=buffer)
+        values, order = sim_BN.topk(width, dim=1)
+        counts[block] = (values > similarity).sum(1)
+        if density is not None and targets.groups is not None:
+            row_density = group_means(sim_BN, density) if self_ids is None else density.values[self_ids]
+            scores = subtract_density(sim_BN, row_density, targets.groups[block], density)
+            order = scores.topk(width, dim=1).indices
+        ids[block] = order
+    return ids, counts
 
 
 def cosines(rows_BD: Tensor, features: Tensor, *, self_ids: Tensor | None, out: Tensor) -> Tensor:
@@ -167,8 +177,19 @@ def cosines(rows_BD: Tensor, features: Tensor, *, self_ids: Tensor | None, out: 
     return sim_BN
 
 
+def subtract_density(sim_BN: Tensor, row_density: Tensor, row_groups: Tensor, density: Density) -> Tensor:
+    """Return 2 s_ij - d(i, group of j) - d(j, group of i), [B, N], for a block of cosines s_ij.
+
+    `row_density` [B, G] and `row_groups` int64 [B] belong to the block's rows.
+    """
+    scores = 2 * sim_BN
+    scores -= row_density[:, density.group_ids]
+    scores -= density.values.T[row_groups]
+    return scores
+
+
 def group_means(sim_BN: Tensor, density: Density) -> Tensor:
-    """Average each row's highest cosines within each group, [B, G]; fewer where the group has fewer, 0 where none."""
+    """Return the mean of each row's `density.k` highest cosines within each group, [B, G]; 0 for an empty group."""
     means = []
     num_groups = int(density.group_ids.max()) + 1
     for group in range(num_groups):
@@ -180,8 +201,8 @@ def group_means(sim_BN: Tensor, density: Density) -> Tensor:
 
 
 def group_images(num_images: int, metric: Metric, camids: Tensor | None, device: torch.device) -> Tensor:
-    """Say which group each image belongs to, int64 [N]: its camera, or the one group of all images."""
-    if metric not in NUM_NEAREST:
+    """Return the group of each image, int64 [N]: its camera for `camera`, 0 for `csls`."""
+    if metric not in DENSITY_K:
         raise UserError(f"neighbors.metric must be one of {', '.join(get_args(Metric))}, but got {metric!r}")
     if metric == "csls":
         return torch.zeros(num_images, dtype=torch.int64, device=device)
@@ -192,10 +213,10 @@ def group_images(num_images: int, metric: Metric, camids: Tensor | None, device:
     return camids.to(device=device, dtype=torch.int64)
 
 
-def row_groups(density: Density, rows: Tensor, queries: Tensor | None, query_camids: Tensor | None) -> Tensor:
-    """Say which group each searched row belongs to, int64 [R]."""
+def target_groups(density: Density, ids: Tensor | None, queries: Tensor | None, query_camids: Tensor | None) -> Tensor:
+    """Return the group of each target, int64 [R]."""
     if queries is None:
-        return density.group_ids[rows]
+        return density.group_ids[ids]
     if density.values.shape[1] == 1:
         return density.group_ids.new_zeros(len(queries))
     if query_camids is None or len(query_camids) != len(queries):
@@ -203,10 +224,10 @@ def row_groups(density: Density, rows: Tensor, queries: Tensor | None, query_cam
     return query_camids.to(device=density.group_ids.device, dtype=torch.int64)
 
 
-def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int, is_trimmed: bool = True) -> NeighborTable:
-    """Keep k_i ids a row (Sec. 5.2), pad the rest with -1, and mark the rows that `k_max` cut.
+def cut_lists(ids: Tensor, counts: Tensor, *, k: int, k_max: int, is_trimmed: bool = True) -> NeighborTable:
+    """Keep k_i ids a row (Sec. 5.2), pad with -1, and mark the rows that `k_max` cut.
 
-    The table is as wide as its longest list, or, not trimmed, `k_max`.
+    The table is as wide as its longest list, or `k_max` wide if not trimmed.
     """
     is_capped, counts = counts > k_max, counts.clamp(k, k_max)
     width = k_max
@@ -214,11 +235,11 @@ def cut(ids: Tensor, counts: Tensor, *, k: int, k_max: int, is_trimmed: bool = T
         width = int(counts.max()) if len(counts) else k
     ids = ids[:, :width]
     is_past = torch.arange(ids.shape[1], device=ids.device) >= counts[:, None]
-    return NeighborTable(ids.masked_fill(is_past, -1), counts, is_capped)
+    return NeighborTable(ids.masked_fill(is_past, PADDING), counts, is_capped)
 
 
 def check_counts(num_others: int, k: int, k_max: int) -> None:
-    """Refuse a k that the images cannot fill, or a cap below it."""
+    """Raise UserError for a k that the images cannot fill, or a cap below it."""
     if num_others < k:
         raise UserError(f"neighbors.k must not exceed the number of other images, {num_others}, but got {k}")
     if k_max < k:
@@ -226,7 +247,7 @@ def check_counts(num_others: int, k: int, k_max: int) -> None:
 
 
 def check_queries(queries: Tensor, features: Tensor, rows: Tensor | None) -> None:
-    """Refuse queries that do not fit the features."""
+    """Raise ValueError for queries together with rows, or of another feature size."""
     if rows is not None:
         raise ValueError("give rows or queries, not both")
     check_features(queries, "queries")
@@ -235,11 +256,11 @@ def check_queries(queries: Tensor, features: Tensor, rows: Tensor | None) -> Non
 
 
 def check_features(features: Tensor, name: str) -> None:
-    """Refuse anything but finite unit rows; raise UserError on NaN or infinity, which is a run gone wrong."""
+    """Raise unless features are finite unit rows; NaN or infinity, a diverged run, is a UserError."""
     if features.dim() != 2 or not features.is_floating_point():
         raise TypeError(f"{name} must be floating point [N, D], but got {features.dtype} {tuple(features.shape)}")
     norms = features.norm(dim=1)
-    # not a number is not near 1 either, so that one look at an accelerator is enough
+    # NaN fails this comparison too, so valid features cost one sync
     if bool(((norms - 1).abs() <= NORM_TOLERANCE).all()):
         return
     if not bool(torch.isfinite(norms).all()):

@@ -1,4 +1,8 @@
-"""k-reciprocal re-ranking and alpha query expansion without an images x images matrix in memory."""
+"""k-reciprocal Jaccard distances, re-ranking by them, and alpha query expansion, in blocks that bound the memory.
+
+An image's k-reciprocal set is expanded and its members are weighted; two images are as near as their weighted sets
+overlap (Zhong et al., CVPR 2017).
+"""
 
 # Q queries, G gallery images, N = Q + G, D feature size, B rows of a block, K list length, H half list length
 
@@ -18,10 +22,10 @@ Features = TypeVar("Features", np.ndarray, Tensor)
 
 
 class SparseRows(NamedTuple):
-    """The non-zero entries of a matrix, row by row (CSR)."""
+    """A sparse matrix in CSR form."""
 
     indptr: Tensor
-    """int64 [rows + 1]; row r holds entries indptr[r] to indptr[r + 1]."""
+    """int64 [rows + 1]; row r holds the entries from indptr[r] to indptr[r + 1]."""
     columns: Tensor
     """int64 [entries], increasing within a row."""
     weights: Tensor
@@ -37,12 +41,12 @@ def re_rank(
     lambda_value: float = 0.3,
     memory_mb: int = 512,
 ) -> Features:
-    """Return the k-reciprocal re-ranked distances of Zhong et al. (CVPR 2017), float32 [Q, G].
+    """Return the re-ranked distances of Zhong et al. (CVPR 2017), float32 [Q, G].
 
-    Features are [Q, D] and [G, D], used as given; float64 is computed in float64. With d the squared Euclidean distance
-    divided by its largest value in the row, the result is `(1 - lambda_value) * Jaccard + lambda_value * d`.
-    Besides the features and the result, blocks of about `memory_mb` MB and the sparse neighbor weights are held.
-    An image comes first in its own list; the order of other equal distances is not defined.
+    Features are [Q, D] and [G, D], used as given; float64 is computed in float64. With d the squared Euclidean
+    distance divided by its largest value in the row, the result is `(1 - lambda_value) * Jaccard + lambda_value * d`.
+    Besides the features and the result, it holds blocks of about `memory_mb` MB and the sparse neighbor weights.
+    An image comes first in its own list; the order of other equal distances is undefined.
     Raise UserError for settings out of range and for empty, unequal or non-finite features.
     """
     if min(k1, k2) < 1 or not 0 <= lambda_value <= 1:
@@ -51,14 +55,8 @@ def re_rank(
             f"but got k1={k1}, k2={k2}, lambda_value={lambda_value}"
         )
     num_queries, features = len(q_features), _join(q_features, g_features)
-    num_images = len(features)
-    nearest, farthest = _find_nearest(features, min(max(k1 + 1, k2), num_images), memory_mb=memory_mb)
-    parts = zip(*_expand_reciprocal(nearest, k1, memory_mb=memory_mb), strict=True)
-    images, members = (torch.cat(ids) for ids in parts)
-    weights = _weigh(features, farthest, images, members, memory_mb=memory_mb)
-    if k2 > 1:
-        weights = _average_rows(weights, nearest[:, :k2], memory_mb=memory_mb)
-    distances = torch.empty(num_queries, num_images - num_queries, dtype=torch.float32, device=features.device)
+    weights, farthest = _encode(features, k1=k1, k2=k2, is_scaled=True, memory_mb=memory_mb)
+    distances = torch.empty(num_queries, len(g_features), dtype=torch.float32, device=features.device)
     for rows, jaccard in _jaccard_blocks(weights, num_queries, memory_mb=memory_mb):
         euclidean = _squared_distances(features[rows], features[num_queries:]) / farthest[rows, None]
         distances[rows] = torch.lerp(jaccard, euclidean, lambda_value).float()
@@ -70,9 +68,9 @@ def expand_queries(
 ) -> tuple[Features, Features]:
     """Replace each feature by the mean over its k nearest of feature x cosine^alpha; return queries and gallery.
 
-    The nearest are taken by cosine among queries and gallery together, the image itself included; the features that
-    are averaged are not normalized, nor is the result, float [Q, D] and [G, D]. k larger than Q + G takes all. A
-    negative cosine under a fractional alpha, where the power is undefined, weighs nothing.
+    The nearest by cosine are taken among queries and gallery together, the image itself included. Neither the averaged
+    features nor the results, float [Q, D] and [G, D], are normalized. k above Q + G takes all images. A negative cosine
+    has weight 0 under a fractional alpha, where its power is undefined.
     Raise UserError for k < 1, alpha < 0 and for empty, unequal or non-finite features.
     """
     if k < 1 or alpha < 0:
@@ -91,27 +89,21 @@ def expand_queries(
 def jaccard_distances(
     features: Tensor, *, k1: int = 30, k2: int = 6, memory_mb: int = 512
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows of images and their k-reciprocal Jaccard distances to all images, [B, N], as SpCL clusters them.
+    """Yield a slice of the images and its k-reciprocal Jaccard distances to all images [B, N], as SpCL clusters by.
 
-    As in `re_rank`, but a member of an image's set weighs exp(-d) with d the squared distance itself.
+    Unlike in `re_rank`, the squared distances d of features [N, D] are not divided by their largest.
     """
-    num_images = len(features)
-    nearest, farthest = _find_nearest(features, min(max(k1 + 1, k2), num_images), memory_mb=memory_mb)
-    parts = zip(*_expand_reciprocal(nearest, k1, memory_mb=memory_mb), strict=True)
-    images, members = (torch.cat(ids) for ids in parts)
-    weights = _weigh(features, torch.ones_like(farthest), images, members, memory_mb=memory_mb)
-    if k2 > 1:
-        weights = _average_rows(weights, nearest[:, :k2], memory_mb=memory_mb)
-    # the images once as queries and once as gallery
+    weights, _ = _encode(features, k1=k1, k2=k2, is_scaled=False, memory_mb=memory_mb)
+    # every image is a query and a gallery image
     indptr = torch.cat([weights.indptr, weights.indptr[1:] + weights.indptr[-1]])
     twice = SparseRows(indptr, weights.columns.repeat(2), weights.weights.repeat(2))
-    return _jaccard_blocks(twice, num_images, memory_mb=memory_mb)
+    return _jaccard_blocks(twice, len(features), memory_mb=memory_mb)
 
 
 def to_tensor(values: np.ndarray | Tensor, name: str) -> Tensor:
-    """Return float32 or float64 `values` [rows, columns], detached, without a copy where none is needed."""
+    """Return `values` [rows, columns] as detached float32 or float64, copied only if needed."""
     if not isinstance(values, Tensor):
-        # torch shares memory with writeable arrays only
+        # torch shares memory only with writable arrays
         values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
     if values.ndim != 2:
         raise UserError(f"{name} must have two dimensions, but got shape {tuple(values.shape)}")
@@ -120,7 +112,7 @@ def to_tensor(values: np.ndarray | Tensor, name: str) -> Tensor:
     return values.detach().to(torch.promote_types(values.dtype, torch.float32))
 
 
-def check_features(q_features: Tensor, g_features: Tensor) -> None:
+def check_query_gallery(q_features: Tensor, g_features: Tensor) -> None:
     """Raise UserError unless both are non-empty, finite and of one feature size."""
     if q_features.shape[1] != g_features.shape[1]:
         raise UserError(
@@ -130,14 +122,14 @@ def check_features(q_features: Tensor, g_features: Tensor) -> None:
     for name, features in (("q_features", q_features), ("g_features", g_features)):
         if features.numel() == 0:
             raise UserError(f"{name} must not be empty, but got shape {tuple(features.shape)}")
-        # The sum is a cheap first look; only a huge but finite set of features needs the second
+        # a finite sum proves that all are finite; a sum that overflows needs the full check
         if not features.sum().isfinite() and not features.isfinite().all():
             raise UserError(f"{name} must be finite, but hold NaN or infinity")
 
 
 def _join(q_features: np.ndarray | Tensor, g_features: np.ndarray | Tensor) -> Tensor:
     queries, gallery = to_tensor(q_features, "q_features"), to_tensor(g_features, "g_features")
-    check_features(queries, gallery)
+    check_query_gallery(queries, gallery)
     return torch.cat([queries, gallery.to(queries.device)])
 
 
@@ -150,27 +142,42 @@ def _blocks(num_rows: int, bytes_per_row: int, memory_mb: int) -> Iterator[slice
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
+def _encode(features: Tensor, *, k1: int, k2: int, is_scaled: bool, memory_mb: int) -> tuple[SparseRows, Tensor]:
+    """Return each image's weights of its expanded k-reciprocal set, [N, N], and its largest squared distance, [N].
+
+    A member at squared distance d weighs exp(-d), or exp(-d / largest d) if scaled.
+    """
+    nearest, farthest = _find_nearest(features, min(max(k1 + 1, k2), len(features)), memory_mb=memory_mb)
+    parts = zip(*_expand_reciprocal(nearest, k1, memory_mb=memory_mb), strict=True)
+    images, members = (torch.cat(ids) for ids in parts)
+    scale = farthest if is_scaled else torch.ones_like(farthest)
+    weights = _weigh(features, scale, images, members, memory_mb=memory_mb)
+    if k2 > 1:
+        weights = _average_rows(weights, nearest[:, :k2], memory_mb=memory_mb)
+    return weights, farthest
+
+
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     squares = a.square().sum(1, keepdim=True) + b.square().sum(1)
     return squares.addmm_(a, b.T, alpha=-2).clamp_(min=0)
 
 
 def _find_nearest(features: Tensor, num_nearest: int, *, memory_mb: int) -> tuple[Tensor, Tensor]:
-    """Return the ids of each image's nearest, itself first, int64 [N, num_nearest], and its largest distance [N]."""
+    """Return each image's nearest, itself first, int64 [N, num_nearest], and its largest squared distance [N]."""
     num_images = len(features)
     nearest = torch.empty(num_images, num_nearest, dtype=torch.int64, device=features.device)
     farthest = features.new_empty(num_images)
     for rows in _blocks(num_images, 3 * num_images * features.element_size(), memory_mb):
         distances = _squared_distances(features[rows], features)
         farthest[rows] = distances.amax(1)
-        distances[:, rows].fill_diagonal_(-1)  # an image comes before its exact copies
+        distances[:, rows].fill_diagonal_(-1)  # sorts an image before its exact copies
         nearest[rows] = distances.topk(num_nearest, largest=False).indices
-    # Where all features are equal every distance is 0 and must stay 0
+    # if all features are equal, every distance is 0, and 0 / tiny stays 0
     return nearest, farthest.clamp(min=torch.finfo(farthest.dtype).tiny)
 
 
 def _expand_reciprocal(nearest: Tensor, k1: int, *, memory_mb: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (image, member) ids, sorted, of the expanded k1-reciprocal set of every image.
+    """Yield sorted (image, member) ids of the expanded k1-reciprocal set of every image.
 
     The set of i is its k1-reciprocal neighbors R(i) and the k1/2-reciprocal neighbors of those members c for which
     more than two thirds of R(c, k1/2) lie in R(i).
@@ -191,7 +198,7 @@ def _expand_reciprocal(nearest: Tensor, k1: int, *, memory_mb: int) -> Iterator[
 
 
 def _is_mutual(lists: Tensor, memory_mb: int) -> Tensor:
-    """Return for each listed neighbor whether the image stands in that neighbor's list too, bool [N, K]."""
+    """Return for each listed neighbor whether its own list holds the image, bool [N, K]."""
     num_images, length = lists.shape
     is_mutual = torch.empty_like(lists, dtype=torch.bool)
     for rows in _blocks(num_images, 9 * length * length, memory_mb):
@@ -200,13 +207,13 @@ def _is_mutual(lists: Tensor, memory_mb: int) -> Tensor:
     return is_mutual
 
 
-def _weigh(features: Tensor, farthest: Tensor, images: Tensor, members: Tensor, *, memory_mb: int) -> SparseRows:
-    """Give each member of an image's set the weight exp(-d), scaled to sum 1 over the set."""
+def _weigh(features: Tensor, scale: Tensor, images: Tensor, members: Tensor, *, memory_mb: int) -> SparseRows:
+    """Weight each member of an image's set by exp(-d / scale), normalized to sum 1 over the set; `scale` is [N]."""
     num_images, num_features = features.shape
     weights = features.new_empty(len(images))
     for part in _blocks(len(images), 3 * num_features * features.element_size(), memory_mb):
         weights[part] = (features[images[part]] - features[members[part]]).square_().sum(1)
-    weights.div_(farthest[images]).neg_().exp_()
+    weights.div_(scale[images]).neg_().exp_()
     sums = features.new_zeros(num_images).index_add_(0, images, weights)
     return SparseRows(_row_starts(images, num_images), members, weights / sums[images])
 
@@ -228,9 +235,9 @@ def _average_rows(sparse: SparseRows, lists: Tensor, *, memory_mb: int) -> Spars
 
 
 def _jaccard_blocks(sparse: SparseRows, num_queries: int, *, memory_mb: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows of queries and their Jaccard distances to the gallery, 1 - m / (2 - m) with m = sum of minima.
+    """Yield a slice of queries and its Jaccard distances to the gallery, 1 - m / (2 - m) with m the sum of minima.
 
-    A column's gallery entries are looked up (an inverted index), so that only shared neighbors cost anything.
+    An inverted index finds the gallery entries of a column, so the work grows with shared neighbors only.
     """
     num_images = len(sparse.indptr) - 1
     num_gallery, first = num_images - num_queries, int(sparse.indptr[num_queries])
@@ -238,7 +245,7 @@ def _jaccard_blocks(sparse: SparseRows, num_queries: int, *, memory_mb: int) -> 
     gallery_ids = torch.repeat_interleave(torch.arange(num_images, device=order.device), sparse.indptr.diff())
     gallery_ids, gallery_weights = gallery_ids[first:][order] - num_queries, sparse.weights[first:][order]
     starts = _row_starts(sparse.columns[first:][order], num_images)
-    # entries met per query, to keep a block of them within the budget
+    # gallery entries that share a column with each query's entries, which bound the block size
     met = torch.cat([starts.new_zeros(1), starts.diff()[sparse.columns[:first]].cumsum(0)])
     most = int(met[sparse.indptr[: num_queries + 1]].diff().max())
     for rows in _blocks(num_queries, 3 * num_gallery * sparse.weights.element_size() + 64 * most, memory_mb):
@@ -251,7 +258,7 @@ def _jaccard_blocks(sparse: SparseRows, num_queries: int, *, memory_mb: int) -> 
 
 
 def _entries_of(indptr: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for the entries of `rows` one after the other, the position of their row in `rows` and their own."""
+    """Return, for all entries of `rows` in order, the index of their row within `rows` and their own index."""
     counts = indptr[rows + 1] - indptr[rows]
     owner = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), counts)
     before = counts.cumsum(0) - counts

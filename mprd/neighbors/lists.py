@@ -68,7 +68,7 @@ class NeighborLists:
         if self.cameras is None:
             return features
         assert camids is not None, "features are standardised, and some come without their cameras"
-        return self.cameras.standardise(features, camids)
+        return self.cameras.standardize(features, camids)
 
     def search(self, rows: Tensor, *, is_trimmed: bool) -> NeighborTable:
         """Find the neighbors of some rows."""

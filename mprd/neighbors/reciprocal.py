@@ -1,7 +1,7 @@
-"""k-reciprocal Jaccard similarity of all images: the best that is said of a pair without learning (not in the paper).
+"""k-reciprocal Jaccard similarities of all images, the strongest training-free pair score (not in the paper).
 
-An image's k-reciprocal set (Zhong et al., CVPR 2017) reaches to the neighbors of its neighbors and weighs each by its
-distance, which a list of neighbors does not.
+A k-reciprocal set (Zhong et al., CVPR 2017) includes neighbors of neighbors and weights members by distance, unlike a
+neighbor list.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from torch import Tensor
 
 from mprd.neighbors.jaccard import jaccard_distances
 
-NEAREST, AVERAGED = 20, 6
-"""k1 and k2, the values of its authors."""
+K1, K2 = 20, 6
+"""Sizes of the lists that sets are built from and averaged over: the authors' values."""
 
 
 @dataclass(frozen=True, eq=False)
 class SimilarityTable:
-    """The similarities of N images that are not 0, and of copies that stand for some of them."""
+    """The E non-zero similarities of N images, and X copies of images, which share those of their originals."""
 
     keys: Tensor
-    """int64 `[E]`, rising: i N + j of each entry."""
+    """int64 `[E]`, ascending: i N + j of each entry."""
     values: Tensor
     """`[E]`, in 0..1."""
     images: Tensor
-    """int64 `[N + X]`: 0..N-1, and the image that each copy was made from."""
+    """int64 `[N + X]`: 0..N-1, then the original of each copy."""
     num_images: int
     """N."""
 
@@ -38,19 +38,19 @@ class SimilarityTable:
         return cls(nothing, torch.zeros(0), nothing, 0)
 
     def with_copies(self, originals: Tensor) -> SimilarityTable:
-        """Put copies of the images `originals` int64 `[X]` behind the images; each is to others what its image is."""
+        """Replace the copies by copies of the images `originals`, int64 `[X]`, with the ids N..N+X-1."""
         return replace(self, images=torch.cat([self.images[: self.num_images], originals]))
 
     def between(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return the similarities of images, int64 ids of any shapes that broadcast; 0 where there is no entry."""
+        """Return the similarities of images, int64 ids of shapes that broadcast; 0 where there is no entry."""
         keys = self.images[first] * self.num_images + self.images[second]
-        # beyond the last entry is none either, so the last will do for what is not found there
-        places = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
-        return self.values[places].where(self.keys[places] == keys, 0)
+        # a key beyond the last entry is compared with the last, and differs
+        positions = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return self.values[positions].where(self.keys[positions] == keys, 0)
 
 
-def measure_similarities(features: Tensor, *, k1: int = NEAREST, k2: int = AVERAGED) -> SimilarityTable:
-    """Measure the similarities of images by unit features `[N, D]`."""
+def measure_similarities(features: Tensor, *, k1: int = K1, k2: int = K2) -> SimilarityTable:
+    """Measure the similarities of all images from unit features `[N, D]`."""
     num_images, keys, values = len(features), [], []
     for ids, block in reciprocal_similarities(features, k1=k1, k2=k2):
         rows, columns = block.nonzero(as_tuple=True)
@@ -61,6 +61,6 @@ def measure_similarities(features: Tensor, *, k1: int = NEAREST, k2: int = AVERA
 
 
 def reciprocal_similarities(features: Tensor, *, k1: int, k2: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image ids `[B]`, in order, and their similarities (1 - Jaccard distance) to all images `[B, N]`."""
+    """Yield image ids `[B]`, ascending, and their similarities to all images, 1 - Jaccard distance, `[B, N]`."""
     for rows, distances in jaccard_distances(features, k1=min(k1, len(features) - 1), k2=k2):
         yield torch.arange(rows.start, rows.stop, device=features.device), 1 - distances

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.config.schema import ClustersConfig, Config
-from mprd.neighbors.camera_norm import take_out_cameras
+from mprd.neighbors.camera_norm import standardize_by_camera
 from mprd.neighbors.jaccard import jaccard_distances
 from mprd.pairs.rules import PADDING
 
@@ -29,7 +29,7 @@ def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) ->
 
     Unit features `[N, D]`, compared as they are or, under `neighbors.standardise`, standardised by camera.
     """
-    compared = take_out_cameras(features, camids) if config.neighbors.standardise else features
+    compared = standardize_by_camera(features, camids) if config.neighbors.standardise else features
     labels = cluster_images(compared, config.clusters)
     if int(labels.max()) < 1:
         logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", config.clusters.eps)

@@ -16,7 +16,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.data.labeled import choose_labelled
 from mprd.neighbors.exact import PADDING
-from mprd.neighbors.reciprocal import AVERAGED, NEAREST, reciprocal_similarities
+from mprd.neighbors.reciprocal import K1, K2, reciprocal_similarities
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
 
 
 def reciprocal(
-    features: Tensor, *, above: float, limit: PositiveLimit | None = None, k1: int = NEAREST, k2: int = AVERAGED
+    features: Tensor, *, above: float, limit: PositiveLimit | None = None, k1: int = K1, k2: int = K2
 ) -> Tensor:
     """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
 

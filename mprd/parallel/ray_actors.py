@@ -26,7 +26,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.approximate import Best, best_in_shard, list_width, merge_best, to_table
+from mprd.neighbors.approximate import TopK, list_width, merge_shards, search_shard, to_table
 from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_features
 from mprd.runtime.device import num_cores
 from mprd.subgraphs import SubgraphBatch, arrow_schema, build_subgraphs, check_integers, from_arrow, to_arrow
@@ -305,7 +305,7 @@ class Shard:
     def search(self, rows: np.ndarray, start: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the best in this shard for the images from `start` on, whose rows are given."""
         self_ids = torch.arange(start, start + len(rows))
-        best = best_in_shard(torch.tensor(rows), self.rows, first_id=self.first_id, self_ids=self_ids, width=width)
+        best = search_shard(torch.tensor(rows), self.rows, first_id=self.first_id, self_ids=self_ids, width=width)
         return best.values.numpy(), best.ids.numpy()
 
 
@@ -342,11 +342,11 @@ class ShardedRows:
     def search(self, *, k: int, similarity: float, k_max: int, block_rows: int = CPU_ROWS) -> NeighborTable:
         """List the neighbors of all rows, as `find_neighbors` does."""
         width = list_width(self.num_rows, k=k, k_max=k_max)
-        found = [merge_best(parts, width=width) for parts in self.parts(width, block_rows)]
-        best = Best(torch.cat([block.values for block in found]), torch.cat([block.ids for block in found]))
+        found = [merge_shards(parts, width=width) for parts in self.parts(width, block_rows)]
+        best = TopK(torch.cat([block.values for block in found]), torch.cat([block.ids for block in found]))
         return to_table(best, similarity=similarity, k=k, k_max=k_max)
 
-    def parts(self, width: int, block_rows: int) -> Iterator[list[Best]]:
+    def parts(self, width: int, block_rows: int) -> Iterator[list[TopK]]:
         """Yield what all shards found for block after block of rows, a few blocks ahead of the reader."""
         waiting: deque[list[Any]] = deque()
         for start in range(0, self.num_rows, block_rows):
@@ -364,9 +364,9 @@ class ShardedRows:
             ray.kill(shard)
 
 
-def as_best(parts: list[tuple[np.ndarray, np.ndarray]]) -> list[Best]:
+def as_best(parts: list[tuple[np.ndarray, np.ndarray]]) -> list[TopK]:
     """Turn the shards' answers into tensors."""
-    return [Best(torch.tensor(values), torch.tensor(ids)) for values, ids in parts]
+    return [TopK(torch.tensor(values), torch.tensor(ids)) for values, ids in parts]
 
 
 @torch.no_grad()

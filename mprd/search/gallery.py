@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.feature_file import Rows, feature_schema, open_features, to_table, write_features
-from mprd.neighbors.approximate import Best, merge_best
+from mprd.neighbors.approximate import TopK, merge_shards
 from mprd.search.index import CodeIndex, blocks, import_faiss, spread
 
 logger = logging.getLogger("mprd")
@@ -198,7 +198,7 @@ class Gallery:
             raise UserError("query features must be finite, but hold NaN or infinity")
         return torch.nn.functional.normalize(queries, dim=1)
 
-    def search_all(self, queries: Tensor, width: int, banned: Sequence[np.ndarray]) -> Best:
+    def search_all(self, queries: Tensor, width: int, banned: Sequence[np.ndarray]) -> TopK:
         """Rank by every feature, exactly."""
         features = torch.from_numpy(self.features)
         if features.dtype == torch.float32 or len(queries) > FEW_QUERIES:
@@ -213,7 +213,7 @@ class Gallery:
             best.values[unsure], best.ids[unsure] = in_order(again)
         return best
 
-    def search_codes(self, queries: Tensor, width: int, banned: Sequence[np.ndarray]) -> Best:
+    def search_codes(self, queries: Tensor, width: int, banned: Sequence[np.ndarray]) -> TopK:
         """Rank the candidates of the index by their features."""
         assert self.index is not None
         features = torch.from_numpy(self.features)
@@ -227,15 +227,15 @@ class Gallery:
                     rankings.append(look_at(query, features, ids, width))
             else:  # most of the candidates are banned: then nothing but all features will do
                 rankings.append(self.search_all(query, width, [rows]))
-        return Best(torch.cat([best.values for best in rankings]), torch.cat([best.ids for best in rankings]))
+        return TopK(torch.cat([best.values for best in rankings]), torch.cat([best.ids for best in rankings]))
 
 
 NONE = np.empty(0, np.int64)
 
 
-def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndarray], *, in_float32: bool) -> Best:
+def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndarray], *, in_float32: bool) -> TopK:
     """Take the best of all rows, block by block; banned rows come last, with -inf."""
-    best = Best(queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64))
+    best = TopK(queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64))
     is_small = len(queries) <= FEW_QUERIES and not (in_float32 and features.dtype == torch.float16)
     for rows in blocks(len(features), LARGE_BLOCK_ROWS if is_small else BLOCK_ROWS):
         block_BD = features[rows].float() if in_float32 else features[rows]
@@ -245,7 +245,7 @@ def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndar
             sim_QB[row, torch.from_numpy(inside)] = -torch.inf
         values, order = sim_QB.topk(min(width, sim_QB.shape[1]), dim=1)
         seen = best.ids.shape[1] + order.shape[1]
-        best = merge_best([best, Best(values, order + rows.start)], width=min(width, seen))
+        best = merge_shards([best, TopK(values, order + rows.start)], width=min(width, seen))
     return best
 
 
@@ -260,7 +260,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def look_at(query: Tensor, features: Tensor, candidates: np.ndarray, width: int) -> Best:
+def look_at(query: Tensor, features: Tensor, candidates: np.ndarray, width: int) -> TopK:
     """Rank the candidates of one query [1, D] by their features: all roughly, the first of them in float32."""
     ids = torch.from_numpy(candidates)
     rows = torch.from_numpy(features.numpy().take(candidates, axis=0))
@@ -269,21 +269,21 @@ def look_at(query: Tensor, features: Tensor, candidates: np.ndarray, width: int)
     return rescore(query, features, ids[rough.indices][None], is_banned=is_banned, width=width)
 
 
-def rescore(queries: Tensor, features: Tensor, ids: Tensor, *, is_banned: Tensor, width: int) -> Best:
+def rescore(queries: Tensor, features: Tensor, ids: Tensor, *, is_banned: Tensor, width: int) -> TopK:
     """Rank each query's candidates [Q, C] by their features in float32; banned ones come last, with -inf."""
     values = torch.empty(ids.shape)
     for row, candidates in enumerate(ids):
         values[row] = features[candidates].float() @ queries[row]
     values[is_banned] = -torch.inf
-    best = in_order(Best(values, ids))
-    return Best(best.values[:, :width].contiguous(), best.ids[:, :width].contiguous())
+    best = in_order(TopK(values, ids))
+    return TopK(best.values[:, :width].contiguous(), best.ids[:, :width].contiguous())
 
 
-def in_order(best: Best) -> Best:
+def in_order(best: TopK) -> TopK:
     """Put the nearest first, and equals in the order of their rows."""
     ids, by_id = best.ids.sort(dim=1)
     values, order = best.values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    return Best(values, ids.gather(1, order))
+    return TopK(values, ids.gather(1, order))
 
 
 def recall(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -10,21 +11,16 @@ from torch import Tensor
 from mprd.config.loading import load_config
 from mprd.errors import UserError
 from mprd.neighbors.approximate import (
-    Best,
-    best_in_shard,
+    TopK,
     find_by_index,
     list_width,
-    merge_best,
+    merge_shards,
+    search_shard,
     to_table,
     without_self,
 )
 from mprd.neighbors.exact import find_neighbors
-
-
-def unit_rows(num_images: int, num_features: int = 6, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(num_images, num_features, generator=generator, dtype=torch.float64)
-    return torch.nn.functional.normalize(features, dim=1)
+from tests.graphs import as_lists, unit_rows
 
 
 def clusters(num_clusters: int, size: int, num_features: int = 16) -> Tensor:
@@ -37,10 +33,10 @@ def clusters(num_clusters: int, size: int, num_features: int = 16) -> Tensor:
 def by_shards(features: Tensor, cuts: list[int], *, k: int, similarity: float, k_max: int) -> Tensor:
     width = list_width(len(features), k=k, k_max=k_max)
     parts = [
-        best_in_shard(features, features[a:b], first_id=a, self_ids=torch.arange(len(features)), width=width)
+        search_shard(features, features[a:b], first_id=a, self_ids=torch.arange(len(features)), width=width)
         for a, b in zip([0, *cuts], [*cuts, len(features)], strict=True)
     ]
-    return to_table(merge_best(parts, width=width), similarity=similarity, k=k, k_max=k_max).ids
+    return to_table(merge_shards(parts, width=width), similarity=similarity, k=k, k_max=k_max).ids
 
 
 @pytest.mark.parametrize("similarity", [-1.0, 0.3, 1.0])
@@ -51,58 +47,45 @@ def test_shards_of_any_size_merge_to_the_exact_lists(cuts: list[int], similarity
     assert torch.equal(by_shards(features, cuts, **rule), find_neighbors(features, **rule).ids)
 
 
-def test_the_best_of_two_shards_by_hand() -> None:
-    left = Best(torch.tensor([[0.9, 0.2]]), torch.tensor([[4, 1]]))
-    right = Best(torch.tensor([[0.5, 0.4]]), torch.tensor([[7, 6]]))
-    best = merge_best([left, right], width=3)
-    assert best.ids.tolist() == [[4, 7, 6]]
-    assert to_table(best, similarity=0.45, k=1, k_max=2).ids.tolist() == [[4, 7]]
+def test_two_shards_by_hand() -> None:
+    left = TopK(torch.tensor([[0.9, 0.2]]), torch.tensor([[4, 1]]))
+    right = TopK(torch.tensor([[0.5, 0.4]]), torch.tensor([[7, 6]]))
+    found = merge_shards([left, right], width=3)
+    assert found.ids.tolist() == [[4, 7, 6]]
+    assert to_table(found, similarity=0.45, k=1, k_max=2).ids.tolist() == [[4, 7]]
 
 
-def test_a_shard_that_is_smaller_than_the_list_gives_all_it_has() -> None:
-    features = torch.eye(3)
-    best = best_in_shard(features, features[:1], first_id=0, self_ids=torch.arange(3), width=2)
-    assert best.values.tolist() == [[-torch.inf], [0.0], [0.0]]
-
-
-def test_more_neighbors_than_images_are_refused() -> None:
-    with pytest.raises(UserError, match=r"neighbors\.k"):
-        list_width(3, k=3, k_max=5)
-
-
-def test_the_own_image_is_taken_out_wherever_it_stands() -> None:
-    best = Best(torch.tensor([[1.0, 0.9, 0.8], [1.0, 1.0, 0.7], [0.6, 0.5, 0.4]]), torch.tensor([[0, 1, 2]] * 3))
-    # of row 2 the index missed nothing, of the others it is first and second
-    assert without_self(best, 2).ids.tolist() == [[1, 2], [0, 2], [0, 1]]
+def test_the_own_image_is_removed_wherever_it_is() -> None:
+    found = TopK(torch.tensor([[1.0, 0.9, 0.8], [1.0, 1.0, 0.7], [0.6, 0.5, 0.4]]), torch.tensor([[0, 1, 2]] * 3))
+    assert without_self(found, 2).ids.tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_index_finds_most_neighbors_and_logs_its_recall(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_finds_most_neighbors_and_logs_its_recall(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
     features = clusters(30, 12)
     rule = {"k": 4, "similarity": 0.8, "k_max": 20}
     with caplog.at_level(logging.INFO, logger="mprd"):
-        table = find_by_index(features, kind=kind, **rule)  # type: ignore[arg-type]
-    exact = find_neighbors(features, **rule)
-    hits = sum(len({*a} & {*b} - {-1}) for a, b in zip(table.ids.tolist(), exact.ids.tolist(), strict=True))
+        table = find_by_index(features, kind=kind, **rule)
+    exact, lists = find_neighbors(features, **rule), as_lists(table.ids)
+    hits = sum(len({*a} & {*b}) for a, b in zip(lists, as_lists(exact.ids), strict=True))
     assert hits / int(exact.counts.sum()) > 0.9
     assert f"neighbors.search = {kind}: recall" in caplog.text
-    assert not (table.ids == torch.arange(len(features))[:, None]).any()
-    assert table.counts.tolist() == [sum(n >= 0 for n in row) for row in table.ids.tolist()]
-    assert (table.ids[:, 1:] >= 0).le(table.ids[:, :-1] >= 0).all()  # padding stands at the end
+    assert not any(image in ids for image, ids in enumerate(lists))
+    assert table.counts.tolist() == [*map(len, lists)]
+    assert (table.ids[:, 1:] >= 0).le(table.ids[:, :-1] >= 0).all()  # padding is at the end
 
 
-def test_lists_that_an_index_fills_exactly_are_the_exact_ones() -> None:
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_index_that_searches_everything_gives_the_exact_lists(kind: Any) -> None:
     # so few images that the inverted file has one cell and the graph is complete
     features = clusters(4, 5)
     rule = {"k": 3, "similarity": 0.9, "k_max": 8}
-    expected = find_neighbors(features, **rule)
-    for kind in ("ivf", "hnsw"):
-        table = find_by_index(features, kind=kind, **rule)  # type: ignore[arg-type]
-        assert torch.equal(table.counts, expected.counts)
-        assert torch.equal(table.ids, expected.ids)
+    assert torch.equal(find_by_index(features, kind=kind, **rule).ids, find_neighbors(features, **rule).ids)
 
 
-def test_an_index_without_faiss_is_an_error_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_needs_faiss_and_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.search=exact"):
+        find_by_index(unit_rows(9), kind="ivf", k=2, similarity=0.6, metric="csls")
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
         find_by_index(unit_rows(9), kind="ivf", k=2, similarity=0.6)

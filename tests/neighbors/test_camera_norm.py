@@ -1,4 +1,4 @@
-"""Camera bias: held against a loop over cameras and dimensions, and by what it is for."""
+"""Features standardized by camera equal a slow loop, and make retrieval, lists and clusters cross cameras."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from mprd.config.schema import Config, NeighborsConfig
 from mprd.errors import UserError
 from mprd.evaluate.evaluation import without_cameras
 from mprd.metrics import rank_features
-from mprd.neighbors.camera_norm import LEAST_IMAGES, CameraStatistics, take_out_cameras
+from mprd.neighbors.camera_norm import MIN_IMAGES, CameraStatistics, standardize_by_camera
 from mprd.neighbors.lists import NeighborLists
 from mprd.pairs.clusters import find_clusters
 
 
 def drawn(num_images: int = 60, num_features: int = 6, num_cameras: int = 3) -> tuple[Tensor, Tensor]:
-    """Draw unit features, and cameras that share them out unevenly."""
+    """Draw unit features, and cameras with unequal numbers of images."""
     draw = torch.Generator().manual_seed(0)
     features = F.normalize(torch.randn(num_images, num_features, generator=draw))
     return features, torch.randint(num_cameras, (num_images,), generator=draw)
 
 
-def slow_standardise(features: np.ndarray, camids: np.ndarray) -> np.ndarray:
-    """Standardise one number at a time."""
+def slow_standardize(features: np.ndarray, camids: np.ndarray) -> np.ndarray:
+    """Standardize one number at a time."""
     rows = np.zeros_like(features)
     for i, camera in enumerate(camids):
         for d in range(features.shape[1]):
@@ -37,7 +37,7 @@ def slow_standardise(features: np.ndarray, camids: np.ndarray) -> np.ndarray:
 
 
 def biased_people(num_people: int = 12, num_cameras: int = 3, num_features: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw people seen once under each camera, each camera adding far more to a feature than a person is."""
+    """Draw people seen once under each camera, whose offset is far larger than the differences between people."""
     draw = torch.Generator().manual_seed(1)
     people = torch.randn(num_people, num_features, generator=draw)
     cameras = 5 * torch.randn(num_cameras, num_features, generator=draw)
@@ -53,37 +53,37 @@ def share_of_true(lists: NeighborLists, pids: Tensor) -> float:
 
 def test_it_agrees_with_a_loop() -> None:
     features, camids = drawn()
-    expected = torch.tensor(slow_standardise(features.double().numpy(), camids.numpy()))
-    torch.testing.assert_close(take_out_cameras(features, camids).double(), expected, atol=1e-5, rtol=0)
+    expected = torch.tensor(slow_standardize(features.double().numpy(), camids.numpy()))
+    torch.testing.assert_close(standardize_by_camera(features, camids).double(), expected, atol=1e-5, rtol=0)
 
 
-def test_images_from_outside_are_measured_by_those_inside() -> None:
+def test_images_from_outside_are_standardized_by_the_statistics_of_those_inside() -> None:
     features, camids = drawn()
     statistics = CameraStatistics.measure(features, camids)
     rows = torch.tensor([3, 7, 3])
     torch.testing.assert_close(
-        statistics.standardise(features[rows], camids[rows]), take_out_cameras(features, camids)[rows]
+        statistics.standardize(features[rows], camids[rows]), standardize_by_camera(features, camids)[rows]
     )
 
 
-def test_a_camera_of_few_images_is_measured_by_all() -> None:
+def test_a_camera_of_few_images_takes_the_statistics_of_all() -> None:
     features, _ = drawn(20)
     camids = torch.zeros(20, dtype=torch.long)
-    camids[: LEAST_IMAGES - 1] = 2  # and camera 1 has no image at all
+    camids[: MIN_IMAGES - 1] = 2  # and camera 1 has no image at all
     statistics = CameraStatistics.measure(features, camids)
     torch.testing.assert_close(statistics.means[2], features.mean(0))
     torch.testing.assert_close(statistics.spreads[1], features.std(0, correction=0))
-    torch.testing.assert_close(statistics.means[0], features[LEAST_IMAGES - 1 :].mean(0))
+    torch.testing.assert_close(statistics.means[0], features[MIN_IMAGES - 1 :].mean(0))
 
 
-def test_images_that_are_all_alike_stay_unit_rows() -> None:
+def test_equal_images_stay_as_they_are() -> None:
     features = F.normalize(torch.ones(20, 5))
-    assert torch.equal(take_out_cameras(features, torch.zeros(20, dtype=torch.long)), F.normalize(features))
+    assert torch.equal(standardize_by_camera(features, torch.zeros(20, dtype=torch.long)), F.normalize(features))
 
 
 def test_without_cameras_it_is_an_error_that_names_the_setting() -> None:
     with pytest.raises(UserError, match=r"^neighbors\.standardise"):
-        take_out_cameras(drawn()[0], None)
+        standardize_by_camera(drawn()[0], None)
 
 
 def test_retrieval_crosses_cameras_that_hid_the_people() -> None:
@@ -92,7 +92,7 @@ def test_retrieval_crosses_cameras_that_hid_the_people() -> None:
     sets = (features[query], features[~query])
     ids = [part.numpy() for part in (pids[query], pids[~query], camids[query], camids[~query])]
     plain = rank_features(*sets, *ids)
-    # no image of the gallery is under the query's camera: it is measured by all
+    # the gallery has no image of the query's camera
     one_sided = rank_features(*without_cameras(*sets, *ids[2:]), *ids)
     shared = (features, features, camids.numpy(), camids.numpy())
     both = rank_features(*without_cameras(*shared), *(part.numpy() for part in (pids, pids, camids, camids)))
@@ -107,9 +107,8 @@ def test_lists_cross_cameras_that_hid_the_people() -> None:
     debiased = NeighborLists(features, camids, NeighborsConfig(k=2, similarity=1.0, standardise=True))
     assert share_of_true(plain, pids) == 0.0
     assert share_of_true(debiased, pids) > 0.9
-    # a copy of an image comes next to it, by the statistics of those inside
-    near = debiased.search_outside(features[[5]], camids[[5]])
-    assert near[0, 0] == 5
+    # the nearest of an image's copy is the image
+    assert debiased.search_outside(features[[5]], camids[[5]])[0, 0] == 5
 
 
 def test_clusters_cross_cameras_that_hid_the_people() -> None:
@@ -121,7 +120,7 @@ def test_clusters_cross_cameras_that_hid_the_people() -> None:
     same = (found.labels[:, None] == found.labels[None]) & (found.labels >= 0)[:, None]
     truth = pids[:, None] == pids[None]
     assert float(truth[same].float().mean()) > 0.9
-    # the centroids are of the features themselves, which the network is trained on
+    # centroids average the features as they are, which the network is trained on
     first = found.labels == 0
     torch.testing.assert_close(found.centroids[0], F.normalize(features[first].sum(0), dim=0))
     plain = find_clusters(features, Config.model_validate(settings), camids=camids)

@@ -1,0 +1,67 @@
+"""Features, neighbor lists and pair graphs that tests of the method share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mprd.subgraphs import SubgraphBatch
+
+PADDING = -1
+
+Leaf = tuple[int, bool, bool, int]
+"""Node id, whether it is in NN(i) and in NN(j), DRNL label."""
+
+
+def unit_rows(num_images: int, num_features: int = 6, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(num_images, num_features, generator=draw, dtype=torch.float64), dim=1).to(dtype)
+
+
+def random_lists(num_images: int, longest: int, *, seed: int = 0, shortest: int = 0) -> list[list[int]]:
+    """Draw distinct neighbors, never the image itself."""
+    draw = np.random.default_rng(seed)
+    lists = []
+    for i in range(num_images):
+        others = [n for n in range(num_images) if n != i]
+        lists.append(draw.permutation(others)[: draw.integers(shortest, longest + 1)].tolist())
+    return lists
+
+
+def padded(lists: list[list[int]]) -> Tensor:
+    width = max(map(len, lists), default=0)
+    rows = [ids + [PADDING] * (width - len(ids)) for ids in lists]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(lists), width)
+
+
+def as_lists(ids: Tensor) -> list[list[int]]:
+    """Undo `padded`."""
+    return [[n for n in row if n != PADDING] for row in ids.tolist()]
+
+
+def all_pairs(num_images: int) -> Tensor:
+    return torch.tensor([[i, j] for i in range(num_images) for j in range(num_images) if i != j])
+
+
+def leaves(batch: SubgraphBatch, p: int) -> list[Leaf]:
+    """List the leaves of pair p in order, without the holes."""
+    columns = (column[p].tolist() for column in (batch.nodes, batch.in_i, batch.in_j, batch.labels))
+    return [leaf for leaf in zip(*columns, strict=True) if leaf[0] != PADDING]
+
+
+def graphs(batch: SubgraphBatch) -> list[tuple]:
+    """Write out each pair, its link and its leaves."""
+    return [(*batch.pairs[p].tolist(), bool(batch.link[p]), leaves(batch, p)) for p in range(len(batch))]
+
+
+def slow_graphs(lists: list[list[int]], pairs: Tensor) -> list[tuple]:
+    """Write Eq. 4 out with Python lists."""
+    found = []
+    for i, j in pairs.tolist():
+        nodes = [n for n in lists[i] if n != j] + [n for n in lists[j] if n != i and n not in lists[i]]
+        memberships = [(n, n in lists[i], n in lists[j]) for n in nodes]
+        around = [(n, in_i, in_j, 2 if in_i and in_j else 0) for n, in_i, in_j in memberships]
+        found.append((i, j, j in lists[i] or i in lists[j], around))
+    return found
