@@ -23,7 +23,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.engine.trainer import Hooks, Trainer
 from mprd.memory import FeatureMemory
-from mprd.runtime.device import convolutions_tried_out
+from mprd.runtime.device import cudnn_benchmark
 
 NUM_IDS, NUM_CAMERAS = 751, 6
 STEPS_AT_ONCE = {"cpu": 1, "cuda": 20}
@@ -86,7 +86,7 @@ def main() -> None:
             trainer.cnn_step(images, next(batches), labeller)
 
     # as in an epoch
-    with convolutions_tried_out(is_wanted=config.train.cudnn_benchmark):
+    with cudnn_benchmark():
         full, bare = interleaved_medians(mprd_steps, bare_steps, runs=args.runs or (3 if args.quick else 5))
     stats = trainer.state.stats
     report(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from common import report
 
-from mprd.backbone.network import build_backbone, speed_up
+from mprd.backbone.network import build_backbone, set_training_format
 from mprd.config.loading import load_config
 from mprd.config.schema import Config, SyntheticConfig
 from mprd.data.cache import Packs
@@ -25,7 +25,7 @@ from mprd.data.camera_style import measure_colours
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.synthetic.dataset import write_dataset
-from mprd.runtime.device import convolutions_tried_out
+from mprd.runtime.device import cudnn_benchmark
 
 MOST_SINGLY = 256
 """Images timed one at a time, on any machine."""
@@ -91,7 +91,7 @@ def network_rate(*, size: tuple[int, int], device: torch.device, batch: int = 32
     precision = "bf16" if device.type == "cuda" else "float32"
     sets = ("data.root=.", "backbone.weights=none", f"train.precision={precision}")
     config = load_config("market1501", overrides=sets)
-    network = speed_up(build_backbone(config.backbone).to(device), config.train).train()
+    network = set_training_format(build_backbone(config.backbone).to(device), precision=precision).train()
     images = torch.randn(batch, 3, *size, device=device)
 
     def steps() -> int:
@@ -101,7 +101,7 @@ def network_rate(*, size: tuple[int, int], device: torch.device, batch: int = 32
         return 20 * batch
 
     # as in an epoch
-    with convolutions_tried_out(is_wanted=config.train.cudnn_benchmark):
+    with cudnn_benchmark():
         return rate(steps, device=device)
 
 

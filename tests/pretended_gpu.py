@@ -1,17 +1,14 @@
-"""A GPU that is not there: tensors that say they are on it, hold their values on the CPU, and mind their company.
+"""A GPU simulated on the CPU: tensors report device cuda:0 and hold their values in host memory.
 
-Operators refuse tensors of two devices as CUDA does, and whatever would make the host wait is counted by the line that
-asked: sizes that depend on values, and copies either way unless `non_blocking` (torch ends those with
-cudaStreamSynchronize). Gradients are zero: torch's engine cannot be talked into a backward pass without a driver.
+Operators refuse mixed devices as CUDA does, and what would synchronize with the host is counted: shapes that depend on
+values, and copies in either direction unless `non_blocking`. Gradients are zero, because torch's autograd engine needs
+a driver for a backward pass on CUDA.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -46,7 +43,7 @@ class Remote(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise RuntimeError(f"{func} met a tensor of the pretended GPU after it was gone")
+        raise RuntimeError(f"{func} met a tensor of the pretended GPU after its end")
 
     def __repr__(self, **_: Any) -> str:
         return f"Remote({self.values!r})"
@@ -64,13 +61,13 @@ class Remote(Tensor):
 
 
 class PretendedGpu(TorchDispatchMode):
-    """Runs operators where the tensors say they are; `waits` counts, by line of mprd, what the host waited for."""
+    """Run operators on the device that the tensors report; `waits` counts synchronizations with the host."""
 
     def __init__(self) -> None:
-        # as the mode of fake tensors, for which torch does not look for a driver
+        # the mode of fake tensors: torch does not look for a driver
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE
         super().__init__()
-        self.waits: Counter[str] = Counter()
+        self.waits = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -80,11 +77,11 @@ class PretendedGpu(TorchDispatchMode):
         if remote:
             self.refuse_mixtures(name, args, tensors)
             if name in WAITING or (name == "aten::index" and is_masked(args)):
-                self.count()
+                self.waits += 1
         wanted = kwargs.get("device")
         on_gpu = bool(remote) if wanted is None else torch.device(wanted).type == "cuda"
         if is_awaited_copy(name, args, kwargs, on_gpu=on_gpu):
-            self.count()
+            self.waits += 1
         found = func(*tree_map(local, args), **tree_map(local, kwargs))
         if on_gpu and name != "aten::_local_scalar_dense":
             found = tree_map(lambda leaf: Remote(leaf) if isinstance(leaf, Tensor) else leaf, found)
@@ -93,20 +90,15 @@ class PretendedGpu(TorchDispatchMode):
         return found
 
     def refuse_mixtures(self, name: str, args: Any, tensors: list[Tensor]) -> None:
-        """Raise where CUDA would: numbers of no dimension may come from the host, and so may indices."""
+        """Raise where CUDA would; scalar tensors and indices may be on the host."""
         is_mixed = any(tensor.dim() and not isinstance(tensor, Remote) for tensor in tensors)
         may_mix = name in COPYING or (name in INDEXING and isinstance(args[0], Remote))
         if is_mixed and not may_mix:
             raise RuntimeError(f"{name}: tensors of two devices: {[(type(t).__name__, *t.shape) for t in tensors]}")
 
-    def count(self) -> None:
-        """Count a wait against the line of mprd that asked for it."""
-        frames = [frame for frame in traceback.extract_stack() if "/mprd/" in frame.filename]
-        self.waits[f"{Path(frames[-1].filename).name}: {frames[-1].line}" if frames else "a test"] += 1
-
 
 class PretendedStream:
-    """The order of work on the pretended GPU, and any event in it: waiting for one counts."""
+    """A CUDA stream, and an event of it; synchronizing with it counts."""
 
     def __init__(self, gpu: PretendedGpu) -> None:
         self.gpu = gpu
@@ -115,18 +107,18 @@ class PretendedStream:
         return self
 
     def synchronize(self) -> None:
-        self.gpu.count()
+        self.gpu.waits += 1
 
 
 def local(leaf: Any) -> Any:
-    """Give the values of a tensor of the GPU, and the CPU for its device."""
+    """Return the host values of a remote tensor, and the CPU for the device cuda."""
     if isinstance(leaf, Remote):
         return leaf.values
     return torch.device("cpu") if isinstance(leaf, torch.device) and leaf.type == "cuda" else leaf
 
 
 def is_awaited_copy(name: str, args: Any, kwargs: Any, *, on_gpu: bool) -> bool:
-    """Say whether an operator copies between host and GPU, and stays until it is done."""
+    """Return whether an operator is a blocking copy between host and GPU."""
     if name in INDEXING and isinstance(args[0], Remote):
         return any(isinstance(index, Tensor) and not isinstance(index, Remote) for index in args[1])
     if name not in COPYING:
@@ -138,12 +130,12 @@ def is_awaited_copy(name: str, args: Any, kwargs: Any, *, on_gpu: bool) -> bool:
 
 
 def is_masked(args: Any) -> bool:
-    """Say whether an index is a mask, whose length the host has to know."""
+    """Return whether an index is a boolean mask, whose number of true cells the host needs."""
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
 
 
 def zero_gradients(loss: Tensor) -> None:
-    """Give every parameter behind a loss a gradient of 0."""
+    """Set the gradient of every parameter of a loss to 0."""
     seen, rest = set(), [loss.grad_fn]
     while rest:
         node = rest.pop()
@@ -157,14 +149,14 @@ def zero_gradients(loss: Tensor) -> None:
 
 @contextmanager
 def zero_gradients_only() -> Iterator[None]:
-    """Let every backward pass find gradients of 0, on whichever device."""
+    """Replace every backward pass by gradients of 0."""
     with patch.object(Tensor, "backward", zero_gradients):
         yield
 
 
 @contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
-    """Pretend that this machine has one GPU."""
+    """Simulate one GPU on this machine."""
     made_sparse, gpu = torch.sparse_coo_tensor, PretendedGpu()
 
     def nothing(*_: Any) -> None:
@@ -173,8 +165,8 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
     def unchecked(*args: Any, **settings: Any) -> Tensor:
         return made_sparse(*args, **settings | {"check_invariants": False})
 
-    # the engine starts its threads at the first backward pass, one a device: with a pretended one among them, no test
-    # that forks could follow
+    # autograd starts one thread per device at the first backward pass; started here, before the pretended device exists,
+    # they do not keep later tests from forking
     torch.zeros(1, requires_grad=True).sum().backward()
     torch._C._ensureCUDADeviceGuardSet()
     torch._C._set_only_lift_cpu_tensors(True)
@@ -189,12 +181,11 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
                 synchronize=nothing,
                 current_stream=lambda *_: PretendedStream(gpu),
                 mem_get_info=lambda *_: (BYTES, BYTES),
-                is_current_stream_capturing=lambda: False,
             ),
             # cuDNN has no operators on the CPU
             torch.backends.cudnn.flags(enabled=False),
             patch.object(Tensor, "pin_memory", lambda self: self),
-            # the invariants are read from memory that is not there
+            # checking invariants reads device memory
             patch.object(torch, "sparse_coo_tensor", unchecked),
             zero_gradients_only(),
             gpu,

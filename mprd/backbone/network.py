@@ -18,14 +18,13 @@ import torchvision
 from torch import Tensor, nn
 
 from mprd.backbone.batch_norm import BatchCut, share_statistics
-from mprd.backbone.cuda_graph import RecordedPasses
 from mprd.errors import UserError
 from mprd.runtime.distributed import WorkerGroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mprd.config.schema import BackboneConfig, TrainConfig
+    from mprd.config.schema import BackboneConfig
 
 
 class Backbone(nn.Module):
@@ -41,16 +40,13 @@ class Backbone(nn.Module):
         self.is_frozen_bn = False
         self.is_bf16 = False
         """Whether the trunk computes in bfloat16; everything behind it is float32."""
-        self.recorded: RecordedPasses | None = None
-        """The trunk's training passes as CUDA graphs, where they are wanted."""
         self.cut = BatchCut(WorkerGroup(), 0)
         """How a batch is cut into groups and workers' shares."""
 
     def pool(self, images: Tensor) -> Tensor:
         """Return the pooled feature before the appended batch norm, `[B, D]`, not normalized."""
-        # a cache of cast weights would save nothing, for each is cast once a pass, and cannot be recorded
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16, cache_enabled=False):
-            maps = (self.recorded or self.trunk)(images)
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
+            maps = self.trunk(images)
         # the mean in float32: bf16 and fp16 lose digits over the 128 cells of the map
         return stripe_means(maps.float() if maps.dtype != torch.float64 else maps, self.num_stripes)
 
@@ -76,24 +72,11 @@ class Backbone(nn.Module):
         return self
 
 
-def speed_up(backbone: Backbone, config: TrainConfig) -> Backbone:
-    """Choose precision, layout, compilation and launch of the trunk, in place; names and values of the weights stay.
-
-    Raises UserError where CUDA graphs are wanted without a CUDA device, or by several workers.
-    """
-    backbone.is_bf16 = config.precision == "bf16"
-    if config.channels_last:
-        backbone.to(memory_format=torch.channels_last)
-    if config.compile:
-        backbone.trunk.compile()
-    if config.cuda_graphs:
-        device, workers = backbone.neck.weight.device, backbone.cut.workers
-        if workers.size > 1:
-            raise UserError(f"train.cuda_graphs: true is for one worker, but there are {workers.size}")
-        if device.type != "cuda":
-            raise UserError(f"train.cuda_graphs: true needs a CUDA device, but this run is on {device}")
-        backbone.recorded = RecordedPasses(backbone.trunk)
-    return backbone
+def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:
+    """Set the precision of the trunk, `float32` or `bf16`, and its memory layout, in place."""
+    backbone.is_bf16 = precision == "bf16"
+    # most convolutions run faster on channels-last maps, on CPUs and GPUs
+    return backbone.to(memory_format=torch.channels_last)
 
 
 def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:

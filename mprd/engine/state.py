@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mprd.backbone.network import Backbone, build_backbone, parameter_groups, speed_up
+from mprd.backbone.network import Backbone, build_backbone, parameter_groups, set_training_format
 from mprd.config.schema import Config, GcnConfig, TrainConfig
 from mprd.errors import NonFiniteLoss, UserError
 from mprd.gcn.network import PairGCN
@@ -182,7 +182,8 @@ def build_state(
     """Build the networks from the seed; the memory is zeros until it is filled."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.train.seed, RngStream.WEIGHTS).initial_seed() % 2**63)
-        backbone = speed_up(build_backbone(config.backbone, workers=workers).to(device), config.train)
+        backbone = build_backbone(config.backbone, workers=workers).to(device)
+        set_training_format(backbone, precision=config.train.precision)
         gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
     return TrainState(
         backbone=backbone,

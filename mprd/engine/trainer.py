@@ -35,7 +35,7 @@ from mprd.pairs import labellers
 from mprd.pairs.clusters import balanced_batches, find_clusters
 from mprd.pairs.labellers import CandidateLabeller, Labels, RuleLabeller, choose_labeller
 from mprd.pairs.rules import PADDING, choose_limit, choose_meta
-from mprd.runtime.device import convolutions_tried_out
+from mprd.runtime.device import cudnn_benchmark
 from mprd.runtime.distributed import WorkerGroup
 from mprd.runtime.seeding import RngStream, generator
 from mprd.subgraphs import SubgraphBuilder, build_serially
@@ -292,7 +292,7 @@ class Trainer:
         self.train_images.set_epoch(state.epoch)
         batches = self.plan_batches()
         state.backbone.train()
-        with convolutions_tried_out(is_wanted=self.config.train.cudnn_benchmark):
+        with cudnn_benchmark():
             for images, ids in self.batches(self.train_images, batches[state.step :]):
                 self.cnn_step(images, ids, labeller)
                 state.step += 1

@@ -102,10 +102,10 @@ def send_pixels(pixels: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def convolutions_tried_out(*, is_wanted: bool) -> Iterator[None]:
-    """Let cuDNN try which kernels convolve fastest at each new size: it pays where few sizes come again and again."""
+def cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN time its kernels for each new input size; pays off where few sizes recur, as in training batches."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or is_wanted
+    torch.backends.cudnn.benchmark = True
     try:
         yield
     finally:
