@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-ray test-cluster lint clean
+.PHONY: train test test-ray test-cluster test-wheel lint docs clean
 
 train: $(VENV)/installed
 	$(RUN) -m mprd.train
@@ -19,6 +19,11 @@ test-cluster: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[cluster]"
 	$(RUN) -m pytest -m cluster
 
+# needs no network once $(VENV) is there
+docs: $(VENV)/installed-docs
+	$(RUN) -m sphinx -W --keep-going --quiet -b html docs docs/_build
+	@echo "built: docs/_build/index.html"
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
@@ -28,5 +33,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) *.egg-info docs/_build .pytest_cache .mypy_cache .ruff_cache

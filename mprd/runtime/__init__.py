@@ -1,1 +1,1 @@
-"""Devices, random generators, checkpoints, and the workers of one model."""
+"""Device, random streams, checkpoints, and the processes that train one model together."""
