@@ -21,7 +21,7 @@ from mprd.backbone.network import build_backbone, set_training_format
 from mprd.config.loading import load_config
 from mprd.config.schema import Config, SyntheticConfig
 from mprd.data.cache import Packs
-from mprd.data.camera_style import measure_colours
+from mprd.data.camera_style import measure_colors
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.synthetic.dataset import write_dataset
@@ -56,7 +56,7 @@ def measure(dataset: ReidDataset, folder: Path, *, size: tuple[int, int], device
     config = settings(dataset.root, height=size[0], width=size[1], augment="batch")
     ids = np.arange(count) % len(dataset.train)
     assert dataset.train.camids is not None
-    style = measure_colours(dataset.train.paths, dataset.train.camids)
+    style = measure_colors(dataset.train.paths, dataset.train.camids)
     packs = Packs(folder, mode="auto")
 
     def train_images(held: Packs | None) -> TrainImages:

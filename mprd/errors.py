@@ -1,13 +1,13 @@
-"""The errors that are the person's to mend: one line, no traceback, exit code 2."""
+"""Errors caused by user input: the commands print one line, no traceback, and exit with code 2."""
 
 
 class UserError(Exception):
-    """Say in one line what was wanted, what came, and which file, field or flag it is about."""
+    """A message of one line that names the file, field or flag, what was expected and what was found."""
 
 
 class Interrupted(Exception):
-    """Stop between two steps because a signal asked for it; the state has been saved."""
+    """A graceful shutdown on a signal, after the state has been saved."""
 
 
 class NonFiniteLoss(UserError):
-    """Stop before the step that a NaN or an infinite loss would have taken."""
+    """A NaN or infinite loss, raised before the optimizer step."""

@@ -1,4 +1,4 @@
-"""Names that a package hands on, each imported when it is first used."""
+"""Names that a package re-exports, imported on first use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def lazy_names(package: str, places: dict[str, str]) -> tuple[Callable[[str], Any], list[str]]:
-    """Return `__getattr__` and `__all__` of a package.
+    """Return `__getattr__` and `__all__` for a package that re-exports names lazily.
 
     Args:
         package: its `__name__`.
-        places: for each name the module below the package that defines it.
+        places: the submodule that defines each name.
     """
 
     def get(name: str) -> Any:

@@ -165,7 +165,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
     def unchecked(*args: Any, **settings: Any) -> Tensor:
         return made_sparse(*args, **settings | {"check_invariants": False})
 
-    # autograd starts one thread per device at the first backward pass; started here, before the pretended device exists,
+    # autograd starts one thread per device at the first backward pass; started before the pretended device exists,
     # they do not keep later tests from forking
     torch.zeros(1, requires_grad=True).sum().backward()
     torch._C._ensureCUDADeviceGuardSet()

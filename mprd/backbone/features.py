@@ -1,4 +1,4 @@
-"""Features of a set of images under the backbone."""
+"""Batches of images on a device, and the features of a set of images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mprd.backbone.batch_norm import BatchCut
+from mprd.backbone.batch_norm import BatchSplit
 from mprd.backbone.network import Backbone
 from mprd.data.images import PlainImages, TrainImages, make_loader
 from mprd.runtime.device import more_threads, send, send_pixels
-from mprd.runtime.distributed import BatchShard
+from mprd.runtime.distributed import BatchShard, WorkerGroup
 
-AT_ONCE = 512
-"""Images that an accelerator augments in one go."""
+AUGMENT_IMAGES = 512
+"""Images augmented together on an accelerator, to amortize kernel launches."""
 
 
 def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
-    """Cut ids, in their order, into batches of nearly equal size, none larger than `batch_size`."""
+    """Split ids, in their order, into batches of nearly equal size, none larger than `batch_size`."""
     num_batches = -(-len(ids) // batch_size)
     return [chunk.tolist() for chunk in ids.tensor_split(num_batches)] if num_batches else []
 
@@ -30,43 +30,42 @@ def image_batches(
     images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Yield images `[B, 3, H, W]` on the device, in the order of `batches`."""
-    if is_made_here(images, device):
-        yield from made_on_device(images, batches, device=device)
+    if needs_no_loader(images, device):
+        yield from device_batches(images, batches, device=device)
         return
     for batch, _ in make_loader(images, batches, num_workers=num_workers):
         yield send_pixels(batch, device)
 
 
-def is_made_here(images: Dataset, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
-    """Say whether batches are made in this process and not by the loader's."""
+def needs_no_loader(images: Dataset, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
+    """Return whether batches are built on the device, in this process, from packed images."""
     return isinstance(images, TrainImages | PlainImages) and images.is_batched(device)
 
 
-def made_on_device(
+def device_batches(
     images: TrainImages | PlainImages, batches: Sequence[Sequence[int]], *, device: torch.device
 ) -> Iterator[Tensor]:
-    """Yield batches made on the device, several in one go so that an accelerator is not kept waiting for launches."""
-    many = 1 if device.type == "cpu" or not batches else max(1, AT_ONCE // max(1, len(batches[0])))
+    """Yield batches built on the device, on an accelerator several together."""
+    many = 1 if device.type == "cpu" or not batches else max(1, AUGMENT_IMAGES // max(1, len(batches[0])))
     for start in range(0, len(batches), many):
         group = batches[start : start + many]
         ids = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in group])
         yield from images.batch(ids, device).split([*map(len, group)])
 
 
-def shared_batches(
-    images: Dataset, batches: list[list[int]], cut: BatchCut, *, num_workers: int, device: torch.device
+def sharded_batches(
+    images: Dataset, batches: list[list[int]], batch_split: BatchSplit, *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield this worker's images of each global batch, and the ids of the whole batch `[B]`, on the device.
+    """Yield this worker's shard of each global batch, and the ids `[B]` of the whole batch, on the device.
 
-    The cut is set to the batch before it is handed out; a batch without an image for this worker is left out.
+    `batch_split` is set to each batch before it is yielded. Batches of which this worker has no image are skipped.
     """
-    own = [batch[cut.shard(len(batch)).own] for batch in batches]
+    own = [batch[batch_split.shard(len(batch)).own] for batch in batches]
     held = [number for number, ids in enumerate(own) if ids]
     stream = image_batches(images, [own[number] for number in held], num_workers=num_workers, device=device)
-    everyones = send([index for batch in batches for index in batch], device, dtype=torch.int64)
-    ids = everyones.split([*map(len, batches)])
+    ids = send([index for batch in batches for index in batch], device, dtype=torch.int64).split([*map(len, batches)])
     for number, shown in zip(held, stream, strict=True):
-        cut.set_batch(len(batches[number]))
+        batch_split.set_batch(len(batches[number]))
         yield shown, ids[number]
 
 
@@ -74,9 +73,9 @@ def shared_batches(
 def stream_features(
     backbone: Backbone, images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the ids `[B]` on the CPU and the unit features `[B, D]` of batch after batch, in one process.
+    """Yield the ids `[B]` on the CPU and the unit features `[B, D]` of each batch, in one process.
 
-    The backbone is used in the mode it is in.
+    The backbone's mode is not changed.
     """
     for shown, ids in make_loader(images, batches, num_workers=num_workers):
         yield ids, backbone(send_pixels(shown, device))
@@ -95,34 +94,34 @@ def extract(
 ) -> tuple[Tensor, Tensor]:
     """Return unit features after and before the appended batch norm, each `[n, D]`, in the order of `ids`.
 
-    Each worker extracts its share of every batch, and all get all features.
+    Each worker extracts its shard of every batch; all workers return all features.
 
     Args:
-        ids: `[n]`, which images; all when None.
-        mode: `eval`, or `train` for batch statistics (and then the running ones move).
+        ids: `[n]`, the images; all when None.
+        mode: `eval`, or `train` for batch statistics, which also updates the running ones.
     """
     was_training = backbone.training
     backbone.train(mode == "train")
     wanted = torch.arange(len(images)) if ids is None else ids.cpu()  # type: ignore[arg-type]
     batches = ordered_batches(wanted, batch_size)
-    shards = [backbone.cut.shard(len(batch)) for batch in batches]
+    batch_split = backbone.batch_split
+    shards = [batch_split.shard(len(batch)) for batch in batches]
     num_own = sum(shard.counts[shard.rank] for shard in shards)
     after = torch.empty(num_own, backbone.num_features, device=device)
     before = torch.empty_like(after)
     start = 0
-    # what is made here leaves the loader's processes idle; statistics of a batch would depend on the number of threads
-    with more_threads(num_workers if mode == "eval" and is_made_here(images, device) else 0):
-        for batch, _ in shared_batches(images, batches, backbone.cut, num_workers=num_workers, device=device):
+    # without loader processes their cores are free; batch statistics would depend on the number of threads
+    with more_threads(num_workers if mode == "eval" and needs_no_loader(images, device) else 0):
+        for batch, _ in sharded_batches(images, batches, batch_split, num_workers=num_workers, device=device):
             rows = slice(start, start + len(batch))
             after[rows], before[rows] = backbone.features(batch)
             start += len(batch)
     backbone.train(was_training)
-    return collect(after, shards, backbone.cut), collect(before, shards, backbone.cut)
+    return gather_batches(after, shards, batch_split.workers), gather_batches(before, shards, batch_split.workers)
 
 
-def collect(rows: Tensor, shards: list[BatchShard], cut: BatchCut) -> Tensor:
-    """Gather rows that each worker has of every batch, and put them in the order of the batches."""
-    workers = cut.workers
+def gather_batches(rows: Tensor, shards: list[BatchShard], workers: WorkerGroup) -> Tensor:
+    """Gather each worker's rows of every batch, and return them in the order of the batches."""
     if workers.size == 1:
         return rows
     parts = [[shard.counts[rank] for shard in shards] for rank in range(workers.size)]

@@ -1,7 +1,7 @@
 """F: images to unit features (Sec. 3.1, 5.2).
 
-A torchvision network up to its last feature map (pool-5 and later removed), average pooling, and an
-appended batch normalization.
+A torchvision network up to its last feature map (pool-5 and later removed), average pooling, and an appended batch
+normalization.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from mprd.backbone.batch_norm import BatchCut, share_statistics
+from mprd.backbone.batch_norm import BatchSplit, replace_batch_norms
 from mprd.errors import UserError
 from mprd.runtime.distributed import WorkerGroup
 
@@ -39,28 +39,28 @@ class Backbone(nn.Module):
         self.neck.bias.requires_grad_(bn_bias)
         self.is_frozen_bn = False
         self.is_bf16 = False
-        """Whether the trunk computes in bfloat16; everything behind it is float32."""
-        self.cut = BatchCut(WorkerGroup(), 0)
-        """How a batch is cut into groups and workers' shares."""
+        """Whether the trunk computes in bfloat16; pooling and what follows are float32."""
+        self.batch_split = BatchSplit(WorkerGroup(), 0)
+        """The split of a batch into normalization groups and workers' shards."""
 
     def pool(self, images: Tensor) -> Tensor:
         """Return the pooled feature before the appended batch norm, `[B, D]`, not normalized."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.is_bf16):
             maps = self.trunk(images)
-        # the mean in float32: bf16 and fp16 lose digits over the 128 cells of the map
+        # a mean over the 128 cells of a map loses digits in bfloat16
         return stripe_means(maps.float() if maps.dtype != torch.float64 else maps, self.num_stripes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return unit features after the batch norm, `[B, D]`: the paper's F~(x)."""
         after = self.neck(self.pool(images))
-        self.cut.track_all()
+        self.batch_split.sync_running_stats()
         return F.normalize(after, dim=1)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit features after and before the batch norm, each `[B, D]`."""
         pooled = self.pool(images)
         after = self.neck(pooled)
-        self.cut.track_all()
+        self.batch_split.sync_running_stats()
         return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -80,7 +80,7 @@ def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:
 
 
 def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:
-    """Average `[B, C, H, W]` over each of so many horizontal stripes: `[B, C * num_stripes]`."""
+    """Average maps `[B, C, H, W]` over each of `num_stripes` horizontal stripes: `[B, C * num_stripes]`."""
     if num_stripes == 1:
         return maps.mean((2, 3))
     return F.adaptive_avg_pool2d(maps, (num_stripes, 1)).flatten(1)
@@ -89,19 +89,19 @@ def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:
 def build_backbone(config: BackboneConfig, *, workers: WorkerGroup | None = None) -> Backbone:
     """Build the network and load its weights; batch-norm statistics are taken over the batch of all workers.
 
-    Raises UserError where the weights cannot be had or do not fit.
+    Raises UserError where the weights cannot be read or downloaded, or do not fit.
     """
     trunk, num_channels = TRUNKS[config.name](config.last_stride)
     load_trunk_weights(trunk, config)
     backbone = Backbone(trunk, num_channels, num_stripes=config.num_stripes, bn_bias=config.bn_bias)
     backbone.is_frozen_bn = config.freeze_bn
-    backbone.cut = BatchCut(workers or WorkerGroup(), config.bn_group)
-    share_statistics(backbone, backbone.cut)
+    backbone.batch_split = BatchSplit(workers or WorkerGroup(), config.bn_group)
+    replace_batch_norms(backbone, backbone.batch_split)
     return backbone
 
 
 def resnet_trunk(name: str, last_stride: int) -> tuple[nn.Module, int]:
-    """Take a torchvision ResNet up to layer4 (Sec. 5.2)."""
+    """Return a torchvision ResNet up to layer4 (Sec. 5.2), and its number of channels."""
     net = torchvision.models.get_model(name, weights=None)
     num_channels = net.fc.in_features
     if last_stride == 1:
@@ -116,7 +116,7 @@ def resnet_trunk(name: str, last_stride: int) -> tuple[nn.Module, int]:
 
 
 def mobilenet_trunk(last_stride: int) -> tuple[nn.Module, int]:
-    """Take torchvision's MobileNetV2 up to its last convolution; its last stage begins at block 14."""
+    """Return torchvision's MobileNetV2 up to its last convolution; its last stage begins at block 14."""
     net = torchvision.models.mobilenet_v2(weights=None)
     if last_stride == 1:
         drop_stride(net.features[14])
@@ -126,7 +126,7 @@ def mobilenet_trunk(last_stride: int) -> tuple[nn.Module, int]:
 
 
 class SmallBlock(nn.Module):
-    """The basic block of a ResNet."""
+    """The basic block of a ResNet (He et al. 2016)."""
 
     def __init__(self, num_in: int, num_out: int, stride: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class SmallBlock(nn.Module):
 
 
 def small_trunk(last_stride: int) -> tuple[nn.Module, int]:
-    """Build a ResNet of three blocks for images of 64 x 32; `last_stride` is that of its last block."""
+    """Return a ResNet of three basic blocks for images of 64 x 32."""
     width = 32
     trunk = nn.Sequential(
         nn.Conv2d(3, width, 3, 2, 1, bias=False),
@@ -167,18 +167,18 @@ TRUNKS = {
 
 
 def drop_stride(stage: nn.Module) -> None:
-    """Set every convolution of a stage to stride 1, shortcut included."""
+    """Set every convolution of a stage to stride 1, the shortcut included."""
     for module in stage.modules():
         if isinstance(module, nn.Conv2d):
             module.stride = (1, 1)
 
 
 def load_trunk_weights(trunk: nn.Module, config: BackboneConfig) -> None:
-    """Fill the trunk from torchvision's ImageNet weights, a local state dict, or not at all."""
+    """Load torchvision's ImageNet weights or a local state dict, or keep the random weights."""
     if config.weights == "none":
         return
     state = imagenet_state(config.name) if config.weights == "imagenet" else read_state(Path(config.weights))
-    # a classifier has no place here; some files keep the weights of a whole wrapped model
+    # "module." is the prefix of DataParallel; the classifier is not part of the trunk
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     state = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "classifier."))}
     try:
@@ -191,7 +191,7 @@ def load_trunk_weights(trunk: nn.Module, config: BackboneConfig) -> None:
 
 
 def imagenet_state(name: str) -> dict[str, Tensor]:
-    """Fetch torchvision's ImageNet weights through its own cache."""
+    """Return torchvision's ImageNet weights, from its cache or downloaded."""
     if name == "small":
         raise UserError("backbone.weights: there are no ImageNet weights for the network small; use none or a path")
     try:
@@ -204,7 +204,7 @@ def imagenet_state(name: str) -> dict[str, Tensor]:
 
 
 def has_imagenet_weights(name: str, *, timeout: float = 5) -> bool:
-    """Say whether torchvision's ImageNet weights of a network are in its cache or can be fetched within seconds."""
+    """Return whether torchvision's ImageNet weights of a network are in its cache or their server answers."""
     if name == "small":
         return False
     url = torchvision.models.get_model_weights(name).DEFAULT.url
@@ -218,7 +218,7 @@ def has_imagenet_weights(name: str, *, timeout: float = 5) -> bool:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict (safetensors, or torch without running code)."""
+    """Read a state dict from safetensors, or from a torch file without running code."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -227,15 +227,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"backbone.weights: no such file: {path}") from None
-    except Exception as error:  # the readers raise many kinds, from pickle's to their own
+    except Exception as error:  # the readers raise many types, from pickle's to their own
         raise UserError(f"backbone.weights: {path} is not a readable state dict: {type(error).__name__}") from None
     return state.get("state_dict", state) if isinstance(state, dict) else {}
 
 
 def parameter_groups(backbone: Backbone, *, is_pretrained: bool, lr_backbone: float, lr_new: float) -> list[dict]:
-    """Split the trained parameters into pre-trained and new layers, each with its learning rate (Sec. 5.2).
+    """Return optimizer groups for the trunk and the appended batch norm, each with its learning rate (Sec. 5.2).
 
-    Without pre-trained weights every layer is new.
+    Without pre-trained weights both have the learning rate of new layers.
     """
     trunk = [p for p in backbone.trunk.parameters() if p.requires_grad]
     neck = [p for p in backbone.neck.parameters() if p.requires_grad]
@@ -244,19 +244,19 @@ def parameter_groups(backbone: Backbone, *, is_pretrained: bool, lr_backbone: fl
 
 
 def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """List the batch-norm layers below a module."""
+    """Return the batch-norm layers below a module."""
     return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 @torch.no_grad()
 def recalibrate_bn(backbone: Backbone, batches: Iterable[Tensor]) -> None:
-    """Re-estimate all batch-norm statistics as the plain mean over the batches, in place; no weight moves."""
+    """Re-estimate all running statistics as the plain mean over the batches, in place; weights are not changed."""
     norms = batch_norms(backbone)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    with frozen_bn_lifted(backbone):
+    with unfrozen_bn(backbone):
         backbone.train()
         for images in batches:
             backbone(images)
@@ -265,8 +265,8 @@ def recalibrate_bn(backbone: Backbone, batches: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def frozen_bn_lifted(backbone: Backbone) -> Iterator[None]:
-    """Let frozen batch norms take part in training mode for a while."""
+def unfrozen_bn(backbone: Backbone) -> Iterator[None]:
+    """Let frozen batch norms switch to training mode within the context."""
     frozen, backbone.is_frozen_bn = backbone.is_frozen_bn, False
     try:
         yield

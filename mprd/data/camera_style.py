@@ -77,7 +77,7 @@ def check_style_files(files: StyleFiles, paths: Sequence[Path], camids: np.ndarr
 
 
 @dataclass(frozen=True, eq=False)
-class CameraColours:
+class CameraColors:
     """Mean and deviation of each camera's colours, float64 `[num_cameras, 3]` in 0 to 255; NaN without images."""
 
     mean: np.ndarray
@@ -104,7 +104,7 @@ class CameraColours:
         return moved.round().clip(0, 255).astype(np.uint8).T
 
 
-def measure_colours(paths: Sequence[Path], camids: np.ndarray) -> CameraColours:
+def measure_colors(paths: Sequence[Path], camids: np.ndarray) -> CameraColors:
     """Measure each camera's colours on at most 200 of its images, evenly spread; uses no identity.
 
     Raises UserError naming an image that cannot be read.
@@ -118,12 +118,12 @@ def measure_colours(paths: Sequence[Path], camids: np.ndarray) -> CameraColours:
         mean[camid] = pixels.mean(0)
         # a camera that shows a single colour has nothing to scale by
         std[camid] = pixels.std(0).clip(1)
-    return CameraColours(mean, std)
+    return CameraColors(mean, std)
 
 
 def choose_style(
     kind: str, paths: Sequence[Path], camids: np.ndarray | None, *, files: StyleFiles | None
-) -> StyleFiles | CameraColours | None:
+) -> StyleFiles | CameraColors | None:
     """Return what `data.camera_style` asks for, colours standing in for absent CamStyle files (logged).
 
     Raises UserError when `kind` is unknown.
@@ -139,4 +139,4 @@ def choose_style(
         return files
     if kind == "camstyle":
         logger.warning("data.camera_style: no CamStyle files; per-camera colours stand in (data.camera_style=colour)")
-    return measure_colours(paths, camids)
+    return measure_colors(paths, camids)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
-from mprd.data.camera_style import CameraColours, StyleFiles, check_style_files
+from mprd.data.camera_style import CameraColors, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import find_unreadable, read_image
 from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
@@ -31,7 +31,7 @@ from mprd.runtime.device import num_cores
 logger = logging.getLogger("mprd")
 
 Item = tuple[Tensor, int]
-Picture = Path | str | Image.Image
+ImageSource = Path | str | Image.Image
 """A file, or pixels that are decoded already."""
 
 
@@ -52,7 +52,7 @@ class TrainImages(Dataset[Item]):
         images: ImageSet,
         config: DataConfig,
         *,
-        style: StyleFiles | CameraColours | None,
+        style: StyleFiles | CameraColors | None,
         seed: int,
         view: View = "train",
         packs: Packs | None = None,
@@ -91,7 +91,7 @@ class TrainImages(Dataset[Item]):
         """Read an image in the style of one of the training cameras."""
         path, camid, target = self.find(index, camera)
         image = read_image(path) if self.pack is None else self.pack.read(path)
-        return self.style.transfer(image, camid, target) if isinstance(self.style, CameraColours) else image
+        return self.style.transfer(image, camid, target) if isinstance(self.style, CameraColors) else image
 
     def find(self, index: int, camera: int) -> tuple[Path, int, int]:
         """Say which file shows an image under one of the training cameras, and which two cameras these are."""
@@ -113,7 +113,7 @@ class TrainImages(Dataset[Item]):
         found = [self.find(index, camera) for index, camera in zip(ids.tolist(), params.camera.tolist(), strict=True)]
         rows = np.array([self.pack.rows[path] for path, _, _ in found])
         pixels = self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2)
-        if isinstance(self.style, CameraColours):
+        if isinstance(self.style, CameraColors):
             tables = np.stack([self.style.table(camid, target) for _, camid, target in found])
             pixels = carry_colours(pixels, tables)
         return augment_batch(pixels, params, height=self.config.height, width=self.config.width)
@@ -165,7 +165,7 @@ def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *,
     return packs.open(paths, height=config.height, width=config.width, purpose=purpose)
 
 
-class Crops(Dataset[Item]):
+class InferenceImages(Dataset[Item]):
     """Show files or pictures as they are tested, like `PlainImages`.
 
     Args:
@@ -174,7 +174,7 @@ class Crops(Dataset[Item]):
     """
 
     def __init__(
-        self, images: Sequence[Picture], config: DataConfig, *, skip_bad: bool = False, hint: str = ""
+        self, images: Sequence[ImageSource], config: DataConfig, *, skip_bad: bool = False, hint: str = ""
     ) -> None:
         self.images, self.size, self.skip_bad, self.hint = images, (config.width, config.height), skip_bad, hint
 

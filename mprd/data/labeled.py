@@ -14,7 +14,7 @@ from mprd.errors import UserError
 HEADER = ["file", "identity"]
 
 
-def choose_labelled(train: ImageSet, root: Path, config: MetaConfig, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_labeled(train: ImageSet, root: Path, config: MetaConfig, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw `meta.num_ids` identities; return the rows of their images, sorted int64 `[m]`, and the identities `[m]`.
 
     They are drawn from those of `meta.labels` where it is given, else from those that file names tell.

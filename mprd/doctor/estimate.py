@@ -100,7 +100,7 @@ def count_saved(backbone: Backbone, images: Tensor) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    backbone.cut.set_batch(len(images))
+    backbone.batch_split.set_batch(len(images))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = backbone(images)
     del output
@@ -109,7 +109,7 @@ def count_saved(backbone: Backbone, images: Tensor) -> int:
 
 def train_seconds(backbone: Backbone, images: Tensor, *, device: torch.device) -> float:
     """Return the seconds an image of one forward and backward pass."""
-    backbone.cut.set_batch(len(images))
+    backbone.batch_split.set_batch(len(images))
     started = now(device)
     backbone(images).sum().backward()
     return (now(device) - started) / len(images)

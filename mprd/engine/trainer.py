@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mprd import losses
-from mprd.backbone.features import extract, ordered_batches, shared_batches
+from mprd.backbone.features import extract, ordered_batches, sharded_batches
 from mprd.backbone.network import recalibrate_bn
 from mprd.config.schema import Config, Labeller
 from mprd.data.camera_style import choose_style
@@ -165,8 +165,8 @@ class Trainer:
 
     def batches(self, images: Any, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this worker's images of each batch and the ids of the whole batch."""
-        num_workers = self.config.data.num_workers
-        return shared_batches(images, batches, self.state.backbone.cut, num_workers=num_workers, device=self.device)
+        split, num_workers = self.state.backbone.batch_split, self.config.data.num_workers
+        return sharded_batches(images, batches, split, num_workers=num_workers, device=self.device)
 
     def fill_memory(self) -> None:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
@@ -302,7 +302,7 @@ class Trainer:
     def cnn_step(self, images: Tensor, ids: Tensor, labeller: CandidateLabeller | RuleLabeller) -> None:
         """Take one step of Alg. 1 lines 9-11, with this worker's images: memory (Eq. 1), P_i (Eq. 7), F (Eq. 8)."""
         state, update = self.state, self.config.memory.update
-        shard = state.backbone.cut.shard(len(ids))
+        shard = state.backbone.batch_split.shard(len(ids))
         own = ids[shard.own]
         is_labelled = not self.config.pairs.is_once_an_epoch
         # with nothing to update yet, what labels wait for is on its way while F is launched

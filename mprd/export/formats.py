@@ -25,7 +25,7 @@ from torch import Tensor
 from mprd.backbone.network import Backbone
 from mprd.config.schema import SyntheticConfig
 from mprd.data.datasets import load_dataset
-from mprd.data.images import Crops
+from mprd.data.images import InferenceImages
 from mprd.data.synthetic.dataset import write_dataset
 from mprd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mprd.errors import UserError
@@ -119,7 +119,7 @@ def sample_images(model: Model) -> tuple[Tensor, str]:
 def prepare_sample(model: Model, paths: tuple[Path, ...]) -> Tensor:
     """Prepare some of many images as for testing."""
     rows = np.linspace(0, len(paths) - 1, min(NUM_IMAGES, len(paths))).astype(int)
-    crops = Crops([paths[row] for row in rows], model.config.data)
+    crops = InferenceImages([paths[row] for row in rows], model.config.data)
     return torch.stack([crops[index][0] for index in range(len(crops))])
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mprd.backbone.features import ordered_batches
-from mprd.data.images import Crops
+from mprd.data.images import InferenceImages
 from mprd.errors import Interrupted, UserError
 from mprd.extract.inputs import Pictures, ids_of
 from mprd.feature_file import Dtype, Rows, feature_schema, join_files, open_features, to_table, write_features
@@ -187,7 +187,7 @@ class Parts:
 def stream_parts(model: Model, job: Job, paths: Sequence[str], parts: Sequence[Batches]) -> PartStream:
     """Extract part after part in this process, decoding ahead across their borders."""
     hint = "--skip-bad leaves such files out"
-    images = Crops(paths, model.config.data, skip_bad=job.skip_bad, hint=hint)
+    images = InferenceImages(paths, model.config.data, skip_bad=job.skip_bad, hint=hint)
     stream = model.stream(images, [batch for part in parts for batch in part], num_workers=job.decoders)
     for part in parts:
         try:

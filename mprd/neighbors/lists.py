@@ -15,7 +15,7 @@ from mprd.neighbors.approximate import NeighborSearch
 from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors, rows_at_once
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
-from mprd.runtime.device import Fetched
+from mprd.runtime.device import HostCopy
 
 
 class BatchSearch(NamedTuple):
@@ -27,7 +27,7 @@ class BatchSearch(NamedTuple):
     """Their lists, not trimmed."""
     is_around: Tensor
     """`[N]`, who stands in these lists and is not of the batch."""
-    sizes: Fetched
+    sizes: HostCopy
     """The longest of the lists, how many entries they have, how many of them were cut, and how many are around."""
 
 
@@ -106,7 +106,7 @@ class NeighborLists:
         near = table.ids.where(table.ids != PADDING, rows[:, None])
         is_around.index_fill_(0, near.flatten(), True).index_fill_(0, rows, False)
         sizes = [table.counts.max(), table.counts.sum(), table.is_capped.sum(), is_around.sum()]
-        return BatchSearch(rows, table, is_around, Fetched(torch.stack(sizes)))
+        return BatchSearch(rows, table, is_around, HostCopy(torch.stack(sizes)))
 
     def refresh_around(self, batch: BatchSearch) -> tuple[Tensor, int, int]:
         """Keep the lists of a batch in `ids`, and search those of its neighbors.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
-from mprd.data.labeled import choose_labelled
+from mprd.data.labeled import choose_labeled
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.reciprocal import K1, K2, reciprocal_similarities
 
@@ -46,7 +46,7 @@ def choose_meta(config: Config, dataset: ReidDataset, device: torch.device) -> M
     """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
     if not config.uses_meta:
         return MetaSet.empty(device)
-    chosen = choose_labelled(dataset.train, dataset.root, config.meta, seed=config.train.seed)
+    chosen = choose_labeled(dataset.train, dataset.root, config.meta, seed=config.train.seed)
     return MetaSet(*(torch.as_tensor(part, device=device) for part in chosen))
 
 

@@ -1,1 +1,1 @@
-"""Device, random streams, checkpoints, and the processes that train one model together."""
+"""Devices, random generators, checkpoints, and the workers of one model."""

@@ -1,4 +1,4 @@
-"""Checkpoints: the whole training state in one file, written atomically, read without running code."""
+"""Checkpoints: the training state in one file, written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FORMAT = 1
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write tensors and plain values so that `path` is always either the old or the new file, whole.
+    """Write tensors and plain values atomically: `path` is always the complete old or the complete new file.
 
-    Raises UserError where the disk refuses; the old file is then untouched.
+    Raises UserError where the write fails; the old file is then unchanged.
     """
     temporary = None
     try:
@@ -39,7 +39,7 @@ def save(state: dict[str, Any], path: Path) -> None:
 
 
 def disk_reason(error: OSError | RuntimeError) -> str:
-    """Say why a write failed; torch's writer hides the system's reason in a RuntimeError."""
+    """Return why a write failed; torch's writer raises a RuntimeError without the system's reason."""
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return "the disk is full" if full else (error.strerror or str(error))
@@ -47,12 +47,12 @@ def disk_reason(error: OSError | RuntimeError) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; raise UserError naming the file where it is missing or damaged."""
+    """Read a checkpoint onto the CPU; raise UserError where it is missing, damaged or of another format."""
     if not path.is_file():
         raise UserError(f"{path}: there is no checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle, zip and runtime errors alike for a damaged file
+    except Exception as error:  # torch raises pickle, zip and runtime errors for damaged files
         raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this version of mprd (wanted format {FORMAT})")
@@ -60,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_module(module: torch.nn.Module, state: dict[str, Any], *, path: Path, name: str) -> None:
-    """Fill a network; raise UserError where the checkpoint was made by another architecture."""
+    """Load a network's state dict; raise UserError where it is of another architecture."""
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where a network runs: CPU threads, and which accelerator."""
+"""The device, CPU threads and memory of a process, and copies between host and device."""
 
 from __future__ import annotations
 
@@ -15,59 +15,59 @@ from torch import Tensor
 from mprd.errors import UserError
 
 MALLOPT = {-3: 2**25, -1: 2**30}
-"""M_MMAP_THRESHOLD, at its most, and M_TRIM_THRESHOLD of glibc, in bytes."""
+"""glibc's M_MMAP_THRESHOLD (at its maximum) and M_TRIM_THRESHOLD, in bytes."""
 
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says what memory a container is given, as bytes or `max` (cgroup v2 and v1)."""
+"""Files with the memory limit of a container, in bytes or `max` (cgroup v2 and v1)."""
 
 
-class CpuShare(NamedTuple):
-    """CPU threads of a process, plain numbers so that they can be sent to it."""
+class CpuThreads(NamedTuple):
+    """CPU threads of a process; plain numbers, to be sent to Ray workers."""
 
     threads: int
-    """What torch computes with; 0 is torch's choice, as far as there are cores for it."""
-    most: int | None = None
-    """What it may compute with while its other processes stand idle; None is every core that the process may use."""
+    """torch's threads; 0: torch's default, at most the cores available."""
+    max_threads: int | None = None
+    """The limit while loader processes are idle; None: all cores available."""
 
 
-most_threads: int | None = None
-"""`CpuShare.most` of this process, as torch's own number of threads is the process's."""
+max_threads: int | None = None
+"""`CpuThreads.max_threads` of this process; global, as torch's number of threads is."""
 
 
 def num_cores() -> int:
-    """Count the cores that this process may use: those it is bound to, and no more than its container is given."""
+    """Return the cores available to this process, by its affinity and the limits of its container."""
     from joblib import cpu_count
 
     return cpu_count()
 
 
 def memory_bytes() -> int:
-    """Return the memory of the machine, or what its container is given of it."""
+    """Return the memory of the machine, or the limit of its container."""
     limits = [file.read_text().strip() for file in MEMORY_LIMITS if file.is_file()]
     return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(n) for n in limits if n.isdigit())])
 
 
-def usual_threads() -> int:
-    """Count the threads that torch computes with by itself, as far as there are cores for them.
+def default_threads() -> int:
+    """Return torch's default number of threads, at most the cores available.
 
-    torch does not see the limit of a container.
+    torch does not respect the limit of a container.
     """
     return min(torch.get_num_threads(), num_cores())
 
 
-def set_threads(threads: int, most: int | None = None) -> None:
-    """Set torch's CPU threads, and how many of them there may be while other processes of the run stand idle."""
-    global most_threads
-    most_threads = most
-    threads = threads or usual_threads()
+def set_threads(threads: int, limit: int | None = None) -> None:
+    """Set torch's CPU threads, and their limit for `more_threads`; see `CpuThreads`."""
+    global max_threads
+    max_threads = limit
+    threads = threads or default_threads()
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a tensor leaves for the next one; it gives most of it back, and each page comes anew.
+    """Make glibc reuse freed memory instead of returning it to the system, which costs a page fault per page.
 
-    Another C library, and an environment that tunes glibc itself, stay as they are.
+    Does nothing under another C library, or where the environment tunes glibc.
     """
     is_tuned = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -78,10 +78,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def more_threads(num_idle: int) -> Iterator[None]:
-    """Let torch compute on the cores of so many idle processes of the run as well, as far as `set_threads` allows."""
+    """Add the cores of `num_idle` idle processes to torch's threads, up to the limit given to `set_threads`."""
     usual = torch.get_num_threads()
-    most = num_cores() if most_threads is None else most_threads
-    torch.set_num_threads(max(usual, min(usual + num_idle, most)))
+    limit = num_cores() if max_threads is None else max_threads
+    torch.set_num_threads(max(usual, min(usual + num_idle, limit)))
     try:
         yield
     finally:
@@ -89,15 +89,12 @@ def more_threads(num_idle: int) -> Iterator[None]:
 
 
 def send(values: Any, device: torch.device, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy numbers of the host to a device and go on at once.
-
-    A plain copy returns when the accelerator is done with all that it was given before.
-    """
+    """Copy values of the host to a device without a sync; a plain copy waits for all queued work of the device."""
     return torch.as_tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def send_pixels(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copy many numbers to a device and go on at once: through page-locked memory, without which much is waited for."""
+    """Copy a large tensor to a device without a sync, through page-locked memory."""
     return (pixels.pin_memory() if device.type == "cuda" else pixels).to(device, non_blocking=True)
 
 
@@ -112,24 +109,24 @@ def cudnn_benchmark() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-class Fetched:
-    """Whole numbers on their way from a device to the host, which does other work until it asks for them."""
+class HostCopy:
+    """An asynchronous copy of integers from a device to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
-        """Send for `numbers` `[n]`."""
+        """Start the copy of `numbers` `[n]`."""
         self.numbers = numbers.to("cpu", non_blocking=True)
-        is_awaited = numbers.device.type == "cuda"
-        self.arrival = torch.cuda.current_stream(numbers.device).record_event() if is_awaited else None
+        is_cuda = numbers.device.type == "cuda"
+        self.arrival = torch.cuda.current_stream(numbers.device).record_event() if is_cuda else None
 
     def tolist(self) -> list[int]:
-        """Return the numbers once they are here."""
+        """Wait for the copy and return the integers."""
         if self.arrival is not None:
             self.arrival.synchronize()
         return self.numbers.tolist()
 
 
 def choose_device(name: str, *, setting: str = "train.device") -> torch.device:
-    """Turn `auto`, `cpu` or `cuda[:N]` into a device that is there; raise UserError naming the setting otherwise."""
+    """Return the device for `auto`, `cpu` or `cuda[:N]`; raise UserError naming the setting where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

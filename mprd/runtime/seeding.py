@@ -1,4 +1,4 @@
-"""Generators that depend on what is drawn, not on what was drawn before: nothing to save, nothing to lose."""
+"""Random generators derived from (seed, purpose, position), so that no generator state has to be saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class RngStream(IntEnum):
-    """What a generator is for: the last part of its key."""
+    """The purpose of a generator, the last part of its key."""
 
     WEIGHTS = 0
     ORDER = 1
@@ -20,16 +20,15 @@ class RngStream(IntEnum):
 
 
 def generator(seed: int, *key: int) -> torch.Generator:
-    """Return a CPU generator for this seed and key, independent of every other key's."""
+    """Return a CPU generator for a seed and key, independent of those of other keys."""
     state = np.random.SeedSequence([seed, *key]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
 def draw_uniforms(seed: int, epoch: int, ids: Iterable[int], key: int, *, num_draws: int) -> np.ndarray:
-    """Draw numbers in [0, 1), float64 `[n, num_draws]`; a row depends on (seed, epoch, id, key) and nothing else.
+    """Draw numbers in [0, 1), float64 `[n, num_draws]`; a row depends on (seed, epoch, id, key) alone.
 
-    The ids are counters of one Philox generator, whose numbers are a function of key and counter: a generator a row
-    would take five times as long.
+    The ids are counters of one Philox generator, which is faster than a generator per row.
     """
     philox = np.random.Philox(np.random.SeedSequence([seed, epoch, key]))
     source, state = np.random.Generator(philox), philox.state

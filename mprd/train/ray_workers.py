@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mprd.config.schema import Config
     from mprd.runs.console import EpochLines
     from mprd.runs.folder import RunFolder
-    from mprd.runtime.device import CpuShare
+    from mprd.runtime.device import CpuThreads
     from mprd.train.local import Signals
     from mprd.train.mailbox import Mailbox
 
@@ -189,12 +189,12 @@ def choose_scaling(device: str, num_workers: int, resources: dict[str, float], *
     return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu)
 
 
-def choose_threads(config: Config, num_workers: int) -> CpuShare:
+def choose_threads(config: Config, num_workers: int) -> CpuThreads:
     """Divide the threads that torch would take here among the workers; Ray would give each of them one."""
-    from mprd.runtime.device import CpuShare, num_cores, usual_threads
+    from mprd.runtime.device import CpuThreads, default_threads, num_cores
 
-    threads = config.train.threads or max(1, usual_threads() // num_workers)
-    return CpuShare(threads, max(threads, num_cores() // num_workers))
+    threads = config.train.threads or max(1, default_threads() // num_workers)
+    return CpuThreads(threads, max(threads, num_cores() // num_workers))
 
 
 def make_trainer(
@@ -202,7 +202,7 @@ def make_trainer(
     folder: RunFolder,
     scaling: ScalingConfig,
     *,
-    threads: CpuShare,
+    threads: CpuThreads,
     callbacks: Sequence[UserCallback] = (),
 ) -> TorchTrainer:
     """Build the trainer; what it keeps itself goes below `ray/` in the run folder.

@@ -22,7 +22,7 @@ from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.parallel.backends import count_actors
 from mprd.runs.folder import RunFolder
-from mprd.runtime.device import CpuShare, num_cores
+from mprd.runtime.device import CpuThreads, num_cores
 from mprd.train.local import finish
 from mprd.train.mailbox import Mailbox
 from mprd.train.ray_workers import choose_threads, cluster, find_resources, make_trainer
@@ -66,7 +66,7 @@ def run_on_ray(
         threads = choose_threads(config, num_slots if address == "local" else 1)
         if address != "local":
             # who else is on the machine that Ray will choose is not known
-            threads = threads._replace(most=threads.threads)
+            threads = threads._replace(max_threads=threads.threads)
         searcher = LedgerSearcher(ledger, absolute(config), console, num_gpus=num_gpus, threads=threads)
         make_tuner(searcher, num_slots).fit()
 
@@ -166,7 +166,9 @@ def run_trial(spec: dict[str, Any]) -> None:
 class LedgerSearcher(Searcher):
     """Hand the ledger's trials to Tune, and its results to the ledger."""
 
-    def __init__(self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float, threads: CpuShare) -> None:
+    def __init__(
+        self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float, threads: CpuThreads
+    ) -> None:
         super().__init__(metric=ledger.objective, mode="max")
         self.ledger = ledger
         self.config = config

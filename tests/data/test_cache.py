@@ -15,7 +15,7 @@ from mprd.backbone.features import image_batches
 from mprd.config.schema import DataConfig
 from mprd.data import cache
 from mprd.data.cache import Packs
-from mprd.data.camera_style import CameraColours, StyleFiles
+from mprd.data.camera_style import CameraColors, StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
@@ -63,7 +63,7 @@ def test_images_of_several_sizes_or_large_ones_get_a_quarter_more_than_the_train
 @pytest.mark.parametrize("size", [(16, 32), (40, 25)])
 def test_a_pack_gives_test_images_and_crops_to_the_bit(tmp_path: Path, size: tuple[int, int]) -> None:
     images = ImageSet(write_noise(tmp_path / "a", size=size), None, np.array([0, 1] * 3 + [0]))
-    colours = CameraColours(np.array([[100.0] * 3, [90.0] * 3]), np.array([[50.0] * 3, [60.0] * 3]))
+    colours = CameraColors(np.array([[100.0] * 3, [90.0] * 3]), np.array([[50.0] * 3, [60.0] * 3]))
     packs = Packs(tmp_path / "packs", mode="auto")
     plain, packed_plain = PlainImages(images, CONFIG), PlainImages(images, CONFIG, packs=packs)
     assert all(torch.equal(plain[i][0], packed_plain[i][0]) for i in range(7))
@@ -77,7 +77,7 @@ def test_a_pack_gives_test_images_and_crops_to_the_bit(tmp_path: Path, size: tup
 def test_a_batch_on_the_device_shows_each_image_under_its_drawn_camera(tmp_path: Path) -> None:
     images = ImageSet(write_noise(tmp_path / "a"), None, np.array([0, 1, 2, 0, 1, 2, 0]))
     mean, std = np.array([[100.0] * 3, [90.0] * 3, [150.0] * 3]), np.array([[50.0] * 3, [60.0] * 3, [9.0] * 3])
-    colours = CameraColours(mean, std)
+    colours = CameraColors(mean, std)
     train = TrainImages(images, CONFIG, style=colours, seed=0, packs=Packs(tmp_path / "packs", mode="auto"))
     for epoch in (0, 1):
         train.set_epoch(epoch)

@@ -8,12 +8,12 @@ from PIL import Image
 
 from mprd.config.schema import DataConfig
 from mprd.data.camera_style import (
-    CameraColours,
+    CameraColors,
     StyleFiles,
     check_style_files,
     choose_style,
     find_style_files,
-    measure_colours,
+    measure_colors,
 )
 from mprd.data.datasets import load_dataset
 from mprd.errors import UserError
@@ -108,7 +108,7 @@ def test_colours_are_measured_over_all_pixels_of_a_camera(tmp_path: Path) -> Non
         write_image(tmp_path / "b.png", (150, 10, 0)),
         write_image(tmp_path / "c.png", (1, 2, 3)),
     ]
-    colours = measure_colours(paths, np.array([0, 0, 2]))
+    colours = measure_colors(paths, np.array([0, 0, 2]))
     np.testing.assert_allclose(colours.mean[[0, 2]], [[100, 10, 0], [1, 2, 3]], atol=1e-9)
     # one colour has no deviation to divide by and takes 1
     np.testing.assert_allclose(colours.std[[0, 2]], [[50, 1, 1], [1, 1, 1]], atol=1e-9)
@@ -116,11 +116,11 @@ def test_colours_are_measured_over_all_pixels_of_a_camera(tmp_path: Path) -> Non
 
 
 def test_no_images_have_no_colours() -> None:
-    assert measure_colours([], np.empty(0, dtype=np.int64)).mean.shape == (0, 3)
+    assert measure_colors([], np.empty(0, dtype=np.int64)).mean.shape == (0, 3)
 
 
 def test_colours_are_carried_over_by_mean_and_deviation_and_clipped() -> None:
-    colours = CameraColours(np.array([[100.0, 100, 100], [50, 200, 100]]), np.array([[10.0, 10, 10], [20, 20, 5]]))
+    colours = CameraColors(np.array([[100.0, 100, 100], [50, 200, 100]]), np.array([[10.0, 10, 10], [20, 20, 5]]))
     image = Image.new("RGB", (1, 1), (110, 130, 92))
     # (110 - 100) / 10 * 20 + 50; (130 - 100) / 10 * 20 + 200 > 255; (92 - 100) / 10 * 5 + 100
     assert colours.transfer(image, 0, 1).getpixel((0, 0)) == (70, 255, 96)
@@ -135,7 +135,7 @@ def two_cameras(tmp_path: Path) -> tuple[list[Path], np.ndarray]:
 def test_absent_camstyle_files_have_the_colours_stand_in(
     two_cameras: tuple[list[Path], np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert isinstance(choose_style("camstyle", *two_cameras, files=None), CameraColours)
+    assert isinstance(choose_style("camstyle", *two_cameras, files=None), CameraColors)
     assert "per-camera colours stand in" in caplog.text
 
 
@@ -144,7 +144,7 @@ def test_each_camera_style_gives_what_it_says(
 ) -> None:
     files = StyleFiles(Path("styles"), (1, 2), True)
     assert choose_style("camstyle", *two_cameras, files=files) is files
-    assert isinstance(choose_style("colour", *two_cameras, files=files), CameraColours)
+    assert isinstance(choose_style("colour", *two_cameras, files=files), CameraColors)
     assert choose_style("none", *two_cameras, files=files) is None
     assert caplog.text == ""
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mprd.config.schema import DataConfig
-from mprd.data.camera_style import CameraColours, StyleFiles
+from mprd.data.camera_style import CameraColors, StyleFiles
 from mprd.data.datasets import ImageSet, ReidDataset, load_dataset
 from mprd.data.decode import read_image
 from mprd.data.images import PlainImages, TrainImages, check_dataset, check_images, make_loader
@@ -122,7 +122,7 @@ def test_loading_leaves_the_global_generators_alone(tmp_path: Path) -> None:
 
 def test_labels_cannot_be_reached_from_training_images(tmp_path: Path) -> None:
     source = image_set(tmp_path)
-    colours = CameraColours(np.ones((2, 3)), np.ones((2, 3)))
+    colours = CameraColors(np.ones((2, 3)), np.ones((2, 3)))
     images = TrainImages(source, CONFIG, style=colours, seed=0)
     seen: set[int] = set()
     queue: list[Any] = [vars(images)]
@@ -158,7 +158,7 @@ def test_the_style_camera_is_drawn_among_all_training_cameras(tmp_path: Path) ->
 
 def test_colours_are_carried_from_the_own_camera_to_the_drawn_one(tmp_path: Path) -> None:
     source = ImageSet((write_image(tmp_path / "a.png", (110, 110, 110)),) * 2, None, np.array([0, 1]))
-    colours = CameraColours(np.array([[100.0] * 3, [50.0] * 3]), np.array([[10.0] * 3, [20.0] * 3]))
+    colours = CameraColors(np.array([[100.0] * 3, [50.0] * 3]), np.array([[10.0] * 3, [20.0] * 3]))
     images = TrainImages(source, CONFIG, style=colours, seed=0)
     assert [images.read(0, camera).getpixel((0, 0)) for camera in (0, 1)] == [(110,) * 3, (70,) * 3]
 

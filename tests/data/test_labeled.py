@@ -11,7 +11,7 @@ import torch
 from mprd.config.loading import load_config
 from mprd.config.schema import Config, MetaConfig
 from mprd.data.datasets import ImageSet, load_dataset
-from mprd.data.labeled import choose_labelled
+from mprd.data.labeled import choose_labeled
 from mprd.engine.trainer import Hooks, Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
@@ -31,7 +31,7 @@ def named(pids: list[int]) -> ImageSet:
 
 
 def choose(images: ImageSet, num_ids: int, *, seed: int = 0, labels: Path | None = None) -> tuple[list[int], list[int]]:
-    rows, pids = choose_labelled(images, ROOT, MetaConfig(num_ids=num_ids, labels=labels), seed=seed)
+    rows, pids = choose_labeled(images, ROOT, MetaConfig(num_ids=num_ids, labels=labels), seed=seed)
     assert rows.dtype == pids.dtype == np.int64
     return rows.tolist(), pids.tolist()
 

@@ -13,7 +13,7 @@ from mprd.config.loading import load_config
 from mprd.engine.state import TrainState
 from mprd.engine.trainer import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.evaluate.epoch_metrics import epoch_row
-from mprd.runtime.device import Fetched, send
+from mprd.runtime.device import HostCopy, send
 from tests.conftest import TINY
 from tests.pretended_gpu import Remote, pretended_gpu, zero_gradients_only
 
@@ -129,7 +129,7 @@ def test_the_pretended_gpu_refuses_mixed_devices_and_counts_waits() -> None:
         assert len(there[there > 1]) == 3
         assert gpu.waits == 3
         there.copy_(torch.ones(4), non_blocking=True)
-        coming = Fetched(send([1, 2], torch.device("cuda")))
+        coming = HostCopy(send([1, 2], torch.device("cuda")))
         assert gpu.waits == 3
         assert coming.tolist() == [1, 2]
         there.copy_(torch.ones(4))

@@ -27,7 +27,7 @@ from mprd.runtime.device import MALLOPT, keep_freed_memory, memory_bytes, more_t
 def other_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave this process's threads as they were."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(device, "most_threads", device.most_threads)
+    monkeypatch.setattr(device, "max_threads", device.max_threads)
     yield
     torch.set_num_threads(threads)
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mprd.backbone import features
-from mprd.backbone.batch_norm import BatchCut, share_statistics
+from mprd.backbone.batch_norm import BatchSplit, replace_batch_norms
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.datasets import load_dataset
@@ -106,7 +106,7 @@ def test_one_process_alone_hands_back_what_it_was_given() -> None:
     assert workers.sum(rows) is rows
     assert workers.any(True) is True
     network = nn.Sequential(nn.BatchNorm2d(2))
-    share_statistics(network, BatchCut(workers, 0))
+    replace_batch_norms(network, BatchSplit(workers, 0))
     assert type(network[0]) is nn.BatchNorm2d
 
 
@@ -193,13 +193,13 @@ def make_norm(shape: tuple[int, ...]) -> tuple[nn.Module, Tensor, Tensor]:
 def normalize(workers: WorkerGroup, shape: tuple[int, ...], bn_group: int) -> dict[str, Any]:
     """Normalize this worker's share, and run a weighted sum of it back."""
     norm, maps, weights = make_norm(shape)
-    network, cut = nn.Sequential(norm), BatchCut(workers, bn_group)
-    share_statistics(network, cut)
+    network, cut = nn.Sequential(norm), BatchSplit(workers, bn_group)
+    replace_batch_norms(network, cut)
     shares = cut.shard(shape[0])
     cut.set_batch(shape[0])
     own = maps[shares.own].clone().requires_grad_()
     out = network(own)
-    cut.track_all()
+    cut.sync_running_stats()
     (out * weights[shares.own]).sum().backward()
     workers.sum_gradients(network.parameters(), out.sum())
     return {
@@ -255,13 +255,13 @@ def count_messages(workers: WorkerGroup) -> list[int]:
     """Count the messages of a network with two norms, forward, under statistics of the whole batch and of groups."""
     counts = []
     for bn_group in (0, 4):
-        network, cut = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)), BatchCut(workers, bn_group)
-        share_statistics(network, cut)
+        network, cut = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)), BatchSplit(workers, bn_group)
+        replace_batch_norms(network, cut)
         cut.set_batch(8)
         messages = [mock.patch.object(dist, name, wraps=getattr(dist, name)) for name in ("all_gather", "all_reduce")]
         with messages[0] as gather, messages[1] as reduce:
             network(torch.rand(4, 3))
-            cut.track_all()
+            cut.sync_running_stats()
         counts.append(gather.call_count + reduce.call_count)
     return counts
 
@@ -277,8 +277,8 @@ def test_batch_norm_by_groups_on_one_worker_follows_the_definition(shape: tuple[
 
 def test_batch_norm_by_groups_passes_gradcheck() -> None:
     norm, maps, _ = make_norm((6, 2, 2, 1))
-    network, cut = nn.Sequential(norm), BatchCut(WorkerGroup(), 3)
-    share_statistics(network, cut)
+    network, cut = nn.Sequential(norm), BatchSplit(WorkerGroup(), 3)
+    replace_batch_norms(network, cut)
     cut.set_batch(6)
     assert torch.autograd.gradcheck(network, (maps.requires_grad_(),))
 
@@ -287,7 +287,7 @@ def test_batch_norm_in_evaluation_is_torchs() -> None:
     norm, maps, _ = make_norm((6, 2))
     plain = make_norm((6, 2))[0].eval()
     network = nn.Sequential(norm)
-    share_statistics(network, BatchCut(WorkerGroup(), 3))
+    replace_batch_norms(network, BatchSplit(WorkerGroup(), 3))
     assert torch.equal(network.eval()(maps), plain(maps))
 
 
