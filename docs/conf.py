@@ -1,4 +1,4 @@
-"""Sphinx: the Markdown pages of this folder, and the reference from docstrings. `make docs` builds without the network."""
+"""Sphinx: the Markdown pages, and the reference from docstrings. `make docs` builds without the network."""
 
 from __future__ import annotations
 
