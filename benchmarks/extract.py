@@ -20,8 +20,8 @@ from PIL import Image
 from mprd.backbone.network import build_backbone
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
-from mprd.extract.inputs import list_pictures, name_patterns
-from mprd.extract.stream import Job, extract_to_file, stream_parts
+from mprd.extract.inputs import find_images, name_patterns
+from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts
 from mprd.model import Model
 
 
@@ -64,15 +64,15 @@ def main() -> None:
         folder, out = Path(place) / "crops", Path(place) / "out" / "features.parquet"
         folder.mkdir()
         write_crops(folder, len(batches) * batch_size)
-        job = Job(folder, False, args.device, batch_size, False, args.decoders)
+        options = ExtractOptions(folder, False, args.device, batch_size, False, args.decoders)
 
         def extract() -> None:
             shutil.rmtree(out.parent, ignore_errors=True)
-            pictures, patterns = list_pictures(str(folder)), name_patterns(config.data)
+            images, patterns = find_images(str(folder)), name_patterns(config.data)
             extract_to_file(
                 model,
-                job,
-                pictures,
+                options,
+                images,
                 out,
                 dtype="float32",
                 patterns=patterns,

@@ -1,4 +1,4 @@
-"""`mprd COMMAND` or `python -m mprd COMMAND`: every command under one name, with shell completion."""
+"""`mprd COMMAND` or `python -m mprd COMMAND`: all commands under one name, with shell completion."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COMMANDS = ("train", "tune", "evaluate", "extract", "search", "export", "report"
 
 
 class Commands(TyperGroup):
-    """The commands, each imported when it is asked for."""
+    """The commands, each imported when it is called or listed."""
 
     def list_commands(self, _context: Any) -> list[str]:
-        """Name them in the order in which a newcomer meets them."""
+        """Return the names in the order of first use."""
         return list(COMMANDS)
 
     def get_command(self, _context: Any, name: str) -> Any:
-        """Import one; None where there is no such command."""
+        """Import a command; return None for an unknown name."""
         if name not in COMMANDS:
             return None
         command = get_command(import_module(f"mprd.{name}").app)

@@ -1,4 +1,4 @@
-"""The feature file: Parquet with a row an image, its path, identity and camera where known, and its unit feature."""
+"""Read and write feature files: Parquet with one row per image: path, identity and camera if known, unit feature."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mprd.errors import UserError
 from mprd.runtime.checkpoint import disk_reason
 
 Dtype = Literal["float32", "float16"]
-KEY = b"mprd"
-FORMAT = 1
-# features hardly shrink, and uncompressed they are read as fast as the disk gives them
+METADATA_KEY = b"mprd"
+FILE_FORMAT = 1
+# features hardly compress
 COMPRESSION = {"path": "zstd", "pid": "zstd", "camid": "zstd"}
 
 
 class Rows(NamedTuple):
-    """Some images in order."""
+    """Images with their ids and features."""
 
     paths: list[str]
     pids: list[int | None]
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 
 def feature_schema(*, run: str, num_features: int, dtype: Dtype) -> pa.Schema:
-    """Describe the columns, and in the metadata under `mprd` the format, the run's name and D."""
+    """Return the columns; the metadata under `mprd` hold the format, the run's name and D."""
     element = pa.float16() if dtype == "float16" else pa.float32()
     fields = [
         pa.field("path", pa.string()),
@@ -44,12 +44,12 @@ def feature_schema(*, run: str, num_features: int, dtype: Dtype) -> pa.Schema:
         pa.field("camid", pa.int64()),
         pa.field("feature", pa.list_(element, num_features)),
     ]
-    described = {"format": FORMAT, "run": run, "num_features": num_features}
-    return pa.schema(fields, metadata={KEY: json.dumps(described)})
+    header = {"format": FILE_FORMAT, "run": run, "num_features": num_features}
+    return pa.schema(fields, metadata={METADATA_KEY: json.dumps(header)})
 
 
-def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
-    """Turn rows into an Arrow table; features are rounded to the dtype of the schema."""
+def rows_to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
+    """Return rows as an Arrow table, with features in the dtype of the schema."""
     feature = schema.field("feature").type
     values = rows.features.astype(feature.value_type.to_pandas_dtype(), copy=False)
     features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), feature.list_size)
@@ -58,15 +58,15 @@ def to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
 
 
 def write_features(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write tables as row groups of one file, whole or not at all; return the number of rows.
+    """Write tables as row groups of one file; return the number of rows.
 
-    Raises UserError where the disk refuses.
+    An existing file is replaced only once the new one is complete. Raises UserError if writing fails.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     num_rows = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a file of Python's own: its errors say what the system said
+        # Arrow's own files hide the system's error message
         with temporary.open("wb") as file, open_writer(file, schema) as writer:
             for table in tables:
                 writer.write_table(table)
@@ -80,7 +80,6 @@ def write_features(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
 
 
 def open_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """Choose how the columns are packed."""
     return pq.ParquetWriter(
         file, schema, compression=COMPRESSION, use_dictionary=["pid", "camid"], write_statistics=False
     )
@@ -88,11 +87,11 @@ def open_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A feature file that can be read: what it says of itself, and its rows."""
+    """The header of a feature file, and access to its rows."""
 
     path: Path
     run: str
-    """Name of the run whose network made the features."""
+    """Name of the run that the features come from."""
     num_rows: int
     num_features: int
     dtype: Dtype
@@ -104,52 +103,52 @@ class FeatureFile:
                 yield file.read_row_group(group)
 
     def batches(self) -> Iterator[Rows]:
-        """Yield the row groups with features as arrays of the file's dtype `[n, D]`."""
+        """Yield the row groups with features `[n, D]` of the file's dtype."""
         for table in self.tables():
             paths, pids, camids = (table.column(name).to_pylist() for name in ("path", "pid", "camid"))
             yield Rows(paths, pids, camids, as_matrix(table.column("feature"), self.num_features))
 
 
 def as_matrix(column: pa.ChunkedArray, num_features: int) -> np.ndarray:
-    """Turn a column of fixed-size lists into an array `[n, D]`, without a copy where it is one chunk."""
+    """Return a column of fixed-size lists as an array `[n, D]`; a single chunk is not copied."""
     chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
     whole = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return whole.reshape(-1, num_features)
 
 
 def open_features(path: Path | str) -> FeatureFile:
-    """Look at a feature file; raise UserError where it is missing, damaged, or something else."""
+    """Read the header of a feature file; raise UserError if it is missing, damaged or of another kind."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of features; mprd.extract writes one")
     try:
         with pq.ParquetFile(path) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
-        said = json.loads((schema.metadata or {})[KEY])
-        check_schema(schema, said)
+        header = json.loads((schema.metadata or {})[METADATA_KEY])
+        check_schema(schema, header)
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a file of features as mprd.extract writes it ({reason})") from None
     dtype: Dtype = "float16" if schema.field("feature").type.value_type == pa.float16() else "float32"
-    return FeatureFile(path, said["run"], num_rows, said["num_features"], dtype)
+    return FeatureFile(path, header["run"], num_rows, header["num_features"], dtype)
 
 
-def check_schema(schema: pa.Schema, said: dict[str, Any]) -> None:
-    """Raise ValueError unless the columns are those of this format."""
-    if said["format"] != FORMAT:
-        raise ValueError(f"format {said['format']}, wanted {FORMAT}")
+def check_schema(schema: pa.Schema, header: dict[str, Any]) -> None:
+    """Raise ValueError unless format and columns are those that this version writes."""
+    if header["format"] != FILE_FORMAT:
+        raise ValueError(f"format {header['format']}, wanted {FILE_FORMAT}")
     for dtype in ("float32", "float16"):
-        wanted = feature_schema(run=said["run"], num_features=said["num_features"], dtype=dtype)
-        if [(field.name, as_text(field.type)) for field in schema] == [(f.name, as_text(f.type)) for f in wanted]:
+        wanted = feature_schema(run=header["run"], num_features=header["num_features"], dtype=dtype)
+        if [(field.name, type_name(field.type)) for field in schema] == [(f.name, type_name(f.type)) for f in wanted]:
             return
     raise ValueError(f"columns {', '.join(schema.names)}")
 
 
-def as_text(kind: pa.DataType) -> str:
-    """Write a type without the names of inner fields, which Parquet does not keep."""
+def type_name(kind: pa.DataType) -> str:
+    """Return the name of a type without those of inner fields, which Parquet does not keep."""
     return f"{kind.value_type}[{kind.list_size}]" if pa.types.is_fixed_size_list(kind) else str(kind)
 
 
 def join_files(parts: Sequence[Path], path: Path, schema: pa.Schema) -> int:
-    """Write the row groups of files that were written one after the other as one file; return its rows."""
+    """Concatenate feature files of one schema; return the number of rows."""
     return write_features(path, (table for part in parts for table in open_features(part).tables()), schema)

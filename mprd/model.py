@@ -1,4 +1,4 @@
-"""A trained network, out of its run folder: pictures in, unit features out."""
+"""Load the trained network of a run, and extract unit features of images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from mprd.backbone.features import ordered_batches, stream_features
 from mprd.backbone.network import Backbone, build_backbone
 from mprd.config.schema import Config
-from mprd.data.images import ImageSource, InferenceImages
+from mprd.data.images import InferenceImages, ImageSource
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The network of a run, in evaluation mode on its device."""
+    """The network of a run in evaluation mode."""
 
     name: str
     """Name of the run folder."""
     config: Config
-    """All settings of the run."""
+    """The settings of the run."""
     backbone: Backbone
     device: torch.device
 
@@ -39,15 +39,13 @@ class Model:
         """D, the length of a feature."""
         return self.backbone.num_features
 
-    def extract(
-        self, images: Sequence[ImageSource], *, batch_size: int | None = None, num_workers: int = 0
-    ) -> np.ndarray:
-        """Return unit features after the batch norm, what `mprd.evaluate` ranks by: float32 `[n, D]`.
+    def extract(self, images: Sequence[ImageSource], *, batch_size: int | None = None, num_workers: int = 0) -> np.ndarray:
+        """Return unit features after the batch norm, which `mprd.evaluate` ranks by: float32 `[n, D]`.
 
         Args:
             images: paths, or PIL images of any mode.
-            batch_size: most images a forward pass; the run's `eval.batch_size` when None.
-            num_workers: processes that decode; 0 decodes in this one.
+            batch_size: images per forward pass; by default the run's `eval.batch_size`.
+            num_workers: decoding processes; 0 decodes in this one.
 
         Raises UserError naming a file that cannot be read.
 
@@ -67,14 +65,14 @@ class Model:
     def stream(
         self, images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield ids int64 `[B]` and unit features float32 `[B, D]` of one batch after the other."""
+        """Yield ids int64 `[B]` and unit features float32 `[B, D]` batch by batch."""
         for ids, features in stream_features(
             self.backbone, images, batches, num_workers=num_workers, device=self.device
         ):
             yield ids.numpy(), features.float().numpy(force=True)
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights and statistics, which tells a network from another or a later one."""
+        """Return a hash of all weights and batch-norm statistics, 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode())
@@ -83,13 +81,13 @@ class Model:
 
 
 def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> Model:
-    """Build the trained network of a run folder.
+    """Load the trained network of a run folder.
 
     Args:
-        best: the checkpoint that is best by the label-free score, in place of the last.
-        device: `auto` (the accelerator where there is one), `cpu`, `cuda` or `cuda:N`.
+        best: load the checkpoint with the best label-free score, in place of the last.
+        device: `auto` (an accelerator if there is one), `cpu`, `cuda` or `cuda:N`.
 
-    Raises UserError where the folder holds no run, no such checkpoint, or the device is not there.
+    Raises UserError without a run, its checkpoint, or the device.
 
     >>> from mprd import load_model
     >>> model = load_model(run, device="cpu")
@@ -100,7 +98,7 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     config = folder.read_config()
     place = choose_device(device, setting="device")
     path = folder.best if best else folder.last
-    # the weights come from the checkpoint, whatever they once started from
+    # the checkpoint replaces any pretrained weights
     backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}))
     checkpoint.load_module(backbone, checkpoint.load(path)["backbone"], path=path, name="backbone")
     return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,30 @@ def tiny_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.save(state.state_dict())
     folder.save_best(state.state_dict())
     return folder.path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train with the tiny settings for three epochs."""
+    from rich.console import Console
+
+    from mprd.train.local import run_local
+
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "trained")
+    config = load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
+    run_local(config, folder, resume=False, console=Console(quiet=True))
+    return folder.path
+
+
+@pytest.fixture
+def refuse(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that runs a command with wrong arguments, and returns the one line that it prints."""
+
+    def run(app: Callable[[list[str]], None], *args: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            app([str(arg) for arg in args])
+        lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("INFO", "WARNING"))]
+        assert (stop.value.code, len(lines)) == (2, 1)
+        return lines[0]
+
+    return run

@@ -1,4 +1,4 @@
-"""Query against gallery, label quality, the figures of an epoch."""
+"""Evaluate query against gallery, measure label quality, collect the figures of an epoch."""
 
 from mprd.lazy import lazy_names
 

@@ -1,17 +1,13 @@
-"""`python -m mprd.evaluate RUN`: query against gallery with the network of a finished run."""
+"""`python -m mprd.evaluate RUN`: evaluate the network of a run, query against gallery."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mprd.cli import run_command
-
-if TYPE_CHECKING:
-    from mprd.config.schema import Extra
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,22 +24,24 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
-    from mprd.config.schema import EvalConfig
+    run_command(
+        lambda: evaluate_and_print(run, data=data, best=best, rerank=rerank, standardise=standardise, as_json=json_)
+    )
 
-    extras = EvalConfig(rerank=rerank, standardise=standardise).extras
-    run_command(lambda: report(run, data=data, best=best, extras=extras, as_json=json_))
 
-
-def report(run: Path, *, data: Path | None, best: bool, extras: Sequence[Extra], as_json: bool) -> None:
-    """Evaluate and print."""
+def evaluate_and_print(
+    run: Path, *, data: Path | None, best: bool, rerank: bool, standardise: bool, as_json: bool
+) -> None:
     import json
 
     from rich.console import Console
 
+    from mprd.config.schema import EvalConfig
     from mprd.evaluate.run import evaluate_run
     from mprd.runs.console import figure_table
     from mprd.runs.folder import RunFolder
 
+    extras = EvalConfig(rerank=rerank, standardise=standardise).extras
     row = evaluate_run(RunFolder(run), data=data, best=best, extras=extras)
     if as_json:
         print(json.dumps(row))

@@ -88,7 +88,7 @@ def measure_labels(trainer: Trainer) -> dict[str, float | None]:
             quality["reciprocal_auc"] = label_quality.auc(scores, is_true)
         if trainer.config.pairs.decide == "agreement":
             quality["agreement_auc"] = label_quality.auc(judged[:, 5], is_true)
-        quality["candidate_precision"] = label_quality.share(is_true.sum(), torch.tensor(len(judged)))
+        quality["candidate_precision"] = label_quality.ratio(is_true.sum(), torch.tensor(len(judged)))
     return quality
 
 

@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Retrieval:
-    """Figures of one evaluation."""
+class Evaluation:
+    """Rank metrics of the features after and before the appended batch norm."""
 
     after_bn: RankMetrics
-    """By the feature after the appended batch norm: the headline."""
+    """The headline."""
     before_bn: RankMetrics
-    """By the pooled feature before it."""
     extra: dict[Extra, RankMetrics]
-    """By the feature after it, and more."""
+    """The features after the batch norm, re-ranked or standardised."""
 
     def row(self) -> dict[str, float]:
-        """Return the figures under the names of the metrics file, fractions in [0, 1]."""
-        row = figures(self.after_bn) | {f"{name}_before_bn": v for name, v in figures(self.before_bn).items()}
+        """Return the figures under the column names of metrics.jsonl, fractions in [0, 1]."""
+        row = metric_columns(self.after_bn)
+        row |= {f"{name}_before_bn": value for name, value in metric_columns(self.before_bn).items()}
         for extra, metrics in self.extra.items():
-            row |= {f"{name}_{extra}": value for name, value in figures(metrics).items()}
+            row |= {f"{name}_{extra}": value for name, value in metric_columns(metrics).items()}
         return row
 
 
-def figures(metrics: RankMetrics) -> dict[str, float]:
-    """Name the figures that the field reports."""
+def metric_columns(metrics: RankMetrics) -> dict[str, float]:
+    """Return mAP, mINP and the CMC at ranks 1, 5 and 10."""
     ranks = {f"rank{k}": float(metrics.cmc[min(k, len(metrics.cmc)) - 1]) for k in (1, 5, 10)}
     return {
         "mAP": float(metrics.mAP),
@@ -52,7 +52,7 @@ def figures(metrics: RankMetrics) -> dict[str, float]:
 
 
 def can_evaluate(dataset: ReidDataset) -> bool:
-    """Say whether query and gallery are there, with identities and cameras."""
+    """Return whether the data set has query and gallery images with identities and cameras."""
     return all(len(s) and s.pids is not None and s.camids is not None for s in (dataset.query, dataset.gallery))
 
 
@@ -63,11 +63,12 @@ def evaluate(
     *,
     device: torch.device,
     extras: Collection[Extra] = (),
-) -> Retrieval:
-    """Extract query and gallery, rank, and count (Sec. 5.1).
+) -> Evaluation:
+    """Extract query and gallery, and rank the gallery for each query (Sec. 5.1).
 
     Args:
-        extras: also the same features k-reciprocally re-ranked, or standardised by camera (Song et al., ICLR 2025).
+        extras: evaluate the features also with k-reciprocal re-ranking, or standardised by camera (Song et al., ICLR
+            2025).
     """
     features = extract_sets(backbone, dataset, config, device=device)
     return rank_sets(*features, dataset, memory_mb=config.eval.memory_mb, extras=extras)
@@ -80,8 +81,15 @@ def rank_sets(
     *,
     memory_mb: int,
     extras: Collection[Extra] = (),
-) -> Retrieval:
-    """Rank the gallery for each query by features as `extract_sets` returns them."""
+) -> Evaluation:
+    """Rank the gallery for each query.
+
+    Args:
+        query_features: after and before the batch norm, as from `extract_sets`.
+        gallery_features: likewise.
+        memory_mb: memory for blocks of distances.
+        extras: see `evaluate`.
+    """
     query, gallery = dataset.query, dataset.gallery
     (q_after, q_before), (g_after, g_before) = query_features, gallery_features
     ids = tuple(known(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
@@ -89,25 +97,26 @@ def rank_sets(
     if "reranked" in extras:
         extra["reranked"] = rank_metrics(re_rank(q_after, g_after), *ids)
     if "standardised" in extras:
-        extra["standardised"] = rank_features(*without_cameras(q_after, g_after, *ids[2:]), *ids, memory_mb=memory_mb)
-    return Retrieval(
+        standardised = standardise_by_camera(q_after, g_after, *ids[2:])
+        extra["standardised"] = rank_features(*standardised, *ids, memory_mb=memory_mb)
+    return Evaluation(
         rank_features(q_after, g_after, *ids, memory_mb=memory_mb),
         rank_features(q_before, g_before, *ids, memory_mb=memory_mb),
         extra,
     )
 
 
-def without_cameras(
+def standardise_by_camera(
     q_features: Tensor, g_features: Tensor, q_camids: np.ndarray, g_camids: np.ndarray
 ) -> tuple[Tensor, Tensor]:
-    """Standardise both by the statistics of each camera in the gallery, by that of all where a camera is not there."""
+    """Standardise both by the gallery's statistics of each camera, and by those of all its images for other cameras."""
     q_cameras, g_cameras = (torch.as_tensor(ids, device=g_features.device) for ids in (q_camids, g_camids))
     statistics = CameraStatistics.measure(g_features, g_cameras, num_cameras=int(q_cameras.max()) + 1)
     return statistics.standardize(q_features, q_cameras), statistics.standardize(g_features, g_cameras)
 
 
 def known(ids: np.ndarray | None) -> np.ndarray:
-    """Insist on ids that `can_evaluate` has seen."""
+    """Narrow the type of ids that `can_evaluate` has checked."""
     assert ids is not None
     return ids
 
@@ -115,23 +124,18 @@ def known(ids: np.ndarray | None) -> np.ndarray:
 def extract_sets(
     backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Extract query and gallery; several workers share the images, and each must call this."""
-    query = PlainImages(dataset.query, config.data, packs=dataset.packs)
-    gallery = PlainImages(dataset.gallery, config.data, packs=dataset.packs)
-    return (
-        extract_set(backbone, query, config, device=device),
-        extract_set(backbone, gallery, config, device=device),
-    )
+    """Return the features of query and gallery, each after and before the batch norm, `[n, D]`.
 
-
-def extract_set(
-    backbone: Backbone, images: PlainImages, config: Config, *, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Extract the images of one split, after and before the batch norm."""
-    return extract(
-        backbone,
-        images,
-        batch_size=config.eval.batch_size,
-        num_workers=config.data.num_workers,
-        device=device,
-    )
+    Every worker must call this, extracts its shard, and gets all features.
+    """
+    after_and_before = [
+        extract(
+            backbone,
+            PlainImages(images, config.data, packs=dataset.packs),
+            batch_size=config.eval.batch_size,
+            num_workers=config.data.num_workers,
+            device=device,
+        )
+        for images in (dataset.query, dataset.gallery)
+    ]
+    return after_and_before[0], after_and_before[1]

@@ -1,6 +1,6 @@
-"""How good the labels are: with identities known their precision, recall and AUC; without, a label-free score.
+"""Measure label quality: precision, recall and AUC with identities, label-free scores without. Not used by training.
 
-None of it reaches training. Shapes: N images, W width of P, P pairs, C cameras.
+Shapes: N images, D feature size, k neighbors.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ PAIR_SCORES = {
 
 
 def pair_quality(positives: PositiveTable, pids: Tensor, camids: Tensor | None) -> dict[str, float | None]:
-    """Return precision and recall of P without the self-pairs, over all pairs and over cross-camera pairs.
+    """Return precision and recall of P without self-pairs, over all pairs and over cross-camera pairs.
 
-    A share of nothing is None.
+    A ratio with denominator 0 is None.
+
+    Args:
+        pids: int64 `[N]`.
+        camids: int64 `[N]`, or None, which leaves out the cross-camera figures.
     """
     ids = positives.ids
     rows = torch.arange(len(ids), device=ids.device)[:, None]
@@ -31,51 +35,56 @@ def pair_quality(positives: PositiveTable, pids: Tensor, camids: Tensor | None) 
     is_true = is_pair & (pids[ids.clamp(min=0)] == pids[:, None])
     same = group_sizes(pids) - 1
     quality = {
-        "pair_precision": share(is_true.sum(), is_pair.sum()),
-        "pair_recall": share(is_true.sum(), same.sum()),
+        "pair_precision": ratio(is_true.sum(), is_pair.sum()),
+        "pair_recall": ratio(is_true.sum(), same.sum()),
     }
     if camids is not None:
         is_cross = camids[ids.clamp(min=0)] != camids[:, None]
         same_camera = group_sizes(pids * (int(camids.max()) + 1) + camids) - 1
         cross_true = (is_true & is_cross).sum()
-        quality["pair_precision_cross"] = share(cross_true, (is_pair & is_cross).sum())
-        quality["pair_recall_cross"] = share(cross_true, (same - same_camera).sum())
+        quality["pair_precision_cross"] = ratio(cross_true, (is_pair & is_cross).sum())
+        quality["pair_recall_cross"] = ratio(cross_true, (same - same_camera).sum())
     return quality
 
 
 def labelled_quality(positives: PositiveTable, meta: MetaSet) -> dict[str, float | None]:
-    """Return precision and recall of the P_i of labeled images, which needs no other identity.
+    """Return precision and recall of the P_i of labeled images, without using other identities.
 
-    They flatter where the GCN learns from the pairs within Z. A share of nothing is None.
+    Optimistic where the GCN is trained on the pairs within Z. A ratio with denominator 0 is None.
 
     Args:
-        meta: Z, holding all images of its identities.
+        meta: Z, with all images of its identities.
     """
     ids = positives.ids[meta.ids]
     is_pair = (ids != PADDING) & (ids != meta.ids[:, None])
-    # identities counted from 0, and -1 for the unknown
+    # identities renumbered from 0; -1 is unknown
     pids = torch.full((len(positives),), -1, device=ids.device)
     pids[meta.ids] = meta.pids.unique(return_inverse=True)[1]
     is_true = is_pair & (pids[ids.clamp(min=0)] == pids[meta.ids][:, None])
     return {
-        "labelled_precision": share(is_true.sum(), is_pair.sum()),
-        "labelled_recall": share(is_true.sum(), (group_sizes(meta.pids) - 1).sum()),
+        "labelled_precision": ratio(is_true.sum(), is_pair.sum()),
+        "labelled_recall": ratio(is_true.sum(), (group_sizes(meta.pids) - 1).sum()),
     }
 
 
 def group_sizes(ids: Tensor) -> Tensor:
-    """Return for each element how many elements carry its id, itself included."""
+    """Return for each element the number of elements with its id, itself included."""
     _, inverse, counts = ids.unique(return_inverse=True, return_counts=True)
     return counts[inverse]
 
 
-def share(part: Tensor, whole: Tensor) -> float | None:
-    """Divide two counts; None where there is nothing to divide by."""
-    return float(part / whole) if int(whole) else None
+def ratio(count: Tensor, total: Tensor) -> float | None:
+    """Divide two counts; None if the total is 0."""
+    return float(count / total) if int(total) else None
 
 
 def auc(scores: Tensor, is_true: Tensor) -> float | None:
-    """Return the area under the ROC curve, ties counted half; None where one class is missing."""
+    """Return the area under the ROC curve, with ties counted half; None if a class is empty.
+
+    Args:
+        scores: `[n]`, higher for pairs more likely true.
+        is_true: bool `[n]`.
+    """
     num_true = int(is_true.sum())
     num_false = len(is_true) - num_true
     if num_true == 0 or num_false == 0:
@@ -88,17 +97,17 @@ def auc(scores: Tensor, is_true: Tensor) -> float | None:
 
 @torch.no_grad()
 def neighborhood_agreement(features: Tensor, camids: Tensor | None, *, k: int = 8, block_rows: int = 1024) -> float:
-    """Return how much images and their nearest images under other cameras share their neighbors: a label-free score.
+    """Return the label-free score: the agreement of neighborhoods across cameras, in [0, 1].
 
-    The mean Jaccard overlap of NN_k, the image itself included, between image i and each of the two images most
-    similar to it that another camera took. An identity that is one tight group across cameras scores 1; features
-    that group by camera or by chance score low. With one camera, or none known, any other image will do.
+    It is the mean Jaccard overlap of NN_k, the image itself included, between image i and each of the two images of
+    other cameras that are most similar to it. Identities that form tight groups across cameras score 1; features that
+    group by camera or at random score low. With one camera, or none known, all other images are eligible.
 
     Args:
         features: `[N, D]`, unit length, N of at least 2.
         camids: `[N]`, or None.
     """
-    near, partners = nearest_lists(features, camids, k=k, block_rows=block_rows)
+    near, partners = nearest_and_partners(features, camids, k=k, block_rows=block_rows)
     groups = torch.cat([torch.arange(len(features), device=features.device)[:, None], near], dim=1)
     size = groups.shape[1]
     overlaps = []
@@ -110,8 +119,8 @@ def neighborhood_agreement(features: Tensor, camids: Tensor | None, *, k: int = 
     return float(agreement.mean()) if len(agreement) else 0.0
 
 
-def nearest_lists(features: Tensor, camids: Tensor | None, *, k: int, block_rows: int) -> tuple[Tensor, Tensor]:
-    """Return each image's k nearest others `[N, k]`, and its two nearest under other cameras `[N, 2]` or -1."""
+def nearest_and_partners(features: Tensor, camids: Tensor | None, *, k: int, block_rows: int) -> tuple[Tensor, Tensor]:
+    """Return the k nearest other images `[N, k]`, and the two nearest of other cameras `[N, 2]`, padded with -1."""
     num_images = len(features)
     near, partners = [], []
     for rows in torch.arange(num_images, device=features.device).split(block_rows):
@@ -127,15 +136,16 @@ def nearest_lists(features: Tensor, camids: Tensor | None, *, k: int, block_rows
 
 @torch.no_grad()
 def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 256) -> float:
-    """Return how well labels and features fit, without any identity: the mean silhouette (Rousseeuw 1987) of P.
+    """Return the mean silhouette (Rousseeuw 1987) of P, a label-free measure of the fit of labels and features.
 
-    Of image i it is (b - a) / max(a, b), where a is the mean distance to P_i and b that to the nearest image outside,
-    distances being 1 - cosine. Strangers in P_i raise a, mates left out of it lower b. An image without a positive
-    counts as -1, the limit for a growing a: as 0 it would outdo bad labels. One without anybody outside counts as 0.
+    For image i it is (b - a) / max(a, b), where a is the mean distance to P_i, b the distance to the nearest image
+    outside P_i, and distances are 1 - cosine. False positives raise a, missed positives lower b. An image without
+    positives counts as -1, the limit for growing a, since with 0 no labels would score above bad labels. An image with
+    none outside counts as 0.
 
     Args:
         features: `[N, D]`, unit length.
-        positives: P of the same images.
+        positives: P of the N images.
     """
     total = features.new_zeros(())
     for rows in torch.arange(len(features), device=features.device).split(block_rows):
@@ -144,14 +154,14 @@ def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 
         outside = distances.masked_fill(is_positive, torch.inf).scatter_(1, rows[:, None], torch.inf).amin(1)
         counts = is_positive.sum(1)
         inside = distances.masked_fill(~is_positive, 0).sum(1) / counts.clamp(min=1)
-        # copies of one image have no distance at all
+        # duplicate images have distance 0
         widths = (outside - inside) / torch.maximum(outside, inside).clamp(min=1e-6)
         total += widths.where(counts > 0, -1).where(outside.isfinite(), 0).sum()
     return float(total / len(features))
 
 
 def mean_random_cosine(features: Tensor, *, generator: torch.Generator, num_pairs: int = 4096) -> float:
-    """Return the mean cosine of random pairs of images; near 1 the features have collapsed to one point."""
+    """Return the mean cosine of random pairs of images; near 1 the features have collapsed."""
     ids = torch.randint(len(features), (2, num_pairs), generator=generator).to(features.device)
     ids = ids[:, ids[0] != ids[1]]
     return float((features[ids[0]] * features[ids[1]]).sum(1).mean()) if ids.shape[1] else 0.0

@@ -1,4 +1,4 @@
-"""Evaluate the network of a finished run."""
+"""Evaluate the network of a run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ from mprd.runtime.device import set_threads
 def evaluate_run(
     folder: RunFolder, *, data: Path | None, best: bool, extras: Collection[Extra] = ()
 ) -> dict[str, float]:
-    """Evaluate the network of a run, on its own data set or on another in the same layout.
+    """Return the evaluation of a run's network under the column names of metrics.jsonl.
 
-    Raises UserError where the folder, the checkpoint, or query and gallery are missing.
+    Args:
+        data: root of another data set in the same layout.
+
+    Raises UserError if the run, its checkpoint, or query and gallery are missing.
     """
     config = folder.read_config()
     set_threads(config.train.threads)

@@ -1,4 +1,4 @@
-"""The network as ONNX, TorchScript or torch.export."""
+"""Export the network as ONNX, TorchScript or torch.export."""
 
 from mprd.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""`python -m mprd.export RUN --format onnx`: the network of a run as one file that other programs read."""
+"""`python -m mprd.export RUN --format onnx`: the network of a run as one file for other programs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def export(
     out: Annotated[Path | None, typer.Option(help="File to write; by default backbone.onnx in the run folder.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
 ) -> None:
-    """Write the network with its pre-processing, held against the original."""
-    run_command(lambda: write(run, kind=format_, out=out, best=best))
+    """Write the network with its pre-processing, compared with the original."""
+    run_command(lambda: export_and_print(run, kind=format_, out=out, best=best))
 
 
-def write(run: Path, *, kind: str, out: Path | None, best: bool) -> None:
-    """Export and say what was written."""
+def export_and_print(run: Path, *, kind: str, out: Path | None, best: bool) -> None:
+    """Export, and print the files and the largest difference from the original."""
     from mprd.export.formats import SUFFIXES, check_packages, export_network
     from mprd.model import load_model
 

@@ -1,7 +1,7 @@
-"""The network of a run as one file that other programs read, with its pre-processing written beside it.
+"""Export the network of a run as ONNX, TorchScript or torch.export, with a description of its pre-processing.
 
-The file takes prepared images `[n, 3, H, W]`, float32, any n, and gives unit features `[n, D]`, float32. It takes its
-name only once its output has been held against the network's own.
+The exported network maps prepared images `[n, 3, H, W]`, float32, any n, to unit features `[n, D]`, float32. The file
+is moved to its final name only after its output has been compared with the original's.
 """
 
 from __future__ import annotations
@@ -33,59 +33,60 @@ from mprd.model import Model
 from mprd.runtime.checkpoint import disk_reason
 
 TOLERANCE = 1e-4
-"""Largest difference of a feature's number from the original that is let pass; features have length 1."""
-NUM_IMAGES = 32
+"""Largest accepted absolute difference from the original, in any entry of a unit feature."""
+NUM_SAMPLES = 32
+"""Images that the comparison uses."""
 INPUT, OUTPUT = "images", "features"
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "torch-export": ".pt2"}
-FORMAT = 1
+DESCRIPTION_FORMAT = 1
 
-Run = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and checked."""
+    """An exported network that has passed the comparison."""
 
     path: Path
     description: Path
-    """JSON that says how images are prepared and what comes out."""
+    """JSON with the pre-processing and the output."""
     difference: float
     num_images: int
     source: str
-    """Which images it was checked on."""
+    """Description of the images compared on."""
 
 
 def export_network(model: Model, path: Path, *, kind: str) -> Exported:
-    """Write the network of a model on the CPU and its description, both checked before they take their names.
+    """Write the network of a model on the CPU and, beside it, its description.
 
-    Raises UserError where a package is missing, the disk refuses, or the output differs by more than 1e-4.
+    Raises UserError if a package is missing, writing fails, or the output differs by more than 1e-4; nothing is left
+    behind then.
     """
     check_packages(kind)
     images, source = sample_images(model)
-    with replacing(path) as folder:
-        # torch.export insists on its suffix
+    with staging_folder(path) as folder:
+        # torch.export requires its suffix
         temporary = folder / f"network{SUFFIXES[kind]}"
-        with quiet():
+        with silenced_exporters():
             WRITERS[kind](model.backbone, images[:2], temporary)
             difference = compare(model.backbone, READERS[kind](temporary), images)
         if not difference <= TOLERANCE:
             raise UserError(f"{path}: not written: its features differ by {difference:.1e} from the network's own, "
                             f"more than {TOLERANCE:.0e} (checked on {len(images)} images)")  # fmt: skip
-        beside = describe(model, path, kind=kind) | {
+        description = describe_network(model, path, kind=kind) | {
             "checked": {"num_images": len(images), "images": source, "max_difference": difference}
         }
-        description_file(folder / path.name).write_text(json.dumps(beside, indent=2) + "\n")
+        description_file(folder / path.name).write_text(json.dumps(description, indent=2) + "\n")
         temporary.rename(folder / path.name)
     return Exported(path, description_file(path), difference, len(images), source)
 
 
 def description_file(path: Path) -> Path:
-    """Name the description that stands beside a network."""
     return path.with_name(path.name + ".json")
 
 
 def check_packages(kind: str) -> None:
-    """Raise UserError where a format is unknown or its packages are missing."""
+    """Raise UserError for an unknown format, and if its packages are not installed."""
     if kind not in SUFFIXES:
         raise UserError(f"--format must be {', '.join(SUFFIXES)}, but got {kind!r}")
     wanted = ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else ()
@@ -94,14 +95,11 @@ def check_packages(kind: str) -> None:
         raise UserError(f"--format onnx needs {', '.join(missing)}: pip install 'mprd[export]'")
 
 
-# -- images to check on ---------------------------------------------------------------------------
-
-
 def sample_images(model: Model) -> tuple[Tensor, str]:
-    """Prepare up to 32 images of the run's data set, evenly spread; drawn pedestrians where it cannot be read.
+    """Prepare up to 32 images, evenly spaced in the run's data set, or synthetic ones if it cannot be read.
 
     Returns:
-        Float32 `[n, 3, H, W]`, and a word on where they come from.
+        Float32 `[n, 3, H, W]`, and a description of the source.
     """
     config = model.config.data
     if config.dataset != "synthetic":
@@ -117,25 +115,22 @@ def sample_images(model: Model) -> tuple[Tensor, str]:
 
 
 def prepare_sample(model: Model, paths: tuple[Path, ...]) -> Tensor:
-    """Prepare some of many images as for testing."""
-    rows = np.linspace(0, len(paths) - 1, min(NUM_IMAGES, len(paths))).astype(int)
+    """Prepare up to NUM_SAMPLES of the images as for testing."""
+    rows = np.linspace(0, len(paths) - 1, min(NUM_SAMPLES, len(paths))).astype(int)
     crops = InferenceImages([paths[row] for row in rows], model.config.data)
     return torch.stack([crops[index][0] for index in range(len(crops))])
 
 
 @torch.no_grad()
-def compare(backbone: Backbone, run: Run, images: Tensor) -> float:
-    """Return the largest difference of the features, over all images at once and over a single one."""
+def compare(backbone: Backbone, network: Network, images: Tensor) -> float:
+    """Return the largest absolute difference of the features, in a batch of all images and in a batch of one."""
     parts = (images, images[:1])
-    # Python's max would pass over a NaN
-    return float(torch.stack([(run(part) - backbone(part)).abs().max() for part in parts]).max())
-
-
-# -- formats --------------------------------------------------------------------------------------
+    # Python's max can skip a NaN
+    return float(torch.stack([(network(part) - backbone(part)).abs().max() for part in parts]).max())
 
 
 def dynamic_batch() -> dict[str, Any]:
-    """Say that the number of images is free."""
+    """Declare the number of images as dynamic."""
     return {INPUT: {0: torch.export.Dim("batch")}}
 
 
@@ -153,7 +148,7 @@ def write_onnx(backbone: Backbone, images: Tensor, path: Path) -> None:
     program.save(str(path), external_data=False)
 
 
-def read_onnx(path: Path) -> Run:
+def read_onnx(path: Path) -> Network:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -164,7 +159,7 @@ def write_torchscript(backbone: Backbone, images: Tensor, path: Path) -> None:
     torch.jit.save(torch.jit.trace(backbone, images), str(path))
 
 
-def read_torchscript(path: Path) -> Run:
+def read_torchscript(path: Path) -> Network:
     return torch.jit.load(str(path), map_location="cpu")
 
 
@@ -172,7 +167,7 @@ def write_torch_export(backbone: Backbone, images: Tensor, path: Path) -> None:
     torch.export.save(torch.export.export(backbone, (images,), dynamic_shapes=dynamic_batch()), str(path))
 
 
-def read_torch_export(path: Path) -> Run:
+def read_torch_export(path: Path) -> Network:
     return torch.export.load(str(path)).module()
 
 
@@ -180,11 +175,11 @@ WRITERS = {"onnx": write_onnx, "torchscript": write_torchscript, "torch-export":
 READERS = {"onnx": read_onnx, "torchscript": read_torchscript, "torch-export": read_torch_export}
 
 
-def describe(model: Model, path: Path, *, kind: str) -> dict[str, Any]:
-    """Say what goes in and what comes out, for a program that knows nothing of this one."""
+def describe_network(model: Model, path: Path, *, kind: str) -> dict[str, Any]:
+    """Return pre-processing and output in full, for programs that do not import mprd."""
     data = model.config.data
     return {
-        "format": FORMAT,
+        "format": DESCRIPTION_FORMAT,
         "file": path.name,
         "kind": kind,
         "run": model.name,
@@ -212,12 +207,9 @@ def describe(model: Model, path: Path, *, kind: str) -> dict[str, Any]:
     }
 
 
-# -- writing --------------------------------------------------------------------------------------
-
-
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a folder beside `path`; move its files beside `path` once the block ends well, the named one last."""
+def staging_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder whose files are moved to that of `path` if the block succeeds, `path` itself last."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -229,8 +221,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' talk to themselves: of rewriting graphs, of TorchScript's deprecation."""
+def silenced_exporters() -> Iterator[None]:
+    """Suppress the exporters' warnings: graph rewriting, the deprecation of TorchScript."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

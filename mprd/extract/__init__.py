@@ -1,4 +1,4 @@
-"""Features of images as a Parquet file."""
+"""Extract features of images into a Parquet file."""
 
 from mprd.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""Pictures that a person points at, by folder, list or glob, and the ids in their names."""
+"""Find images by folder, list or glob, and read the ids in their names."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mprd.data.datasets import to_number
 from mprd.data.layouts import IMAGE_SUFFIXES, MARKET_NAME, list_images, read_lines
 from mprd.errors import UserError
 
-MSMT17_NAME = re.compile(r"^(?P<pid>\d+)_\d+_(?P<camid>\d+)_")
+MSMT17_IDS = re.compile(r"^(?P<pid>\d+)_\d+_(?P<camid>\d+)_")
 
 
-class Pictures(NamedTuple):
-    """Files in order, each named in full and as the person sees it."""
+class ImageList(NamedTuple):
+    """Image files in order."""
 
     paths: list[str]
     """Absolute paths."""
     names: list[str]
-    """The path below the folder, as listed, or as the glob found it."""
+    """Paths relative to the folder, as listed in the text file, or as the glob matched."""
 
 
-def list_pictures(source: str) -> Pictures:
+def find_images(source: str) -> ImageList:
     """List the images below a folder, in a text file (a path a line, relative to the file's folder) or of a glob.
 
-    Folders and globs are sorted by path; a list keeps its order, and whatever it names. Raises UserError where
-    nothing is found.
+    Folders and globs are sorted by path; a text file keeps its order, and its entries may have any suffix. Raises
+    UserError if there are none.
     """
     suffixes = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
     if os.path.isdir(source):
@@ -45,21 +45,20 @@ def list_pictures(source: str) -> Pictures:
     if not names:
         raise UserError(f"{source}: no images; looked for {suffixes}")
     base = os.path.abspath(base)
-    return Pictures([os.path.normpath(os.path.join(base, name)) for name in names], names)
+    return ImageList([os.path.normpath(os.path.join(base, name)) for name in names], names)
 
 
 def is_image(path: str) -> bool:
-    """Say whether a file's name is that of an image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def name_patterns(config: DataConfig, pattern: str | None = None) -> list[re.Pattern[str]]:
-    """Return the expressions by which names are read: the given one, or what a run's data set calls for.
+    """Return the regular expressions for file names: `pattern`, or by default those of the run's data set.
 
-    Raises UserError where it is none.
+    Raises UserError for an invalid regular expression.
     """
     if pattern is None and config.dataset != "folder":
-        return [MARKET_NAME, MSMT17_NAME]
+        return [MARKET_NAME, MSMT17_IDS]
     setting = "data.name_pattern" if pattern is None else "--name-pattern"
     try:
         return [re.compile(config.name_pattern if pattern is None else pattern)]
@@ -67,8 +66,8 @@ def name_patterns(config: DataConfig, pattern: str | None = None) -> list[re.Pat
         raise UserError(f"{setting}: not a regular expression: {error}") from None
 
 
-def ids_of(name: str, patterns: Sequence[re.Pattern[str]]) -> tuple[int | None, int | None]:
-    """Read identity and camera out of a name, or else out of its last part; None where it does not tell a number."""
+def ids_from_name(name: str, patterns: Sequence[re.Pattern[str]]) -> tuple[int | None, int | None]:
+    """Return pid and camid by the first pattern that matches the path, or else its last part; None if not a number."""
     for text in (name, name.rpartition("/")[2]):
         for pattern in patterns:
             match = pattern.search(text)

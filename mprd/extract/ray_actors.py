@@ -1,4 +1,4 @@
-"""Extraction by actors: each holds the network, and extracts part after part of a long list of files."""
+"""Extract parts of a long list of files on Ray actors, each with a copy of the network."""
 
 from __future__ import annotations
 
@@ -9,47 +9,50 @@ import numpy as np
 import torch
 
 from mprd.errors import UserError
-from mprd.extract.stream import Batches, Job, PartStream, stream_parts
+from mprd.extract.parts import Batches
+from mprd.extract.stream import ExtractOptions, PartStream, stream_parts
 from mprd.model import Model, load_model
 from mprd.parallel.ray_actors import count_gpus, map_on_actors
 
 FLAG = "--num-workers"
 
-Part = list[list[str]]
-"""Paths, batch by batch: images are read where they are looked at."""
-
 
 def stream_on_actors(
-    _model: Model, job: Job, paths: Sequence[str], parts: Sequence[Batches], *, num_workers: int
+    _model: Model, options: ExtractOptions, paths: Sequence[str], parts: Sequence[Batches], *, num_workers: int
 ) -> PartStream:
-    """Extract parts on so many actors, and yield them in order: what `stream_parts` yields, to the bit on one thread.
+    """Extract parts on actors, and yield them in order, bit-identical to `stream_parts` on one thread.
 
-    Raises UserError where the actors do not fit, one of them dies, or finds a mistake of the person's.
+    Raises UserError if the actors do not fit, an actor dies or raises UserError.
     """
-    on_gpu = job.device.startswith("cuda")
+    on_gpu = options.device.startswith("cuda")
     if on_gpu and (num_gpus := count_gpus(num_workers)) < num_workers:
         raise UserError(f"{FLAG}: {num_workers} actors need a GPU each, but Ray has {num_gpus}; or give --device cpu")
     items = ([[paths[index] for index in batch] for batch in part] for part in parts)
-    found = map_on_actors(Extractor, job, items, num_actors=num_workers, num_gpus=int(on_gpu), setting=FLAG)
+    found = map_on_actors(Extractor, options, items, num_actors=num_workers, num_gpus=int(on_gpu), setting=FLAG)
     for part, (rows, features) in zip(parts, found, strict=True):
         yield np.fromiter(chain.from_iterable(part), np.int64)[rows], features
 
 
 class Extractor:
-    """What an actor keeps: the job, and the network once it has been asked for."""
+    """Extract parts in an actor; the network is loaded for the first one."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, options: ExtractOptions) -> None:
         torch.set_num_threads(1)
-        self.job = job
+        self.options = options
         self.model: Model | None = None
 
-    def __call__(self, part: Part) -> tuple[np.ndarray, np.ndarray] | UserError:
-        """Return the places of the readable images in the part `[m]` and their features `[m, D]`, or the mistake."""
+    def __call__(self, part: list[list[str]]) -> tuple[np.ndarray, np.ndarray] | UserError:
+        """Extract a part, given as paths batch by batch.
+
+        Returns the positions int64 `[m]` of the readable images in the part and their features `[m, D]`. A UserError is
+        returned as a value, since Ray would wrap a raised one.
+        """
         try:
-            self.model = self.model or load_model(self.job.run, best=self.job.best, device=self.job.device)
+            options = self.options
+            self.model = self.model or load_model(options.run, best=options.best, device=options.device)
             paths = list(chain.from_iterable(part))
-            places = iter(range(len(paths)))
-            batches = [list(islice(places, len(batch))) for batch in part]
-            return next(stream_parts(self.model, self.job, paths, [batches]))
+            positions = iter(range(len(paths)))
+            batches = [list(islice(positions, len(batch))) for batch in part]
+            return next(stream_parts(self.model, options, paths, [batches]))
         except UserError as error:
             return error

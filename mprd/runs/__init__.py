@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, its lock, console lines, pages."""
+"""The run folder and its lock, console output, HTML pages."""

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and the table at its end."""
+"""Console output of a run: progress, a line per epoch, the final table."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ FIGURES = (
     ("label_free_score", "label-free score"),
     ("silhouette", "silhouette of P"),
 )
+"""Columns of metrics.jsonl that tables show, with their labels."""
 
 
 class EpochLines:
-    """One live line for the running epoch on a terminal, and one line for each that has ended."""
+    """Show a progress bar for the running epoch if on a terminal, and print a line for each finished epoch."""
 
     def __init__(self, console: Console, *, num_epochs: int) -> None:
         self.console = console
@@ -63,7 +64,7 @@ class EpochLines:
         self.progress.stop()
 
     def step(self, *, epoch: int, phase: str, step: int, num_steps: int, loss: float | None) -> None:
-        """Move the live line."""
+        """Update the progress bar."""
         self.started.setdefault(epoch, time.monotonic())
         if self.task is None:
             self.task = self.progress.add_task("", figures="")
@@ -76,13 +77,13 @@ class EpochLines:
         )
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Print the line of an epoch that has ended."""
+        """Print the line of a finished epoch."""
         self.console.print(
             epoch_line(row, self.num_epochs, self.seconds_left(row["epoch"])), highlight=False, soft_wrap=True
         )
 
     def seconds_left(self, epoch: int) -> float:
-        """Estimate from the epochs seen by this process."""
+        """Estimate the remaining seconds from the epochs of this process."""
         if not self.started:
             return 0.0
         first = min(self.started)
@@ -91,7 +92,7 @@ class EpochLines:
 
 
 class ImageLine:
-    """One live line for a pass over many images on a terminal, and how fast it went."""
+    """Show a progress bar for a pass over images if on a terminal, and measure its speed."""
 
     def __init__(self, console: Console, num_images: int) -> None:
         columns = (TextColumn("images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
@@ -109,7 +110,7 @@ class ImageLine:
         self.progress.stop()
 
     def advance(self, num_images: int, is_earlier: bool) -> None:
-        """Move the line; images that an earlier call has done say nothing of the speed."""
+        """Update the progress bar; images completed by an earlier call do not count for the speed."""
         if is_earlier:
             self.started = time.monotonic()
         else:
@@ -117,16 +118,16 @@ class ImageLine:
         self.progress.update(self.task, advance=num_images, speed=self.speed())
 
     def speed(self) -> float:
-        """Return images a second."""
+        """Return images per second."""
         return self.num_done / max(1e-9, time.monotonic() - self.started)
 
 
 def epoch_line(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
-    """Say in one line how an epoch went."""
+    """Format the figures of an epoch as one line."""
     parts = [f"epoch {row['epoch'] + 1:>2}/{num_epochs}"]
     parts += [f"{name} {row[key]:.3f}" for key, name in (("cnn_loss", "loss"), ("gcn_loss", "gcn")) if is_set(row, key)]
     parts.append(f"|P| {row['positives']:.1f}")
-    # who is on all images says more of P than who is on the labeled ones
+    # shares over all images are preferred; without identities only those of labeled images exist
     source, of = ("pair", "") if "pair_precision" in row else ("labelled", " of labeled")
     shares = {f"{source}_precision": f"prec{of}", f"{source}_recall": f"rec{of}", "mAP": "mAP", "rank1": "R1"}
     parts += [f"{name} {100 * row[key]:.1f}" for key, name in shares.items() if is_set(row, key)]
@@ -137,18 +138,18 @@ def epoch_line(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str
 
 
 def is_set(row: dict[str, Any], key: str) -> bool:
-    """Say whether a figure was taken."""
+    """Return whether a figure is present and not None."""
     return row.get(key) is not None
 
 
 def final_table(rows: list[dict[str, Any]], untrained: dict[str, float]) -> Table:
-    """Set the last epoch beside the one a label-free score picks and the best on test, named as what they are."""
+    """Return the figures of the epochs that `chosen_rows` picks, and of the untrained network."""
     columns = {f"{name}\n(epoch {row['epoch'] + 1})": row for name, row in chosen_rows(rows).items()}
     return figure_table(columns | ({"untrained": untrained} if untrained else {}))
 
 
 def figure_table(columns: dict[str, dict[str, Any]]) -> Table:
-    """Set the figures of several rows side by side, in percent."""
+    """Return a table with the figures of each row as a column, in percent."""
     table = Table(title="Result, in percent")
     table.add_column("figure")
     for name in columns:
@@ -160,7 +161,7 @@ def figure_table(columns: dict[str, dict[str, Any]]) -> Table:
 
 
 def chosen_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Choose the last epoch (the headline), the best by the label-free score, and the best on test."""
+    """Pick the last epoch (the headline), the best by label-free score, and the best on test, by column title."""
     picks = {"last epoch": rows[-1]}
     evaluated = [row for row in rows if is_set(row, "mAP")]
     if evaluated:

@@ -1,4 +1,4 @@
-"""The data set of a run, with its cache of decoded images."""
+"""Open the data set of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from mprd.runs.folder import RunFolder
 
 
 def open_dataset(config: Config, folder: RunFolder) -> ReidDataset:
-    """Load the data set, leaving unreadable images out where the settings say so."""
+    """Load the data set with its cache of decoded images, which lies beside the run folder.
+
+    With `data.on_bad_image=skip`, unreadable images are left out.
+    """
     cache_dir = folder.path.parent / "data"
     dataset = load_dataset(config.data, cache_dir=cache_dir)
     dataset = replace(dataset, packs=Packs(cache_dir, mode=config.data.cache))

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: settings, versions, metrics, events, checkpoints, curves, table."""
+"""The run folder: settings, versions, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "
 
 
 class RunFolder:
-    """Paths of a run, and how each file is written."""
+    """Read and write the files of a run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,12 +33,12 @@ class RunFolder:
         self.best = path / "checkpoints" / "best.pt"
 
     def check_is_free(self) -> None:
-        """Raise UserError where a run is already there."""
+        """Raise UserError if the folder already holds a run."""
         if self.config_file.exists():
             raise UserError(f"{self.path}: holds a run already; go on with --resume {self.path}, or change --out")
 
     def create(self, config: Config) -> None:
-        """Make the folder with its settings, versions and command; raise UserError where one is already there."""
+        """Create the folder with settings, versions and command line; raise UserError if it already holds a run."""
         self.check_is_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -48,13 +48,13 @@ class RunFolder:
             raise UserError(f"{self.path}: cannot write the run folder: {error.strerror}") from None
 
     def read_config(self) -> Config:
-        """Read the settings of a run; raise UserError where the folder holds none."""
+        """Read the settings; raise UserError if the folder holds no run."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path}: not a run folder, it has no {self.config_file.name}")
         return build_config(read_yaml(self.config_file))
 
     def read_rows(self) -> list[dict[str, Any]]:
-        """Read the metrics, a row an epoch; a last line that was cut off is left out."""
+        """Read metrics.jsonl, one row per epoch; a truncated last line is dropped."""
         rows = []
         if self.metrics_file.is_file():
             for line in self.metrics_file.read_text().splitlines():
@@ -65,28 +65,28 @@ class RunFolder:
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
-        """Write all metrics at once, so that a reader never sees half a row."""
+        """Replace metrics.jsonl, so that readers never see a partial row."""
         write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_untrained(self, row: dict[str, float]) -> None:
-        """Keep the retrieval figures of the network before its first epoch."""
+        """Write the evaluation of the untrained network."""
         write_text(self.untrained_file, json.dumps(row) + "\n")
 
     def read_untrained(self) -> dict[str, float]:
-        """Read them; nothing where the run was not evaluated."""
+        """Read the evaluation of the untrained network; empty if there is none."""
         return json.loads(self.untrained_file.read_text()) if self.untrained_file.is_file() else {}
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save the whole state as the last checkpoint."""
+        """Write the last checkpoint."""
         checkpoint.save(state, self.last)
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Save the whole state as the best by the label-free score."""
+        """Write the checkpoint with the best label-free score."""
         checkpoint.save(state, self.best)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole; raise UserError where the disk refuses."""
+    """Replace a text file atomically; raise UserError if writing fails."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text)
@@ -96,7 +96,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def describe_run() -> dict[str, Any]:
-    """Return the command line, the versions and the machine."""
+    """Return the command line, the package versions and the machine."""
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""HTML pages from the package's templates."""
+"""Render HTML pages from the package's templates."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def render_page(template: str, **values: Any) -> str:
-    """Fill a template of `mprd/templates`; a name it asks for in vain is an error."""
+    """Render a template of `mprd/templates`; a variable missing in `values` is an error."""
     import jinja2
 
     def read(name: str) -> str:
@@ -21,16 +21,16 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Write a value for a person, drawn numbers shortened."""
+    """Format a value, floats with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def percent(fraction: float | None) -> str:
-    """Write a fraction in percent."""
+    """Format a fraction in percent, None as a dash."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def signed(fraction: float) -> str:
-    """Write a difference of fractions in points, with its sign."""
+    """Format a difference of fractions in percentage points, with its sign."""
     # adding zero turns -0.0 into 0.0
     return f"{round(100 * fraction, 1) + 0.0:+.1f}"

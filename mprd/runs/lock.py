@@ -1,4 +1,4 @@
-"""One process at a time writes into the folder of a run or of a study."""
+"""Lock the folder of a run or of a study, so that one process at a time writes there."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
-NAME = ".lock"
+LOCK_NAME = ".lock"
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep a folder to this process for as long as the block runs; the lock goes with the process, however that ends.
+    """Hold the lock of a folder while the block runs; the system releases it if the process is killed.
 
-    Raises UserError where another process holds the folder, or where it cannot be written. Where the file system knows
-    no locks there is a warning alone.
+    Raises UserError if another process holds the lock or the folder cannot be written. A file system without locks
+    only causes a warning.
     """
     try:
-        file = (folder / NAME).open("a+")
+        file = (folder / LOCK_NAME).open("a+")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None
     with file:
         try:
-            # not flock, which loading processes would inherit, and hold on when this one was killed
+            # flock would be inherited by loader workers, which outlive a killed parent
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.seek(0)

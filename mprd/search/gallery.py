@@ -1,4 +1,4 @@
-"""A gallery that can be searched: unit features with their paths, identities and cameras."""
+"""Search a gallery of unit features, exactly or through an index."""
 
 # Q queries, N images, D feature size, K results of a query, B rows of a block
 from __future__ import annotations
@@ -14,33 +14,33 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.feature_file import Rows, feature_schema, open_features, to_table, write_features
+from mprd.feature_file import Rows, feature_schema, open_features, rows_to_table, write_features
 from mprd.neighbors.approximate import TopK, merge_shards
-from mprd.search.index import CodeIndex, blocks, import_faiss, spread
+from mprd.search.index import BLOCK_ROWS, CodeIndex, blocks, evenly_spaced, import_faiss
 
 logger = logging.getLogger("mprd")
 
 IndexKind = Literal["exact", "pq"]
 UNKNOWN = np.iinfo(np.int64).min
-"""The identity or camera of an image whose name tells none."""
-BLOCK_ROWS = 2**14
+"""The identity or camera of an image whose name has none."""
 LARGE_BLOCK_ROWS = 2**17
-"""Where a block costs little memory: threads wait for each other after each, long on a busy machine."""
+"""Block size where a block takes little memory: fewer blocks synchronize threads less often."""
 FEW_QUERIES = 16
-"""So many queries are multiplied in float16 where the features are; more repay turning the features into float32."""
+"""Up to this many queries are multiplied in float16 if the features are; for more, converting to float32 pays off."""
 HALF_ERROR = 2.0**-9
-"""More than a cosine taken in float16 can be off: query and result rounded to 11 bits, the sum taken in float32."""
+"""Bound on the error of a cosine in float16: query and result are rounded to 11 bits, the sum is float32."""
 SPARE = 64
-"""Further images that are kept of a float16 scan, for a second look in float32."""
+"""Images kept of a float16 scan beyond twice the wanted number, to be rescored in float32."""
 SAMPLE_QUERIES = 16
-"""Images of the gallery whose results measure an index."""
+"""Images of the gallery on which the recall of an index is measured."""
+NO_ROWS = np.empty(0, np.int64)
 
 
-class Ranking(NamedTuple):
-    """The nearest images of each query, nearest first; -1 and infinity behind the last where there are fewer."""
+class RankedRows(NamedTuple):
+    """The nearest images of each query, nearest first; padded with -1 and infinity."""
 
     rows: np.ndarray
-    """int64 [Q, K], which images of the gallery."""
+    """int64 [Q, K], positions in the gallery."""
     distances: np.ndarray
     """float32 [Q, K], 1 - cosine, in [0, 2]."""
 
@@ -63,14 +63,14 @@ class Gallery:
         """float32 or float16 [N, D], unit length."""
         self.paths = paths
         self.pids = pids
-        """int64 [N]; UNKNOWN where the name tells none."""
+        """int64 [N], or UNKNOWN."""
         self.camids = camids
-        """int64 [N], as numbered in file names; UNKNOWN where the name tells none."""
+        """int64 [N], as numbered in file names, or UNKNOWN."""
         self.run = run
-        """Name of the run whose network made the features."""
+        """Name of the run that the features come from."""
         self.index: CodeIndex | None = None
         self.recall: float | None = None
-        """Recall@10 of the index, against exact search for a sample of the gallery's images."""
+        """Recall@10 of the index against exact search, on a sample of the gallery's images."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -85,9 +85,9 @@ class Gallery:
         camids: Sequence[int | None] | np.ndarray | None = None,
         run: str = "",
     ) -> Gallery:
-        """Make a gallery of unit features [N, D], kept as they are where they are float16 or float32.
+        """Make a gallery of unit features [N, D]; float16 and float32 are not copied, others become float32.
 
-        Paths default to row numbers, identities and cameras to unknown. Raises UserError for sizes that do not fit
+        Paths default to row numbers, identities and cameras to unknown. Raises UserError for sizes that do not match
         and for rows that are not of unit length.
         """
         features = np.asarray(features)
@@ -99,18 +99,18 @@ class Gallery:
         for name, values in (("paths", paths), ("pids", pids), ("camids", camids)):
             if values is not None and len(values) != len(features):
                 raise UserError(f"a gallery wants one of {name} for each feature, {len(features)}, got {len(values)}")
-        lengths = np.linalg.norm(features[spread(len(features), 1000)].astype(np.float32), axis=1)
+        lengths = np.linalg.norm(features[evenly_spaced(len(features), 1000)].astype(np.float32), axis=1)
         if not np.allclose(lengths, 1, atol=0.01):
             raise UserError(f"a gallery wants features of unit length, but got {lengths[np.abs(lengths - 1).argmax()]}")
         return cls(features, paths, as_ids(pids, len(features)), as_ids(camids, len(features)), run=run)
 
     @classmethod
     def open(cls, path: Path | str, *, index: IndexKind = "exact") -> Gallery:
-        """Read a feature file; an index is read from beside it, or built and kept there.
+        """Read a feature file; an index is read from the file beside it, or built and written there.
 
-        Raises UserError for a file of another kind, and where an index is wanted and faiss is missing.
+        Raises UserError for another kind of file, and if an index needs faiss and it is not installed.
         """
-        check_kind(index)
+        check_index_kind(index)
         path = Path(path)
         file = open_features(path)
         if not file.num_rows:
@@ -129,17 +129,20 @@ class Gallery:
         return gallery
 
     def save(self, path: Path | str) -> None:
-        """Write the features as a feature file, whole or not at all."""
+        """Write a feature file; an existing file is replaced only once the new one is complete."""
         dtype: Literal["float16", "float32"] = "float16" if self.features.dtype == np.float16 else "float32"
         schema = feature_schema(run=self.run, num_features=self.features.shape[1], dtype=dtype)
         tables = (
-            to_table(Rows(list(self.paths[r]), known(self.pids[r]), known(self.camids[r]), self.features[r]), schema)
+            rows_to_table(
+                Rows(list(self.paths[r]), as_optional(self.pids[r]), as_optional(self.camids[r]), self.features[r]),
+                schema,
+            )
             for r in blocks(len(self), BLOCK_ROWS)
         )
         write_features(Path(path), tables, schema)
 
     def open_index(self, path: Path) -> None:
-        """Read the index of a feature file from beside it; build and keep it where it is missing or stale."""
+        """Read the index beside a feature file, or build and write it if it is missing or stale."""
         import_faiss()
         status = path.stat()
         key = f"{status.st_size} bytes of {status.st_mtime_ns}"
@@ -153,9 +156,9 @@ class Gallery:
         logger.info("%s: recall@10 %.3f against exact search for a sample of the gallery", file, self.recall or 0.0)
 
     def build_index(self) -> CodeIndex:
-        """Build an index of these features, measure it, and search through it from now on."""
+        """Build an index, measure its recall, and use it for all later searches."""
         self.index = None
-        queries = self.features[spread(len(self), SAMPLE_QUERIES)]
+        queries = self.features[evenly_spaced(len(self), SAMPLE_QUERIES)]
         exact = self.search(queries, top=10).rows
         self.index = CodeIndex.build(self.features)
         self.recall = recall(self.search(queries, top=10).rows, exact)
@@ -163,31 +166,31 @@ class Gallery:
 
     def search(
         self, query_features: np.ndarray, top: int = 10, *, leave_out: Sequence[np.ndarray] | None = None
-    ) -> Ranking:
-        """Rank the gallery for queries [Q, D] (scaled to unit length) by cosine; equals in the order of the rows.
+    ) -> RankedRows:
+        """Rank the gallery for queries [Q, D] (scaled to unit length) by cosine; equal cosines by row.
 
-        Without an index the result is exact for the features as stored. K is `top`, or N where that is less.
+        Without an index the result is exact for the features as stored. K is min(`top`, N).
 
         Args:
-            leave_out: for each query the rows, int64, that must not come back.
+            leave_out: for each query the rows, int64, to leave out of the result.
 
-        Raises UserError where shapes do not fit.
+        Raises UserError for shapes that do not match.
         """
         queries = self.check_queries(query_features)
         if top < 1:
             raise UserError(f"top must be at least 1, but got {top}")
         width = min(top, len(self))
-        banned = [np.unique(rows) for rows in leave_out] if leave_out is not None else [NONE] * len(queries)
+        banned = [np.unique(rows) for rows in leave_out] if leave_out is not None else [NO_ROWS] * len(queries)
         if len(banned) != len(queries):
             raise UserError(f"leave_out must have rows for each of {len(queries)} queries, but got {len(banned)}")
         best = self.search_codes(queries, width, banned) if self.index else self.search_all(queries, width, banned)
         is_found = best.values > -torch.inf
-        return Ranking(
+        return RankedRows(
             torch.where(is_found, best.ids, -1).numpy(), torch.where(is_found, 1 - best.values, torch.inf).numpy()
         )
 
     def check_queries(self, query_features: np.ndarray) -> Tensor:
-        """Return queries as unit float32 rows [Q, D]; raise UserError where they cannot be."""
+        """Return queries as unit float32 rows [Q, D]; raise UserError for another D, NaN and infinity."""
         queries = torch.from_numpy(np.array(query_features, dtype=np.float32))
         if queries.ndim != 2 or queries.shape[1] != self.features.shape[1]:
             raise UserError(
@@ -199,13 +202,13 @@ class Gallery:
         return torch.nn.functional.normalize(queries, dim=1)
 
     def search_all(self, queries: Tensor, width: int, banned: Sequence[np.ndarray]) -> TopK:
-        """Rank by every feature, exactly."""
+        """Rank all features exactly; float16 features are scanned roughly first, and the best rescored in float32."""
         features = torch.from_numpy(self.features)
         if features.dtype == torch.float32 or len(queries) > FEW_QUERIES:
             return in_order(scan(queries, features, width, banned, in_float32=True))
         rough = scan(queries, features, min(2 * width + SPARE, len(self)), banned, in_float32=False)
         best = rescore(queries, features, rough.ids, is_banned=rough.values == -torch.inf, width=width)
-        # whatever was not kept is at most as near as the last that was: sure, unless that is within the error
+        # a row that the scan dropped has at most the rough cosine of the last row kept
         is_sure = (best.values[:, -1] > rough.values[:, -1] + HALF_ERROR) | (rough.ids.shape[1] == len(self))
         unsure = (~is_sure).nonzero().squeeze(1)
         if len(unsure):
@@ -214,7 +217,7 @@ class Gallery:
         return best
 
     def search_codes(self, queries: Tensor, width: int, banned: Sequence[np.ndarray]) -> TopK:
-        """Rank the candidates of the index by their features."""
+        """Rank the candidates that the index returns by their features."""
         assert self.index is not None
         features = torch.from_numpy(self.features)
         candidates = self.index.candidates(queries.numpy(), least=width)
@@ -223,18 +226,15 @@ class Gallery:
             query = queries[row : row + 1]
             ids = candidates[row][(candidates[row] >= 0) & ~np.isin(candidates[row], rows)]
             if len(ids) >= width:
-                with one_thread():
-                    rankings.append(look_at(query, features, ids, width))
-            else:  # most of the candidates are banned: then nothing but all features will do
+                with one_torch_thread():
+                    rankings.append(rank_candidates(query, features, ids, width))
+            else:  # too many candidates are banned
                 rankings.append(self.search_all(query, width, [rows]))
         return TopK(torch.cat([best.values for best in rankings]), torch.cat([best.ids for best in rankings]))
 
 
-NONE = np.empty(0, np.int64)
-
-
 def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndarray], *, in_float32: bool) -> TopK:
-    """Take the best of all rows, block by block; banned rows come last, with -inf."""
+    """Return the best rows of each query [Q, `width`], scanning block by block; banned rows come last, with -inf."""
     best = TopK(queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64))
     is_small = len(queries) <= FEW_QUERIES and not (in_float32 and features.dtype == torch.float16)
     for rows in blocks(len(features), LARGE_BLOCK_ROWS if is_small else BLOCK_ROWS):
@@ -250,8 +250,8 @@ def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndar
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: a few thousand rows take less than threads lose by waiting for each other."""
+def one_torch_thread() -> Iterator[None]:
+    """Use one torch thread: for a few thousand rows, synchronizing threads costs more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -260,8 +260,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def look_at(query: Tensor, features: Tensor, candidates: np.ndarray, width: int) -> TopK:
-    """Rank the candidates of one query [1, D] by their features: all roughly, the first of them in float32."""
+def rank_candidates(query: Tensor, features: Tensor, candidates: np.ndarray, width: int) -> TopK:
+    """Rank the candidates of one query [1, D]: all in the dtype of the features, the best again in float32."""
     ids = torch.from_numpy(candidates)
     rows = torch.from_numpy(features.numpy().take(candidates, axis=0))
     rough = (rows @ query[0].to(rows.dtype)).float().topk(min(2 * width + SPARE, len(ids)))
@@ -270,7 +270,7 @@ def look_at(query: Tensor, features: Tensor, candidates: np.ndarray, width: int)
 
 
 def rescore(queries: Tensor, features: Tensor, ids: Tensor, *, is_banned: Tensor, width: int) -> TopK:
-    """Rank each query's candidates [Q, C] by their features in float32; banned ones come last, with -inf."""
+    """Rank each query's candidates [Q, C] in float32; banned ones come last, with -inf."""
     values = torch.empty(ids.shape)
     for row, candidates in enumerate(ids):
         values[row] = features[candidates].float() @ queries[row]
@@ -280,7 +280,7 @@ def rescore(queries: Tensor, features: Tensor, ids: Tensor, *, is_banned: Tensor
 
 
 def in_order(best: TopK) -> TopK:
-    """Put the nearest first, and equals in the order of their rows."""
+    """Sort by descending value, equal values by row."""
     ids, by_id = best.ids.sort(dim=1)
     values, order = best.values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
     return TopK(values, ids.gather(1, order))
@@ -292,7 +292,7 @@ def recall(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def as_ids(ids: Sequence[int | None] | np.ndarray | None, num_images: int) -> np.ndarray:
-    """Turn identities or cameras into int64 [N], with UNKNOWN where there are none."""
+    """Return identities or cameras as int64 [N], with UNKNOWN for None."""
     if ids is None:
         return np.full(num_images, UNKNOWN)
     if isinstance(ids, np.ndarray):
@@ -300,13 +300,13 @@ def as_ids(ids: Sequence[int | None] | np.ndarray | None, num_images: int) -> np
     return np.array([UNKNOWN if number is None else number for number in ids], np.int64)
 
 
-def known(ids: np.ndarray) -> list[int | None]:
-    """Turn UNKNOWN into None."""
+def as_optional(ids: np.ndarray) -> list[int | None]:
+    """Return ids with None for UNKNOWN."""
     return [None if number == UNKNOWN else number for number in ids.tolist()]
 
 
-def check_kind(index: str) -> IndexKind:
-    """Return the choice; raise UserError for an index that does not exist."""
+def check_index_kind(index: str) -> IndexKind:
+    """Narrow the type; raise UserError for an unknown index."""
     for kind in get_args(IndexKind):
         if index == kind:
             return kind

@@ -1,4 +1,4 @@
-"""An index for large galleries: four-bit codes of all features, which say which few are worth a true look."""
+"""An index for large galleries: four-bit product-quantization codes that select the candidates to be ranked."""
 
 # Q queries, N images, D feature size, C candidates of a query
 from __future__ import annotations
@@ -21,21 +21,21 @@ from mprd.runtime.device import num_cores
 
 logger = logging.getLogger("mprd")
 
-FORMAT = 1
+INDEX_FORMAT = 1
 PART_SIZE = 4
-"""Numbers of a feature that share a code of four bits: a bit a number, a 16th or a 32nd of the feature."""
+"""Dimensions that share a four-bit code: one bit a dimension, 1/16 of a float16 and 1/32 of a float32 feature."""
 TRAINING_ROWS = 4096
 TRAINING_ROUNDS = 10
 SHARD_ROWS = 2**17
-"""Rows of a shard; a query searches the shards side by side."""
+"""Rows of a shard; a query searches the shards in parallel."""
 BLOCK_ROWS = 2**14
-LEAST_CANDIDATES = 4000
+MIN_CANDIDATES = 4000
 CANDIDATE_SHARE = 128
-"""One image in so many is a candidate: random features, the hardest there are, then have a recall@10 above 0.95."""
+"""One image in this many is a candidate, which keeps recall@10 above 0.95 even for random features."""
 
 
 class CodeIndex:
-    """Codes of all features of a gallery, scanned in full for each query."""
+    """Codes of all features of a gallery; every query scans all of them."""
 
     def __init__(self, shards: list[Any], *, num_images: int, num_features: int) -> None:
         self.shards = shards
@@ -44,33 +44,33 @@ class CodeIndex:
 
     @classmethod
     def build(cls, features: np.ndarray) -> CodeIndex:
-        """Code unit features [N, D], float32 or float16, in blocks; a million of 2,048 take 256 MB.
+        """Encode unit features [N, D], float32 or float16, into D/8 bytes each.
 
-        Raises UserError where faiss is missing.
+        Raises UserError if faiss is not installed.
         """
         faiss = import_faiss()
         num_images, num_features = features.shape
         num_parts = -(-num_features // PART_SIZE)
-        blank = faiss.IndexPQFastScan(num_parts * PART_SIZE, num_parts, 4, faiss.METRIC_INNER_PRODUCT)
-        blank.pq.cp.niter = TRAINING_ROUNDS
-        # few images are few points for 16 centers; they are then merely coded less well
-        blank.pq.cp.min_points_per_centroid = 1
-        with one_thread(faiss):
-            blank.train(pad(enough(features[spread(num_images, TRAINING_ROWS)])))
+        empty = faiss.IndexPQFastScan(num_parts * PART_SIZE, num_parts, 4, faiss.METRIC_INNER_PRODUCT)
+        empty.pq.cp.niter = TRAINING_ROUNDS
+        # faiss would refuse a small gallery, whose codes are only less accurate
+        empty.pq.cp.min_points_per_centroid = 1
+        with one_faiss_thread(faiss):
+            empty.train(pad(repeat_to_16(features[evenly_spaced(num_images, TRAINING_ROWS)])))
         shards = []
         for rows in blocks(num_images, SHARD_ROWS):
-            shard = faiss.clone_index(blank)
+            shard = faiss.clone_index(empty)
             for block in blocks(rows.stop - rows.start, BLOCK_ROWS):
                 shard.add(pad(features[rows][block]))
             shards.append(shard)
         return cls(shards, num_images=num_images, num_features=num_features)
 
     def candidates(self, queries: np.ndarray, *, least: int) -> np.ndarray:
-        """Return the images worth a look for each query [Q, D] float32: int64 [Q, C], -1 where there are none.
+        """Return candidates for queries [Q, D] float32: int64 [Q, C], padded with -1.
 
-        C is `least` and more: a share of the gallery, and each shard gives its share of that.
+        C is at least `least`, and grows with the gallery; every shard contributes in proportion to its size.
         """
-        wanted = max(least, LEAST_CANDIDATES, self.num_images // CANDIDATE_SHARE)
+        wanted = max(least, MIN_CANDIDATES, self.num_images // CANDIDATE_SHARE)
         padded = pad(queries)
         with ThreadPoolExecutor(min(len(self.shards), num_cores())) as pool:
             found = pool.map(lambda shard: self.search_shard(shard, padded, wanted=wanted, least=least), self.shards)
@@ -80,15 +80,20 @@ class CodeIndex:
             )
 
     def search_shard(self, shard: Any, queries: np.ndarray, *, wanted: int, least: int) -> np.ndarray:
-        """Search one shard for its share of the candidates."""
+        """Return the candidates of one shard."""
         share = max(least, -(-wanted * shard.ntotal // self.num_images))
         return shard.search(queries, min(share, shard.ntotal))[1]
 
     def save(self, path: Path, *, key: str, **facts: Any) -> None:
-        """Write the index as a whole, with the key of the features it was built for and what else is to be told."""
+        """Write the index, replacing an existing file only once the new one is complete.
+
+        Args:
+            key: identifies the features; `load` refuses an index of another key.
+            facts: further entries of the header.
+        """
         faiss = import_faiss()
         parts = [faiss.serialize_index(shard) for shard in self.shards]
-        head = {"format": FORMAT, "key": key, "num_images": self.num_images, "num_features": self.num_features}
+        head = {"format": INDEX_FORMAT, "key": key, "num_images": self.num_images, "num_features": self.num_features}
         head |= {"bytes": [len(part) for part in parts], **facts}
         temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
         try:
@@ -104,14 +109,14 @@ class CodeIndex:
 
     @classmethod
     def load(cls, path: Path, *, key: str) -> tuple[CodeIndex, dict[str, Any]] | None:
-        """Read an index and what it says of itself; None, with a line in the log, where it is not of these features."""
+        """Read an index and its header; return None, and log why, if it is damaged or of other features."""
         if not path.is_file():
             return None
         faiss = import_faiss()
         try:
             with path.open("rb") as file:
                 head = json.loads(file.readline())
-                if head["format"] != FORMAT or head["key"] != key:
+                if head["format"] != INDEX_FORMAT or head["key"] != key:
                     logger.info("%s: an index of other features, building it anew", path)
                     return None
                 parts = [np.frombuffer(file.read(size), np.uint8) for size in head["bytes"]]
@@ -123,7 +128,7 @@ class CodeIndex:
 
 
 def import_faiss() -> Any:
-    """Import faiss; raise UserError where it is missing."""
+    """Import faiss; raise UserError if it is not installed."""
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
         import faiss
@@ -133,8 +138,8 @@ def import_faiss() -> Any:
 
 
 @contextmanager
-def one_thread(faiss: Any) -> Iterator[None]:
-    """Keep faiss to one thread: it trains hundreds of tiny clusterings, and threads wait for each other in each."""
+def one_faiss_thread(faiss: Any) -> Iterator[None]:
+    """Use one faiss thread: training is hundreds of tiny clusterings, each too small to share."""
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -144,23 +149,23 @@ def one_thread(faiss: Any) -> Iterator[None]:
 
 
 def pad(features: np.ndarray) -> np.ndarray:
-    """Turn features into float32 rows whose length is a multiple of the part size."""
+    """Return features as float32 with zero columns up to a multiple of PART_SIZE."""
     missing = -features.shape[1] % PART_SIZE
     rows = np.ascontiguousarray(features, dtype=np.float32)
     return np.pad(rows, ((0, 0), (0, missing))) if missing else rows
 
 
-def enough(rows: np.ndarray) -> np.ndarray:
-    """Repeat rows until there is one for each of the 16 centers."""
+def repeat_to_16(rows: np.ndarray) -> np.ndarray:
+    """Repeat rows up to at least 16, the number of centers of a four-bit code."""
     return np.resize(rows, (max(16, len(rows)), rows.shape[1]))
 
 
-def spread(num_rows: int, wanted: int) -> np.ndarray:
-    """Choose rows evenly."""
+def evenly_spaced(num_rows: int, wanted: int) -> np.ndarray:
+    """Return up to `wanted` row numbers, evenly spaced."""
     wanted = min(wanted, num_rows)
     return np.arange(wanted) * num_rows // wanted
 
 
 def blocks(num_rows: int, size: int) -> Iterator[slice]:
-    """Cut rows into blocks."""
+    """Return consecutive slices of at most `size` rows."""
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))

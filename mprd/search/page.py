@@ -1,4 +1,4 @@
-"""What a search found as one HTML page, pictures inside, that needs no network."""
+"""Render the result of a search as one HTML page with the images inside, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,52 +14,53 @@ from mprd.data.decode import read_image
 from mprd.errors import UserError
 from mprd.runs.folder import describe_run
 from mprd.runs.html import render_page
-from mprd.search.results import Answer, Search, count_first_right, short_names
+from mprd.search.results import Answer, SearchResult, count_first_right, relative_names
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PAGE_BYTES = 4_600_000
-"""What a page should weigh at most, as long as its pictures can still be made out."""
+"""Size that a page should not exceed; it does where even the smallest thumbnails take more."""
 HIT_BYTES = 450
-"""About what a result takes beside its picture."""
+"""Approximate size of a hit without its image."""
 SIZES = ((192, 80), (160, 80), (128, 78), (128, 65), (96, 60), (80, 50))
-"""Height in pixels and JPEG quality, from the best to what is just enough."""
-ANSWERS_A_PAGE = 10
+"""Heights in pixels and JPEG qualities, best first; in the last a person can just be made out."""
+ANSWERS_PER_PAGE = 10
 
 
 class Thumbnails(NamedTuple):
-    """Pictures by path, as data URIs; a file that cannot be read has none."""
+    """Scaled-down images."""
 
     images: dict[str, str]
+    """Data URIs by path, without files that cannot be read."""
     ratio: float
-    """Their usual width over height."""
+    """Median width over height, within [0.4, 2]."""
 
 
-def render_search(found: Search) -> str:
-    """Write the page."""
-    uses = Counter(answer.query.path for answer in found.answers)
-    uses.update(hit.path for answer in found.answers for hit in answer.hits)
+def render_search(result: SearchResult) -> str:
+    """Return the page as HTML."""
+    uses = Counter(answer.query.path for answer in result.answers)
+    uses.update(hit.path for answer in result.answers for hit in answer.hits)
     thumbnails = make_thumbnails(uses)
-    num_right, num_judged = count_first_right(found.answers)
-    cameras = sorted({hit.camid for a in found.answers for hit in a.hits if hit.camid is not None})
+    num_right, num_judged = count_first_right(result.answers)
+    cameras = sorted({hit.camid for a in result.answers for hit in a.hits if hit.camid is not None})
     return render_page(
         "search.html",
-        found=found,
+        found=result,
         thumbnails=thumbnails.images,
         ratio=round(thumbnails.ratio, 2),
-        names=short_names(list(uses)),
+        names=relative_names(list(uses)),
         cameras=cameras,
         verdict=verdict,
         num_right=num_right,
         num_judged=num_judged,
-        page_size=ANSWERS_A_PAGE,
+        page_size=ANSWERS_PER_PAGE,
         made=describe_run(),
     )
 
 
 def verdict(answer: Answer) -> str:
-    """Say how an answer begins: `right`, `late` (right further on), `wrong`, or `unknown`."""
+    """Return `right` if the first hit is right, `late` if a later one is, `wrong` if none is, `unknown` without ids."""
     if not answer.can_be_judged:
         return "unknown"
     if answer.first_right is None:
@@ -68,30 +69,34 @@ def verdict(answer: Answer) -> str:
 
 
 def make_thumbnails(uses: Mapping[str, int]) -> Thumbnails:
-    """Shrink pictures until a page that shows each so many times weighs what it should."""
-    pictures = {path: small for path in uses if (small := shrink(path, SIZES[0][0])) is not None}
+    """Scale images down until the page fits into PAGE_BYTES.
+
+    Args:
+        uses: how many times the page shows each path.
+    """
+    originals = {path: small for path in uses if (small := read_scaled(path, SIZES[0][0])) is not None}
     images: dict[str, str] = {}
     for height, quality in SIZES:
-        images = {path: data_uri(picture, height, quality) for path, picture in pictures.items()}
+        images = {path: data_uri(image, height, quality) for path, image in originals.items()}
         if sum((len(images.get(path, "")) + HIT_BYTES) * count for path, count in uses.items()) <= PAGE_BYTES:
             break
-    ratios = [picture.width / picture.height for picture in pictures.values()]
+    ratios = [image.width / image.height for image in originals.values()]
     return Thumbnails(images, min(2.0, max(0.4, statistics.median(ratios))) if ratios else 0.5)
 
 
-def shrink(path: str, height: int) -> Image | None:
-    """Read a picture, at most so high and twice as wide; None where only its features are left."""
+def read_scaled(path: str, height: int) -> Image | None:
+    """Read an image scaled to at most `height` pixels and twice that width; None if the file cannot be read."""
     try:
-        picture = read_image(Path(path))
+        image = read_image(Path(path))
     except UserError:
         return None
-    picture.thumbnail((2 * height, height))
-    return picture
+    image.thumbnail((2 * height, height))
+    return image
 
 
-def data_uri(picture: Image, height: int, quality: int) -> str:
-    """Write a picture as a JPEG of at most so many pixels of height in a data URI."""
-    small = picture.copy()
+def data_uri(image: Image, height: int, quality: int) -> str:
+    """Encode an image, scaled to at most `height` pixels, as a JPEG in a data URI."""
+    small = image.copy()
     small.thumbnail((2 * height, height))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=quality, optimize=True)

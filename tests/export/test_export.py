@@ -52,7 +52,7 @@ def test_the_description_says_how_to_prepare_an_image(onnx_file: Path) -> None:
 def test_the_snippet_in_the_docs_gives_our_features_without_torch(
     onnx_file: Path, tiny_run: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", (DOCS / "export.md").read_text(), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (DOCS / "commands" / "export.md").read_text(), re.DOTALL)
     code = snippet + "\nassert not {'torch', 'mprd'} & set(sys.modules)\n"
     paths = sorted((tiny_root / "query").iterdir())[:3]
     command = [sys.executable, "-c", code, str(onnx_file), *map(str, paths)]

@@ -60,7 +60,7 @@ def test_a_folder_is_refused_until_its_holder_is_gone_however_that_ends(
     holder.kill()
     holder.wait()
     with held(tmp_path):
-        assert (tmp_path / folder_lock.NAME).read_text().startswith(f"process {os.getpid()} on ")
+        assert (tmp_path / folder_lock.LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_run_that_goes_on_elsewhere_is_not_resumed(
@@ -71,7 +71,7 @@ def test_a_run_that_goes_on_elsewhere_is_not_resumed(
         (tmp_path / name).write_bytes(content)
     message = refusal(train_app, ["--resume", str(tmp_path), "--launcher", "local"], capfd)
     assert f"process {holder.pid} on" in message
-    assert {path.name for path in tmp_path.iterdir()} == {*files, folder_lock.NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {*files, folder_lock.LOCK_NAME}
 
 
 def test_a_study_that_goes_on_elsewhere_is_not_resumed(
@@ -80,7 +80,7 @@ def test_a_study_that_goes_on_elsewhere_is_not_resumed(
     (tmp_path / "study.yaml").write_text("name: small\n")
     args = ["--study", "small", "--resume", "--out", str(tmp_path), "--launcher", "local"]
     assert f"process {holder.pid} on" in refusal(tune_app, args, capfd)
-    assert {path.name for path in tmp_path.iterdir()} == {"study.yaml", folder_lock.NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {"study.yaml", folder_lock.LOCK_NAME}
 
 
 def test_a_file_system_without_locks_is_told_of(

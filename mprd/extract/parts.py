@@ -1,0 +1,100 @@
+"""The parts of a feature file: written one by one, so that an interrupted extraction resumes, and then joined."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mprd.backbone.features import ordered_batches
+from mprd.errors import UserError
+from mprd.feature_file import Rows, join_files, open_features, rows_to_table, write_features
+from mprd.runs.folder import write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PART_IMAGES = 1024
+"""Approximate images per part; a stop loses less than one part."""
+
+Batches = Sequence[Sequence[int]]
+
+
+def cut_parts(num_images: int, batch_size: int) -> list[Batches]:
+    """Cut images into the batches that evaluation makes, and group these into parts."""
+    batches = ordered_batches(torch.arange(num_images), batch_size)
+    step = max(1, PART_IMAGES // batch_size)
+    return [batches[start : start + step] for start in range(0, len(batches), step)]
+
+
+def count_images(part: Batches) -> int:
+    return sum(len(batch) for batch in part)
+
+
+class Parts:
+    """The parts of a feature file, in a hidden folder beside it until all are complete."""
+
+    def __init__(self, out: Path, batches: list[Batches], schema: pa.Schema) -> None:
+        self.out, self.batches, self.schema = out, batches, schema
+        self.folder = out.with_name(f".{out.name}.parts")
+        self.files = [self.folder / f"{number:06d}.parquet" for number in range(len(batches))]
+        self.settings = self.folder / "settings.json"
+
+    def prepare(self, settings: dict[str, Any]) -> None:
+        """Create the folder; raise UserError if it exists with other settings."""
+        if not self.settings.is_file():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.folder}: cannot write there: {error.strerror}") from None
+            write_text(self.settings, json.dumps(settings, indent=1) + "\n")
+            return
+        try:
+            found = json.loads(self.settings.read_text())
+            different = [key for key, value in settings.items() if found.get(key) != value]
+        except (ValueError, AttributeError):
+            raise UserError(f"{self.settings}: damaged; remove {self.folder} to start anew") from None
+        if different:
+            key = different[0]
+            raise UserError(
+                f"{self.folder}: begun with other settings ({key} {found.get(key)}, now {settings[key]}); give the "
+                "same to go on, or remove the folder to start anew"
+            )
+
+    def missing(self, *, skip_bad: bool) -> list[int]:
+        """Return the numbers of the parts that are missing or damaged.
+
+        Raises UserError if complete parts lack unreadable images and `skip_bad` is not set.
+        """
+        missing, num_bad = [], 0
+        for number, (part, file) in enumerate(zip(self.batches, self.files, strict=True)):
+            try:
+                num_bad += count_images(part) - open_features(file).num_rows
+            except UserError:
+                missing.append(number)
+        if num_bad and not skip_bad:
+            raise UserError(
+                f"{self.folder}: begun with --skip-bad, which left out {num_bad} images; give it again, or remove "
+                "the folder to start anew"
+            )
+        return missing
+
+    def write(self, number: int, rows: Rows) -> None:
+        write_features(self.files[number], [rows_to_table(rows, self.schema)], self.schema)
+
+    def count_rows(self) -> int:
+        """Count the images that could be read."""
+        return sum(open_features(file).num_rows for file in self.files)
+
+    def join(self) -> int:
+        """Write the feature file, remove the parts, and return the number of rows."""
+        num_rows = join_files(self.files, self.out, self.schema)
+        self.remove()
+        return num_rows
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder)

@@ -1,0 +1,95 @@
+"""Open the features of a gallery: a feature file, or a folder whose features are cached."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mprd.errors import UserError
+from mprd.extract.inputs import ImageList, find_images
+from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts
+from mprd.model import Model
+from mprd.runs.console import ImageLine
+from mprd.search.gallery import Gallery, IndexKind
+
+logger = logging.getLogger("mprd")
+
+
+def open_gallery(
+    model: Model,
+    gallery: Path,
+    run: Path,
+    *,
+    best: bool,
+    patterns: Sequence[re.Pattern[str]],
+    features_dir: Path,
+    index: IndexKind,
+) -> Gallery:
+    """Open a feature file, or that of a folder, which is extracted unless it is cached.
+
+    Raises UserError for features of another size than those of the model.
+    """
+    file = gallery
+    if gallery.is_dir():
+        images = find_images(str(gallery))
+        file = features_dir / cache_name(model, gallery, images, patterns)
+        if not file.is_file():
+            extract_gallery(model, images, file, run, best=best, patterns=patterns)
+    opened = Gallery.open(file, index=index)
+    if opened.features.shape[1] != model.num_features:
+        raise UserError(
+            f"{file}: features of {opened.features.shape[1]} numbers, but the network of {run} makes "
+            f"{model.num_features}; extract them with this run"
+        )
+    if opened.run != model.name:
+        logger.warning("%s: features of run %s, but the queries' are of %s", file, opened.run, model.name)
+    return opened
+
+
+def cache_name(model: Model, gallery: Path, images: ImageList, patterns: Sequence[re.Pattern[str]]) -> str:
+    """Return a file name from the folder, and a hash of the weights, the patterns and the images' sizes and times."""
+    digest = hashlib.sha256(model.fingerprint().encode())
+    digest.update("|".join(pattern.pattern for pattern in patterns).encode())
+    for path in images.paths:
+        status = Path(path).stat()
+        digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    folder = gallery.resolve()
+    folder_hash = hashlib.sha256(str(folder).encode(errors="surrogateescape")).hexdigest()[:6]
+    return f"{folder.name}-{folder_hash}-{digest.hexdigest()[:10]}.parquet"
+
+
+def extract_gallery(
+    model: Model, images: ImageList, file: Path, run: Path, *, best: bool, patterns: Sequence[re.Pattern[str]]
+) -> None:
+    """Extract a folder's features into the cache, and remove what an earlier state of the folder left there."""
+    stale = list(file.parent.glob(f"{glob.escape(file.stem.rpartition('-')[0])}-*.parquet*"))
+    why = "the folder or the network has changed; " if stale else ""
+    logger.info("%sextracting %d images of the gallery into %s", why, len(images.paths), file)
+    config = model.config
+    options = ExtractOptions(
+        run.resolve(),
+        best,
+        str(model.device),
+        config.eval.batch_size,
+        skip_bad=True,
+        decoders=config.data.num_workers,
+    )
+    with ImageLine(Console(stderr=True), len(images.paths)) as line:
+        extract_to_file(
+            model,
+            options,
+            images,
+            file,
+            dtype="float32",
+            patterns=patterns,
+            stream=stream_parts,
+            on_images=line.advance,
+        )
+    for path in stale:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""Search a folder of images or a feature file with the network of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mprd.errors import UserError
+from mprd.extract.inputs import find_images, ids_from_name, name_patterns
+from mprd.model import load_model
+from mprd.runs.folder import RunFolder
+from mprd.runtime.device import set_threads
+from mprd.search.gallery import check_index_kind
+from mprd.search.gallery_features import open_gallery
+from mprd.search.results import QueryImage, SearchResult, answer_queries, check_cameras, standardise_gallery
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The options of `mprd search`."""
+
+    top: int = 10
+    cameras: str = "all"
+    rerank: bool = False
+    standardise: bool = False
+    index: str = "exact"
+    features_dir: Path | None = None
+    """Where a folder's features are cached; `features` in the run folder by default."""
+    best: bool = False
+    device: str = "auto"
+    name_pattern: str | None = None
+
+    def describe_distance(self) -> str:
+        distance = "k-reciprocal re-ranked, in [0, 1]" if self.rerank else "1 - cosine, in [0, 2]"
+        return distance + (", of features standardised within each camera" if self.standardise else "")
+
+
+def search_run(run: Path, gallery: Path, queries: Sequence[str], options: SearchOptions) -> SearchResult:
+    """Extract the queries and, unless cached, the gallery; rank the gallery for each query.
+
+    Raises UserError for unknown or contradictory options, and for images that are missing.
+    """
+    cameras, kind = check_cameras(options.cameras), check_index_kind(options.index)
+    for option in ("rerank", "standardise"):
+        if getattr(options, option) and kind != "exact":
+            raise UserError(f"--{option} needs the whole gallery, an index looks at a part of it: give one of the two")
+    config = RunFolder(run).read_config()
+    patterns = name_patterns(config.data, options.name_pattern)
+    lists = [find_images(source) for source in queries]
+    set_threads(config.train.threads)
+    model = load_model(run, best=options.best, device=options.device)
+    features_dir = options.features_dir or run / "features"
+    opened = open_gallery(
+        model, gallery, run, best=options.best, patterns=patterns, features_dir=features_dir, index=kind
+    )
+    files = [(path, name) for images in lists for path, name in zip(*images, strict=True)]
+    images = [QueryImage(path, *ids_from_name(name, patterns)) for path, name in files]
+    features = model.extract([path for path, _ in files])
+    if options.standardise:
+        opened, features = standardise_gallery(opened, images, features)
+    answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)
+    return SearchResult(model.name, str(gallery), len(opened), kind, cameras, options.describe_distance(), answers)

@@ -1,0 +1,249 @@
+"""Features of many files in one file: bit-identical to evaluation's, resumable, never half-written."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mprd import load_model
+from mprd.data.datasets import load_dataset
+from mprd.errors import UserError
+from mprd.evaluate.evaluation import extract_sets
+from mprd.extract import stream
+from mprd.extract.cli import app
+from mprd.extract.parts import Parts
+from mprd.extract.run import default_decoders, extract_run
+from mprd.feature_file import Rows, open_features
+
+
+def extract(run: Path, images: Path | str, out: Path, **options: Any) -> Rows:
+    extract_run(run, str(images), out, device="cpu", **options)
+    return read(out)
+
+
+def read(out: Path) -> Rows:
+    paths, pids, camids, features = zip(*open_features(out).batches(), strict=True)
+    return Rows(*(list(chain.from_iterable(part)) for part in (paths, pids, camids)), np.concatenate(features))
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make parts of two batches of three."""
+    monkeypatch.setattr("mprd.extract.parts.PART_IMAGES", 6)
+
+
+@pytest.fixture
+def crops(tiny_root: Path, tmp_path: Path) -> Path:
+    """Copy the training crops, so that a test can damage them."""
+    return Path(shutil.copytree(tiny_root / "bounding_box_train", tmp_path / "crops"))
+
+
+def test_features_are_those_of_evaluation_to_the_bit(
+    tiny_run: Path, tiny_root: Path, tmp_path: Path, small_parts: None
+) -> None:
+    found = extract(tiny_run, tiny_root / "query", tmp_path / "f.parquet", batch_size=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
+    model = load_model(tiny_run, device="cpu")
+    config = model.config.model_copy(update={"eval": model.config.eval.model_copy(update={"batch_size": 3})})
+    dataset = load_dataset(config.data, cache_dir=tmp_path)
+    (after, _), _ = extract_sets(model.backbone, dataset, config, device=torch.device("cpu"))
+    assert found.paths == [str(path) for path in dataset.query.paths]
+    assert (found.pids, found.camids) == ([7, 7, 8, 8, 9, 9, 10, 10], [1, 2] * 4)
+    assert np.array_equal(found.features, after.numpy())
+
+
+def test_batch_size_decoders_and_dtype_hardly_change_features(tiny_run: Path, tiny_root: Path, tmp_path: Path) -> None:
+    found = extract(tiny_run, tiny_root / "query", tmp_path / "a.parquet")
+    assert np.abs(np.linalg.norm(found.features, axis=1) - 1).max() < 1e-6
+    other = extract(tiny_run, tiny_root / "query", tmp_path / "b.parquet", batch_size=1, decoders=2)
+    assert np.abs(other.features - found.features).max() < 1e-5
+    half = extract(tiny_run, tiny_root / "query", tmp_path / "c.parquet", dtype="float16")
+    assert np.array_equal(half.features, found.features.astype(np.float16))
+    assert open_features(tmp_path / "c.parquet").run == "untrained"
+
+
+@pytest.mark.parametrize(
+    ("configured", "on_gpu", "num_workers", "decoders"),
+    [(1, False, 0, 1), (1, False, 4, 0), (32, True, 0, 32), (1, True, 10**6, 1)],
+)
+def test_an_actor_decodes_itself_and_an_accelerator_gets_more_decoders(
+    configured: int, on_gpu: bool, num_workers: int, decoders: int
+) -> None:
+    assert default_decoders(configured, on_gpu=on_gpu, num_workers=num_workers) == decoders
+
+
+def test_an_unreadable_image_is_an_error_or_left_out(
+    tiny_run: Path,
+    crops: Path,
+    tmp_path: Path,
+    refuse: Callable[..., str],
+    small_parts: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    out, broken = tmp_path / "f.parquet", sorted(crops.iterdir())[14]
+    whole = extract(tiny_run, crops, tmp_path / "whole.parquet", batch_size=3)
+    broken.write_bytes(broken.read_bytes()[:300])
+    args = [str(arg) for arg in (tiny_run, crops, "--out", out, "--batch-size", 3, "--device", "cpu")]
+    line = refuse(app, *args)
+    assert f"{broken}: cannot read the image" in line
+    assert line.endswith("(--skip-bad leaves such files out)")
+    assert not out.exists()
+    app([*args, "--skip-bad"], standalone_mode=False)
+    assert "23 images (1 left out, they cannot be read), 256 numbers each" in capfd.readouterr().out
+    found = read(out)
+    rows = [row for row in range(24) if row != 14]
+    assert found.paths == [whole.paths[row] for row in rows]
+    assert found.pids == [whole.pids[row] for row in rows]
+    assert np.abs(found.features - whole.features[rows]).max() < 1e-5
+
+
+def test_no_readable_image_at_all_is_an_error(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "crops").mkdir()
+    (tmp_path / "crops" / "a.jpg").write_text("no picture")
+    with pytest.raises(UserError, match=r"a\.jpg: cannot read this image, nor any other of the 1"):
+        extract(tiny_run, tmp_path / "crops", tmp_path / "f.parquet", skip_bad=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["crops"]
+
+
+def extract_slowly(run: Path, images: Path, out: Path) -> None:
+    """Run the command with a pause after each part."""
+    # a shell that runs tests in the background sets Ctrl-C to be ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def pausing(*args: Any) -> Iterator[Any]:
+        for part in stream.stream_parts(*args):
+            yield part
+            time.sleep(0.3)
+
+    pytest.MonkeyPatch().setattr("mprd.extract.run.stream_parts", pausing)
+    app([str(run), str(images), "--out", str(out), "--batch-size", "3", "--device", "cpu"])
+
+
+def start(run: Path, images: Path, out: Path, *, num_parts: int) -> BaseProcess:
+    """Start the command in another process, and wait until it has written some parts."""
+    process = multiprocessing.get_context("fork").Process(target=extract_slowly, args=(run, images, out))
+    process.start()
+    deadline = time.monotonic() + 120
+    while len(list(out.parent.glob(".*.parts/*.parquet"))) < num_parts:
+        assert process.is_alive(), "the command ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_command_resumes_to_the_same_file(
+    number: signal.Signals, code: int, tiny_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = tiny_root / "bounding_box_train", tmp_path / "f.parquet"
+    monkeypatch.setattr("mprd.extract.parts.PART_IMAGES", 3)
+    process = start(tiny_run, images, out, num_parts=2)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode == code
+    assert not out.exists()
+    num_done = len(list(tmp_path.glob(".*.parts/*.parquet")))
+    assert 2 <= num_done < 8
+    seen: list[tuple[int, bool]] = []
+    monkeypatch.setattr("mprd.extract.run.ImageLine.advance", lambda self, n, earlier: seen.append((n, earlier)))
+    found = extract(tiny_run, images, out, batch_size=3)
+    assert seen == [(3 * num_done, True)] + [(3, False)] * (8 - num_done)
+    undisturbed = extract(tiny_run, images, tmp_path / "g.parquet", batch_size=3)
+    assert found[:3] == undisturbed[:3]
+    assert np.array_equal(found.features, undisturbed.features)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.parquet", "g.parquet"]
+
+
+def test_parts_of_other_settings_are_refused(
+    tiny_run: Path, crops: Path, tmp_path: Path, small_parts: None, refuse: Callable[..., str]
+) -> None:
+    out, broken = tmp_path / "f.parquet", sorted(crops.iterdir())[14]
+    good = broken.read_bytes()
+    broken.write_bytes(b"")
+    args = [tiny_run, crops, "--out", out, "--device", "cpu"]
+    refuse(app, *args, "--batch-size", 3)
+    line = refuse(app, *args, "--batch-size", 4)
+    assert "begun with other settings (--batch-size 3, now 4)" in line
+    assert str(tmp_path / ".f.parquet.parts") in line
+    assert "--dtype float32, now float16" in refuse(app, *args, "--batch-size", 3, "--dtype", "float16")
+    (crops / "more.jpg").write_bytes(good)
+    assert "images 24, now 25" in refuse(app, *args, "--batch-size", 3)
+    (crops / "more.jpg").unlink()
+    settings = tmp_path / ".f.parquet.parts" / "settings.json"
+    saved = settings.read_text()
+    settings.write_text("{")
+    assert "damaged; remove" in refuse(app, *args, "--batch-size", 3)
+    settings.write_text(saved)
+    broken.write_bytes(good)
+    assert len(extract(tiny_run, crops, out, batch_size=3).paths) == 24
+    assert "there already; remove it or give another --out" in refuse(app, *args, "--batch-size", 3)
+
+
+def test_parts_without_unreadable_images_need_the_flag_again(
+    tiny_run: Path, crops: Path, tmp_path: Path, small_parts: None
+) -> None:
+    files = sorted(crops.iterdir())
+    for file in (files[0], files[20]):
+        file.write_bytes(b"")
+    out = tmp_path / "f.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parts, "join", lambda _: (_ for _ in ()).throw(UserError("stopped")))
+        with pytest.raises(UserError, match="stopped"):
+            extract(tiny_run, crops, out, batch_size=3, skip_bad=True)
+    with pytest.raises(UserError, match="begun with --skip-bad, which left out 2 images"):
+        extract(tiny_run, crops, out, batch_size=3)
+    assert len(extract(tiny_run, crops, out, batch_size=3, skip_bad=True).paths) == 22
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["no/such/run", "."], "no/such/run: not a run folder"),
+        (["RUN", "no/such/images"], "no/such/images: no such folder, list or image"),
+        (["RUN", "IMAGES", "--dtype", "int8"], "--dtype must be float32 or float16, but got 'int8'"),
+        (["RUN", "IMAGES", "--device", "cuda:99"], "--device: cuda:99 is not on this machine"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(
+    args: list[str], message: str, tiny_run: Path, tiny_root: Path, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    known = {"RUN": tiny_run, "IMAGES": tiny_root / "query"}
+    assert message in refuse(app, *[known.get(arg, arg) for arg in args], "--out", tmp_path / "f.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_actors_write_the_file_that_one_process_writes(
+    tiny_run: Path, crops: Path, tmp_path: Path, small_parts: None
+) -> None:
+    ray = pytest.importorskip("ray")
+    serial = extract(tiny_run, crops, tmp_path / "serial.parquet", batch_size=3)
+    bad = tmp_path / "bad.parquet"
+    try:
+        actors = extract(tiny_run, crops, tmp_path / "ray.parquet", batch_size=3, num_workers=2)
+        assert actors[:3] == serial[:3]
+        assert np.array_equal(actors.features, serial.features)
+        broken = sorted(crops.iterdir())[14]
+        broken.write_bytes(b"")
+        with pytest.raises(UserError, match=f"{broken}: cannot read the image"):
+            extract(tiny_run, crops, bad, batch_size=3, num_workers=2)
+        assert not bad.exists()
+        skipped = extract(tiny_run, crops, bad, batch_size=3, num_workers=2, skip_bad=True)
+        assert skipped.paths == [path for path in serial.paths if path != str(broken)]
+        with pytest.raises(UserError, match=r"--num-workers: .* actors"):
+            extract(tiny_run, crops, tmp_path / "many.parquet", num_workers=999)
+    finally:
+        ray.shutdown()

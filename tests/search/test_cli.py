@@ -1,0 +1,98 @@
+"""`mprd search` from images to tables, JSON and a page; a folder's features are cached."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mprd.search import Gallery
+from mprd.search.cli import app
+
+
+def command(run: Path, root: Path, cache: Path, *more: object) -> list[str]:
+    args = (run, "--gallery", root / "bounding_box_test", "--query", root / "query", "--features-dir", cache, *more)
+    return [*map(str, args), "--device", "cpu"]
+
+
+def run_command(capfd: pytest.CaptureFixture[str], args: list[str]) -> str:
+    app(args, standalone_mode=False)
+    return capfd.readouterr().out
+
+
+def test_a_folder_is_extracted_once_and_again_when_it_changes(
+    tiny_run: Path, tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root, cache = shutil.copytree(tiny_root, tmp_path / "data"), tmp_path / "cache"
+    args = command(tiny_run, root, cache, "--json", "--top", 3)
+    found = json.loads(run_command(capfd, args))
+    assert (found["num_images"], len(found["answers"]), found["index"]) == (8, 8, "exact")
+    first = found["answers"][0]
+    assert (first["query"]["pid"], first["query"]["camid"]) == (7, 1)
+    assert [hit["rank"] for hit in first["hits"]] == [1, 2, 3]
+    assert all(hit["is_right"] == (hit["pid"] == 7) for hit in first["hits"])
+    (file,) = cache.iterdir()
+    modified = file.stat().st_mtime_ns
+    assert json.loads(run_command(capfd, args)) == found
+    assert file.stat().st_mtime_ns == modified
+    os.utime(next((root / "bounding_box_test").iterdir()), ns=(1, 1))
+    assert json.loads(run_command(capfd, args)) == found
+    (other,) = cache.iterdir()
+    assert other.name != file.name
+
+
+def test_tables_show_each_query_and_the_number_of_right_ones(
+    tiny_run: Path, tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mprd.search.tables.MAX_TABLES", 2)
+    out = run_command(capfd, command(tiny_run, tiny_root, tmp_path, "--rerank"))
+    assert "identity 7, camera 1" in out
+    assert "identity 7, camera 2" in out
+    assert "and 6 more queries" in out
+    assert re.search(r"the first image is right for \d of 8 queries with known identities", out)
+
+
+def test_a_page_is_self_contained(
+    tiny_run: Path, tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    run_command(capfd, command(tiny_run, tiny_root, tmp_path, "--html", page, "--top", 4, "--index", "pq"))
+    text = page.read_text()
+    assert text.count('<img src="data:image/jpeg;base64,') == 8 * 5
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "default-src 'none'" in text
+    assert text.count('class="answer"') == 8
+    assert ">1</label>" in text
+    assert ">2</label>" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--cameras", "same"], "--cameras must be all, others, protocol, but got 'same'"),
+        (["--index", "ivf"], "--index must be exact or pq, but got 'ivf'"),
+        (["--rerank", "--index", "pq"], "--rerank needs the whole gallery"),
+        (["--standardise", "--index", "pq"], "--standardise needs the whole gallery"),
+        (["no/such.jpg"], "no/such.jpg: no such folder, list or image"),
+        (["--gallery", "no/such.parquet"], "no/such.parquet: no such file of features"),
+        (["--gallery", "small.parquet"], "small.parquet: features of 3 numbers, but the network of"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(
+    more: list[str],
+    message: str,
+    tiny_run: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    refuse: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Gallery.from_features(np.eye(3)).save("small.parquet")
+    assert message in refuse(app, *command(tiny_run, tiny_root, tmp_path, *more))
