@@ -14,7 +14,7 @@ import torch
 from mprd.backbone.features import ordered_batches, stream_features
 from mprd.backbone.network import Backbone, build_backbone
 from mprd.config.schema import Config
-from mprd.data.images import InferenceImages, ImageSource
+from mprd.data.images import ImageSource, InferenceImages
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device
@@ -39,7 +39,9 @@ class Model:
         """D, the length of a feature."""
         return self.backbone.num_features
 
-    def extract(self, images: Sequence[ImageSource], *, batch_size: int | None = None, num_workers: int = 0) -> np.ndarray:
+    def extract(
+        self, images: Sequence[ImageSource], *, batch_size: int | None = None, num_workers: int = 0
+    ) -> np.ndarray:
         """Return unit features after the batch norm, which `mprd.evaluate` ranks by: float32 `[n, D]`.
 
         Args:

@@ -1,43 +1,39 @@
-"""The one command above all: it lists the others, hands on to them, and completes."""
+"""`mprd` lists its commands, completes their names, and passes on their exit codes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from mprd.__main__ import COMMANDS, app
 
 
-def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*args: str, **environment: str) -> str:
     code = "from mprd.__main__ import app; app(prog_name='mprd')"
-    return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}).stdout
 
 
-def test_help_lists_every_command_with_a_word_on_it() -> None:
-    done = run("--help", COLUMNS="100")
-    lines = {line.strip("│ ").split("  ")[0].strip(): line for line in done.stdout.splitlines()}
+def test_help_lists_every_command_with_a_summary() -> None:
+    lines = {line.strip("│ ").split("  ")[0].strip(): line for line in run("--help", COLUMNS="100").splitlines()}
     assert set(COMMANDS) <= set(lines)
     assert "Train MPRD" in lines["train"]
 
 
-def test_the_shell_is_offered_the_commands() -> None:
-    done = run(_MPRD_COMPLETE="complete_bash", COMP_WORDS="mprd e", COMP_CWORD="1")
-    assert done.stdout.split() == ["evaluate", "extract", "export"]
+def test_shells_complete_the_commands() -> None:
+    out = run(_MPRD_COMPLETE="complete_bash", COMP_WORDS="mprd e", COMP_CWORD="1")
+    assert out.split() == ["evaluate", "extract", "export"]
 
 
-def test_a_command_keeps_its_own_exit_code(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        app(["evaluate", "no/such/run"])
-    assert stop.value.code == 2
-    assert "no/such/run: not a run folder" in capfd.readouterr().err
+def test_a_command_keeps_its_exit_code(refuse: Callable[..., str]) -> None:
+    assert "no/such/run: not a run folder" in refuse(app, "evaluate", "no/such/run")
 
 
-def test_a_command_that_is_not_there_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         app(["trian"])
     assert stop.value.code == 2

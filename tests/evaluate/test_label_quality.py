@@ -1,4 +1,4 @@
-"""Label quality against counts made by hand."""
+"""Label quality equals counts by hand."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def test_precision_of_no_pairs_is_none() -> None:
     assert quality == {"pair_precision": None, "pair_recall": 0.0}
 
 
-def test_labelled_images_tell_how_right_their_own_positives_are() -> None:
+def test_precision_and_recall_of_labeled_images() -> None:
     positives = PositiveTable(6)
-    # 4 and 2 are one person, 1 and 5 another, nobody knows who 0 and 3 are
+    # 2 and 4 are one identity, 1 and 5 another; 0 and 3 are unlabeled
     positives.set_rows(torch.tensor([4, 1, 0]), torch.tensor([[4, 2, 3, -1], [1, 4, 0, -1], [0, 1, 2, 3]]))
     meta = MetaSet(torch.tensor([1, 2, 4, 5]), torch.tensor([70, 9, 9, 70]))
     found = labelled_quality(positives, meta)
-    # 4's 2 is right, its 3 is not; neither of 1's is; 2 and 5 have none
+    # accepted: 4-2 right, 4-3 wrong, 1-4 and 1-0 wrong; true ordered pairs: 4
     assert found == {"labelled_precision": pytest.approx(1 / 4), "labelled_recall": pytest.approx(1 / 4)}
     assert labelled_quality(PositiveTable(6), meta) == {"labelled_precision": None, "labelled_recall": 0.0}
 
@@ -59,7 +59,7 @@ def circle(*degrees: float) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def test_neighborhoods_that_agree_across_cameras_score_one() -> None:
+def test_tight_groups_across_cameras_score_one() -> None:
     # two groups of three, each seen by three cameras; with k = 2 a group is its own neighborhood
     features, camids = circle(0, 1, 2, 90, 91, 92), torch.tensor([0, 1, 2, 0, 1, 2])
     assert neighborhood_agreement(features, camids, k=2) == pytest.approx(1.0)
@@ -81,7 +81,7 @@ def test_without_cameras_the_partners_are_the_nearest_images() -> None:
     assert neighborhood_agreement(features, torch.zeros(3).long(), k=1) == pytest.approx(expected)
 
 
-def test_two_images_agree_wholly() -> None:
+def test_two_images_agree_fully() -> None:
     assert neighborhood_agreement(circle(0, 50), torch.tensor([0, 1])) == 1.0
 
 
@@ -99,31 +99,36 @@ def positives_of(*rows: tuple[int, ...]) -> PositiveTable:
     return table
 
 
-def test_the_silhouette_of_one_group_among_loners_is_that_of_scikit_learn() -> None:
-    from sklearn.metrics import silhouette_score
-
-    # every loner is a cluster of its own, so that the nearest cluster is the nearest image outside
-    features = torch.nn.functional.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    group = (1, 4, 7, 9)
-    positives = positives_of(*[group if image in group else (image,) for image in range(12)])
-    labels = [0 if image in group else 1 + image for image in range(12)]
-    # which counts them as 0
-    expected = silhouette_score(features.numpy(), labels, metric="cosine") - 8 / 12
+def test_the_silhouette_follows_its_definition() -> None:
+    draw = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(12, 4, generator=draw), dim=1)
+    rows = [{image, *torch.randint(12, (3,), generator=draw).tolist()} for image in range(12)]
+    rows[5] = {5}
+    widths = []
+    for image, row in enumerate(rows):
+        distances = [1 - float(features[image] @ feature) for feature in features]
+        inside = [distances[other] for other in row - {image}]
+        nearest = min(distances[other] for other in range(12) if other not in row)
+        a = sum(inside) / len(inside) if inside else None
+        widths.append(-1 if a is None else (nearest - a) / max(nearest, a))
     for block_rows in (5, 100):
-        assert silhouette(features, positives, block_rows=block_rows) == pytest.approx(expected, abs=1e-6)
+        found = silhouette(features, positives_of(*map(tuple, rows)), block_rows=block_rows)
+        assert found == pytest.approx(sum(widths) / 12, abs=1e-6)
 
 
-def test_the_silhouette_falls_with_strangers_in_p_and_with_mates_left_out() -> None:
+def test_the_silhouette_falls_with_false_positives_and_with_missed_ones() -> None:
     features = circle(0, 10, 20, 180, 190, 200)
     right = silhouette(features, positives_of((0, 1, 2), (0, 1, 2), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
-    strangers = silhouette(features, positives_of((0, 1, 2, 3), (0, 1, 2), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
-    left_out = silhouette(features, positives_of((0, 1), (0, 1), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
+    false_positive = silhouette(
+        features, positives_of((0, 1, 2, 3), (0, 1, 2), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5))
+    )
+    missed = silhouette(features, positives_of((0, 1), (0, 1), (0, 1, 2), (3, 4, 5), (3, 4, 5), (3, 4, 5)))
     assert 0.9 < right < 1
-    assert strangers < right - 0.05
-    assert left_out < right - 0.05
+    assert false_positive < right - 0.05
+    assert missed < right - 0.05
 
 
-def test_the_silhouette_without_a_positive_or_anybody_outside_is_as_told() -> None:
+def test_the_silhouette_without_positives_or_images_outside() -> None:
     features = circle(0, 10, 180)
     assert silhouette(features, PositiveTable(3)) == -1
     assert silhouette(features, positives_of((0, 1, 2), (0, 1, 2), (0, 1, 2))) == 0

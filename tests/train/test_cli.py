@@ -1,4 +1,4 @@
-"""The command lines: run folders, bad input in one line, real signals and a real resume."""
+"""`mprd train`: wrong input is one line, real signals stop it, and a resume is bit-identical."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from rich.console import Console
 
 from mprd.cli import choose_launcher
 from mprd.config.schema import Config
 from mprd.errors import Interrupted, UserError
-from mprd.evaluate.cli import report
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.train.cli import app, launch
@@ -36,66 +35,7 @@ def settings(root: Path | None, *overrides: str) -> dict:
 
 def arguments(root: Path, out: Path, *overrides: str) -> list[str]:
     sets = [text for override in (*TINY, *overrides) for text in ("--set", override)]
-    return ["--data", str(root), "--out", str(out), *sets]
-
-
-def refuse(capfd: pytest.CaptureFixture[str], *args: str) -> str:
-    """Run a command that must fail: exit code 2 and one line; return it."""
-    with pytest.raises(SystemExit) as stop:
-        app(list(args))
-    lines = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("WARNING")]
-    assert stop.value.code == 2
-    assert len(lines) == 1
-    return lines[0]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train a tiny run to its end."""
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    launch(settings(tiny_root), out=out, resume=None, launcher="local")
-    return out
-
-
-def test_a_run_leaves_a_folder_that_a_person_can_read(finished: Path) -> None:
-    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
-    assert {"config.yaml", "run.json", "metrics.jsonl", "table.txt", "curves.png"} <= names
-    assert {"checkpoints/last.pt", "checkpoints/best.pt"} <= names
-    assert any(name.startswith("events/") for name in names)
-    assert yaml.safe_load((finished / "config.yaml").read_text())["pairs"]["mu"] == 0.5
-    assert json.loads((finished / "run.json").read_text())["versions"]["torch"] == torch.__version__.split("+")[0]
-
-
-def test_the_metrics_have_a_row_an_epoch_under_the_names_promised(finished: Path) -> None:
-    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
-    promised = {"cnn_loss", "gcn_loss", "mAP", "rank1", "rank5", "rank10", "pair_precision", "pair_recall"}
-    promised |= {"mAP_trapezoid", "mINP", "gcn_auc", "cosine_auc", "positives", "neighbors", "neighbors_capped"}
-    assert promised <= rows[-1].keys()
-
-
-def test_the_table_names_what_each_column_is(finished: Path) -> None:
-    table = (finished / "table.txt").read_text()
-    columns = ("last epoch", "by label-free score", "best on test", "untrained")
-    assert all(name in table for name in (*columns, "mAP, trapezoid"))
-
-
-def test_evaluating_a_run_repeats_its_last_figures(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    report(finished, data=None, best=False, extras=["reranked", "standardised"], as_json=True)
-    figures = json.loads(capfd.readouterr().out)
-    last = json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
-    assert figures["mAP"] == last["mAP"]
-    assert figures["rank1"] == last["rank1"]
-    assert 0 < figures["mAP_reranked"] <= 1
-    assert 0 < figures["mAP_standardised"] <= 1
-
-
-def test_a_folder_with_a_run_is_not_written_over(
-    finished: Path, tiny_root: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    line = refuse(capfd, *arguments(tiny_root, finished))
-    assert "holds a run already" in line
-    assert str(finished) in line
+    return ["--launcher", "local", "--data", str(root), "--out", str(out), *sets]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +54,8 @@ def test_a_folder_with_a_run_is_not_written_over(
         (["--set", "train.device=cuda:99", "--out", "never"], "train.device: cuda:99 is not on this machine"),
     ],
 )
-def test_mistakes_are_told_in_one_line(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert message in refuse(capfd, *args)
+def test_mistakes_are_refused_in_one_line(args: list[str], message: str, refuse: Callable[..., str]) -> None:
+    assert message in refuse(app, *args)
 
 
 def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +68,13 @@ def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pyt
 
 
 def test_an_image_that_cannot_be_read_is_named_or_skipped(
-    tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_root: Path, tmp_path: Path, refuse: Callable[..., str]
 ) -> None:
     root = tmp_path / "data"
     shutil.copytree(tiny_root, root)
     broken = root / "bounding_box_train" / "0001_c1s1_000001_01.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    assert str(broken) in refuse(capfd, *arguments(root, tmp_path / "stopped"))
+    assert str(broken) in refuse(app, *arguments(root, tmp_path / "stopped"))
     skip = settings(root, "data.on_bad_image=skip", "train.epochs=1")
     launch(skip, out=tmp_path / "skipped", resume=None, launcher="local")
     assert len(checkpoint.load(tmp_path / "skipped" / "checkpoints" / "last.pt")["memory"]) == 23
@@ -149,55 +89,9 @@ def test_crops_without_ids_train_and_are_not_evaluated(nameless_root: Path, tmp_
     assert rows[-1]["cnn_loss"] > 0
 
 
-def test_a_disk_that_fills_while_saving_keeps_the_old_checkpoint(tmp_path: Path, tiny_root: Path) -> None:
-    if not Path("/dev/full").exists() or os.name != "posix":
-        raise AssertionError("this test wants a POSIX system")
-    path = tmp_path / "last.pt"
-    checkpoint.save({"epoch": 1}, path)
-    # a file-size limit stops the write half-way, as a full disk does
-    code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from mprd.runtime import checkpoint\n"
-        "from mprd.errors import UserError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: checkpoint.save({'epoch': 2, 'big': torch.rand(10**6)}, Path(sys.argv[1]))\n"
-        "except UserError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    assert f"{path}: cannot save the checkpoint" in done.stdout
-    assert checkpoint.load(path)["epoch"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
-
-
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    from mprd.errors import UserError
-
-    path = tmp_path / "last.pt"
-    path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint"):
-        checkpoint.load(path)
-    with pytest.raises(UserError, match=r"absent\.pt: there is no checkpoint"):
-        checkpoint.load(tmp_path / "absent.pt")
-
-
-def test_loading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    import pickle
-
-    from mprd.errors import UserError
-
-    class Trap:
-        def __reduce__(self) -> tuple:
-            return (Path.touch, (tmp_path / "sprung",))
-
-    path = tmp_path / "trap.pt"
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match=r"trap\.pt"):
-        checkpoint.load(path)
-    assert not (tmp_path / "sprung").exists()
-
-
 def start(root: Path, out: Path) -> subprocess.Popen[bytes]:
     """Start a training process that saves after every step, and wait until it is in its second epoch."""
-    command = [sys.executable, "-m", "mprd.train", "--launcher", "local", *arguments(root, out, *SLOW)]
+    command = [sys.executable, "-m", "mprd.train", *arguments(root, out, *SLOW)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread())
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 120

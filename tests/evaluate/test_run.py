@@ -1,0 +1,41 @@
+"""`mprd evaluate` repeats the figures of training, and evaluates on other data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mprd.config.loading import load_config
+from mprd.evaluate.cli import app
+from mprd.runs.folder import RunFolder
+from tests.conftest import NAMELESS, TINY
+
+
+def test_it_repeats_the_figures_of_the_last_epoch(trained_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    app([str(trained_run), "--json", "--rerank", "--standardise"], standalone_mode=False)
+    row, last = json.loads(capfd.readouterr().out), RunFolder(trained_run).read_rows()[-1]
+    assert [row[name] for name in ("mAP", "mINP", "rank1")] == [last[name] for name in ("mAP", "mINP", "rank1")]
+    assert 0 < row["mAP_reranked"] <= 1
+    assert 0 < row["mAP_standardised"] <= 1
+
+
+def test_the_table_shows_percent_of_the_best_checkpoint(trained_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    app([str(trained_run), "--best"], standalone_mode=False)
+    best = max(RunFolder(trained_run).read_rows(), key=lambda row: row["label_free_score"])
+    (line,) = [line for line in capfd.readouterr().out.splitlines() if "mAP, trapezoid" in line]
+    assert f"{100 * best['mAP_trapezoid']:.1f}" in line
+
+
+def test_data_without_query_and_gallery_are_refused(
+    nameless_root: Path, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    config = load_config("demo", overrides=(*TINY, *NAMELESS), values={"data": {"root": nameless_root}})
+    RunFolder(tmp_path / "run").create(config)
+    assert "has no query and gallery with identities and cameras" in refuse(app, tmp_path / "run")
+
+
+def test_other_data_are_read_in_the_same_layout(trained_run: Path, tmp_path: Path, refuse: Callable[..., str]) -> None:
+    assert f"{tmp_path}: wanted a folder bounding_box_train" in refuse(app, trained_run, "--data", tmp_path)
