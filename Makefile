@@ -14,6 +14,10 @@ test: $(VENV)/installed lint
 test-ray: $(VENV)/installed
 	$(RUN) -m pytest -m ray --durations 12
 
+# the wheel in an environment of its own; FULL=1 installs its dependencies there as well (minutes, 6 GB)
+test-wheel: $(VENV)/installed
+	MPRD_WHEEL_FULL=$(FULL) $(RUN) -m pytest -m wheel --durations 3
+
 # as root, with `ip netns`, sshd, rsync and curl
 test-cluster: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[cluster]"
