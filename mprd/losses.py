@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def num_hard(num_negatives: Tensor, r: float) -> Tensor:
-    """Return how many hard negatives r asks for: below 1 a share of the negatives, from 1 on their number.
+    """Return the number of hard negatives: r < 1 is a share of the negatives, r >= 1 a number.
 
-    At least one where there is a negative at all, never more than there are.
+    It is at least 1 and at most the number of negatives.
     """
     wanted = (num_negatives.double() * r).long() if r < 1 else torch.full_like(num_negatives, int(r))
     return torch.minimum(wanted.clamp(min=1), num_negatives)
@@ -27,13 +27,13 @@ def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tupl
         positives: boolean (or 0 and 1) `[B, N]`; every other image is a negative.
 
     Returns:
-        Image ids `[B, R]` in falling similarity, and a boolean `[B, R]` that is true where an id counts
-        (rows with fewer negatives than the widest row are padded).
+        Image ids `[B, R]` in descending similarity, and a boolean `[B, R]`, false for the padding of rows with fewer
+        hard negatives.
     """
     positives = positives.bool()
     num_negatives = (~positives).sum(1)
     counts = num_hard(num_negatives, r)
-    # the width must not depend on the data, or a GPU would have to be waited for
+    # a width that depends on the data would force a sync with a GPU
     num_images = similarities.shape[1]
     width = max(1, int(num_images * r)) if r < 1 else min(int(r), num_images)
     ids = similarities.masked_fill(positives, -torch.inf).topk(width, dim=1).indices
@@ -55,7 +55,7 @@ def binomial_deviance(
     Args:
         similarities: `[B, N]`, <F(x_i), M[j]>; the memory side detached.
         positives: boolean `[B, N]`, P_i; each row holds at least one.
-        r: hard negatives, below 1 a share of the negatives, from 1 on their number.
+        r: hard negatives, a share of the negatives below 1, otherwise a number.
 
     Returns:
         The mean over the batch, a scalar.
@@ -88,14 +88,14 @@ def mmcl(logits: Tensor, positives: Tensor, *, delta: float = 5.0, r: float = 0.
 def pair_bce(logits: Tensor, is_positive: Tensor, anchors: Tensor, *, num_anchors: int) -> Tensor:
     """Return the binary cross-entropy of pair graphs, each anchor's means first (Eq. 6).
 
-    Departs from Eq. 6: the printed `1 - log g` of a negative falls without bound as g goes to 1; we take
-    `-log(1 - g)`, and the sign of the first term for both.
+    Departs from Eq. 6: the printed `1 - log g` of a negative is unbounded below as g goes to 1; we take `-log(1 - g)`,
+    and the sign of the first term for both.
 
     Args:
         logits: `[P]`, before the sigmoid.
         is_positive: boolean `[P]`.
-        anchors: `[P]`, in 0..num_anchors-1: the i whose P_g^i or N_g^i the pair stands in.
-        num_anchors: n', the number of anchors, those without a pair included.
+        anchors: `[P]`, in 0..num_anchors-1: the i of the P_g^i or N_g^i that holds the pair.
+        num_anchors: n', the number of anchors, including those without a pair.
     """
     costs = F.binary_cross_entropy_with_logits(logits, is_positive.to(logits.dtype), reduction="none")
     cells = 2 * anchors + is_positive.long()
@@ -106,7 +106,7 @@ def pair_bce(logits: Tensor, is_positive: Tensor, anchors: Tensor, *, num_anchor
 
 
 def pair_weights(is_positive: Tensor, anchors: Tensor, *, num_anchors: int) -> Tensor:
-    """Return what each pair's cross-entropy counts for in `pair_bce`, float32 `[P]`; arguments as there."""
+    """Return the weight of each pair's cross-entropy in `pair_bce`, float32 `[P]`; arguments as there."""
     cells = 2 * anchors + is_positive.long()
     ones = torch.ones(len(cells), device=cells.device)
     counts = ones.new_zeros(2 * num_anchors).index_add(0, cells, ones)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class FeatureMemory:
-    """One unit feature for each training image, changed by `update` and by nothing else."""
+    """One unit feature per training image, changed by `update` alone."""
 
     def __init__(self, features: Tensor) -> None:
-        """Start from features `[N, D]`; they are normalized and copied."""
+        """Copy and normalize the initial features `[N, D]`."""
         if features.ndim != 2 or not features.is_floating_point():
             raise ValueError(f"features must be floating point [N, D], but got {features.dtype} {list(features.shape)}")
         self.features = F.normalize(features.detach().clone(), dim=1)
@@ -21,7 +21,7 @@ class FeatureMemory:
 
     @torch.no_grad()
     def update(self, ids: Tensor, features: Tensor, *, gamma: float) -> None:
-        """Blend new features into the rows `ids` and normalize them (Eq. 1).
+        """Average new features into the rows `ids` and normalize them (Eq. 1).
 
         Args:
             ids: `[B]`, each image at most once.

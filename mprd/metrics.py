@@ -1,6 +1,6 @@
 """CMC, mAP and mINP under the Market-1501 protocol, from distances or from features; re-ranking and query expansion."""
 
-# Q queries, G gallery images, D feature size, B queries of a block, W most gallery images of one of their identities
+# Q queries, G gallery images, D feature size, B queries of a block, W maximum of their identities' gallery images
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from mprd.neighbors.jaccard import check_query_gallery, expand_queries, re_rank,
 __all__ = ["RankMetrics", "expand_queries", "rank_features", "rank_metrics", "re_rank"]
 
 JUNK_PID = -1
-# Distances ranked at a time: 16 MB of float32, small enough to stay out of the way of any budget
-_CHUNK = 2**22
+_CHUNK = 2**22  # distances ranked at a time: 16 MB of float32
 
 
 @dataclass(frozen=True, eq=False)
 class RankMetrics:
-    """How well the queries find their identity in the gallery; all fractions in [0, 1]."""
+    """Retrieval figures of the queries; all fractions in [0, 1]."""
 
     cmc: np.ndarray
     """float64 [min(max_rank, G without junk)]; entry r is the share of queries with a match among the first r + 1."""
@@ -35,7 +34,7 @@ class RankMetrics:
     mINP: float  # noqa: N815
     """Mean over the valid queries of the number of matches / rank of the last match."""
     num_valid_queries: int
-    """Queries with at least one match; the others count nowhere."""
+    """Queries with at least one match; the others are ignored."""
     average_precisions: np.ndarray
     """float64 [num_valid_queries], the terms of mAP in query order."""
     inverse_penalties: np.ndarray
@@ -51,7 +50,7 @@ def rank_metrics(
     *,
     max_rank: int = 50,
 ) -> RankMetrics:
-    """Rank the gallery for every query by `distances` [Q, G], on the device where they lie.
+    """Rank the gallery for every query by `distances` [Q, G], on their device.
 
     Gallery images with pid -1 (junk) are dropped, pid 0 (distractors) is kept, and per query the gallery images of
     the same pid and camera are removed. Equal distances rank in the order of the gallery index. Distances that are
@@ -85,7 +84,7 @@ def rank_features(
 ) -> RankMetrics:
     """Rank the gallery for every query by cosine, from unit features [Q, D] and [G, D]; rules as in rank_metrics.
 
-    Beside the features at most about `memory_mb` MB are held, but never less than one query's distances.
+    Needs about `memory_mb` MB beside the features, and at least one query's distances.
     """
     queries = to_tensor(q_features, "q_features")
     gallery = to_tensor(g_features, "g_features").to(queries)
@@ -110,7 +109,7 @@ class _Ids(NamedTuple):
 
 
 class _Groups(NamedTuple):
-    """The gallery (without junk) grouped by identity, and where each query's identity begins and ends."""
+    """The gallery without junk, grouped by identity, and the group of each query's identity."""
 
     order: Tensor
     """int64 [G], gallery ids sorted by pid, then by id."""
@@ -123,7 +122,7 @@ class _Groups(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """Per valid query of a block, float64: both average precisions, inverse penalty, and the first match's rank."""
+    """Figures of the valid queries of a block, float64 `[valid]` each; `first_rank` is that of the first match."""
 
     precision: Tensor
     trapezoid: Tensor
@@ -146,9 +145,9 @@ def _check_ids(*given: np.ndarray | Tensor, device: torch.device) -> _Ids:
 
 
 def _distance_blocks(queries: Tensor, gallery: Tensor, *, memory_mb: int) -> Iterator[Tensor]:
-    """Yield negative cosines of one group of queries after another; each is overwritten by the next."""
+    """Yield the negative cosines `[B, G]` of blocks of queries, in a buffer that is reused."""
     num_queries, num_gallery = len(queries), len(gallery)
-    # A quarter: ranking a block needs about three times its size
+    # a quarter of the memory, because ranking a block needs about three times its size
     num_rows = min(num_queries, max(1, memory_mb * 2**20 // (4 * num_gallery * queries.element_size())))
     buffer = queries.new_empty(num_rows, num_gallery)
     for block in queries.split(num_rows):
@@ -189,10 +188,10 @@ def _group(ids: _Ids) -> _Groups:
 
 
 def _score(distances: Tensor, groups: _Groups, start: int) -> _Scores:
-    """Score the queries from `start` on, whose distances are float [B, G]; below, names without a shape are [B, W].
+    """Score the queries from `start` on, given their distances, float [B, G]; other tensors are [B, W].
 
-    Only the images of the query's own identity are ranked: a match stands behind the gallery images that are closer,
-    less the removed ones among them, and both numbers are known without ordering the gallery.
+    Only the images of the query's own identity are ranked: the rank of a match is 1 plus the number of closer gallery
+    images, minus the removed ones among them, and needs no ordering of the gallery.
     """
     rows = slice(start, start + len(distances))
     counts = groups.counts[rows]
@@ -200,7 +199,7 @@ def _score(distances: Tensor, groups: _Groups, start: int) -> _Scores:
     is_own = positions < counts[:, None]
     own = groups.order[(groups.starts[rows, None] + positions).clamp(max=len(groups.order) - 1)]
     own_distances = distances.gather(1, own).masked_fill(~is_own, torch.inf)
-    # Stable, and own rises: equal distances stay in the order of the gallery index
+    # stable, and `own` is ascending: equal distances stay in the order of the gallery index
     own_distances, by_distance = own_distances.sort(dim=1, stable=True)
     own, is_own = own.gather(1, by_distance), is_own.gather(1, by_distance)
     is_match = is_own & (groups.g_camids[own] != groups.q_camids[rows, None])
@@ -210,7 +209,7 @@ def _score(distances: Tensor, groups: _Groups, start: int) -> _Scores:
 
 
 def _count_closer(distances: Tensor, own_distances: Tensor, own: Tensor, is_own: Tensor) -> Tensor:
-    """Return how many gallery images come before each of the query's own by (distance, gallery index), int64 [B, W]."""
+    """Return the number of gallery images before each of the query's own by (distance, gallery index), int64 [B, W]."""
     ordered = _sort_rows(distances)
     if not torch.isfinite(ordered[:, [0, -1]]).all():
         raise UserError("distances must be finite, but hold NaN or infinity")
@@ -220,18 +219,18 @@ def _count_closer(distances: Tensor, own_distances: Tensor, own: Tensor, is_own:
 
 
 def _sort_rows(distances: Tensor) -> Tensor:
-    """Sort each row; on the CPU by NumPy, whose vectorised sort takes a fifth of torch's time."""
+    """Sort each row; on the CPU by NumPy, whose vectorized sort is faster than torch's."""
     if distances.device.type == "cpu":
         return torch.from_numpy(np.sort(distances.numpy(), axis=1))
     return distances.sort(dim=1).values
 
 
 def _count_equal_before(distances: Tensor, own_distances: Tensor, own: Tensor, is_tied: Tensor) -> Tensor:
-    """Return for each tied image how many equally distant ones have a lower gallery index, 0 for the others."""
+    """Return for each tied image the number of equally distant ones with a lower gallery index; 0 for the others."""
     num_before = torch.zeros_like(own)
     while is_tied.any():
         rows = is_tied.any(1).nonzero().squeeze(1)
-        # One distance of every tied row at a time: its first that is not settled yet
+        # per tied row one distance at a time, the first that is left
         value = own_distances[rows].gather(1, is_tied[rows].int().argmax(1, keepdim=True))
         is_same = is_tied[rows] & (own_distances[rows] == value)
         num_upto = (distances[rows] == value).cumsum(1, dtype=torch.int32)
@@ -241,14 +240,14 @@ def _count_equal_before(distances: Tensor, own_distances: Tensor, own: Tensor, i
 
 
 def _average(ranks: Tensor, is_match: Tensor) -> _Scores:
-    """Return the scores of the queries that have a match, from the ranks (from 1, rising) of their matches."""
+    """Return the scores of the queries that have a match, from the ascending ranks (from 1) of their matches."""
     is_valid = is_match.any(1)
-    # Only a removed image can stand at rank 0
+    # only a removed image can have rank 0
     ranks, is_match = ranks[is_valid].clamp(min=1).double(), is_match[is_valid]
     nth = is_match.cumsum(1)
     num_matches = nth[:, -1]
     precision = nth / ranks
-    # At rank 1 nothing was retrieved before; precision then starts at 1
+    # before rank 1 nothing is retrieved, and precision is 1
     earlier = torch.where(ranks > 1, (nth - 1) / (ranks - 1).clamp(min=1), 1.0)
     return _Scores(
         precision=(precision * is_match).sum(1) / num_matches,

@@ -1,1 +1,1 @@
-"""Images: where they are, how they are read, and drawn ones."""
+"""Data sets, image decoding and caching, augmentation, and drawn pedestrians."""

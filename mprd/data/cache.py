@@ -1,9 +1,9 @@
-"""Images decoded once: a packed uint8 array on disk, read through memory, keyed by its files and their size.
+"""A cache of decoded images: uint8 arrays on disk ("packs"), memory-mapped, keyed by their source files.
 
-A pack is `images-<key>.npy`, uint8 `[n, H, W, 3]` that NumPy opens as it is, and `images-<key>.json` with the
-checksums of its chunks, written last: a pack without it does not count. The key is of the file format, the wanted
-frame, and each file's path, length and time of change; so a changed file makes a new pack, as does a moved folder.
-Packs may be deleted at any time.
+A pack is `images-<key>.npy`, uint8 `[n, H, W, 3]`, and `images-<key>.json` with the checksums of its chunks, which is
+written last and marks the pack as complete. The key is a digest of the format version, the size, and each file's path,
+length and modification time, so that a changed file or a moved folder yields a new pack. Packs may be deleted at any
+time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,56 +37,56 @@ Mode = Literal["auto", "ram", "device", "none"]
 Purpose = Literal["test", "train"]
 
 FORMAT = 1
-CHUNK = 64  # images that are written, and checked, together
-CHECKED = 16  # chunks whose checksums are taken when a pack is opened
-MARGIN = 1.25  # a crop of the least area, 0.64, still has the training size
-LARGEST = 2  # times the training size up to which images of one size are kept as they are
+CHUNK = 64  # images per write and per checksum
+NUM_CHECKED = 16  # chunks verified when a pack is opened
+MARGIN = 1.25  # over the training size: the smallest crop, 0.64 of the area, still has the training size
+MAX_SCALE = 2  # over the training size, up to which images of a single size are not resized
 SPARE_BYTES = 1 << 30  # left free on the disk
-SAY_AFTER = 5.0  # seconds between two lines of progress
+PROGRESS_SECONDS = 5.0  # between two lines of progress
 
 
 @dataclass(frozen=True, eq=False)
 class Pack:
-    """Decoded images, and where each file's pixels stand."""
+    """Decoded images, and the row of each file."""
 
     pixels: np.ndarray
-    """uint8 `[n, H, W, 3]`, mapped from disk."""
+    """uint8 `[n, H, W, 3]`, memory-mapped."""
     rows: dict[Path, int]
     on_device: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def read(self, path: Path) -> Image.Image:
-        """Return a file's pixels as a picture."""
+        """Return a file's pixels as a PIL image."""
         return Image.fromarray(np.asarray(self.pixels[self.rows[path]]))
 
     def gather(self, rows: np.ndarray, *, device: torch.device, mode: Mode) -> Tensor:
-        """Return the pixels of some rows on a device, uint8 `[B, H, W, 3]`."""
-        if device not in self.on_device and belongs_on(device, self.pixels.nbytes, mode):
+        """Return rows of pixels on a device, uint8 `[B, H, W, 3]`."""
+        if device not in self.on_device and should_reside_on(device, self.pixels.nbytes, mode):
             self.on_device[device] = torch.from_numpy(self.pixels).to(device)
         if device in self.on_device:
             return self.on_device[device][send(rows, device)]
         return send_pixels(torch.from_numpy(self.pixels)[torch.from_numpy(rows)], device)
 
 
-def belongs_on(device: torch.device, num_bytes: int, mode: Mode) -> bool:
-    """Say whether an array should lie on the device: when asked to, or where it takes a quarter of what is free."""
+def should_reside_on(device: torch.device, num_bytes: int, mode: Mode) -> bool:
+    """Return whether to keep an array on the device: under `device`, or if it fits a quarter of the free memory."""
     if device.type != "cuda" or mode == "ram":
         return False
     return mode == "device" or num_bytes <= torch.cuda.mem_get_info(device)[0] // 4
 
 
 class Packs:
-    """The packs of a run: built where they are missing, opened once."""
+    """The packs of a run, built where missing and opened once."""
 
     def __init__(self, folder: Path, *, mode: Mode) -> None:
-        """Keep packs below a folder, which is made when the first is built."""
+        """Keep packs in a folder, which is created with the first pack."""
         self.folder, self.mode = folder, mode
         self.opened: dict[tuple[Any, ...], Pack | None] = {}
 
     def open(self, paths: Sequence[Path], *, height: int, width: int, purpose: Purpose) -> Pack | None:
-        """Return the images resized as they are tested, or in the frame that training crops are taken from.
+        """Return decoded images at the test size, or at a size from which training crops are taken.
 
-        Training images of one size, at most twice the training size, are kept as they are; others get 1.25 times the
-        training size. None under `data.cache: none`, and, with a line in the log, where a pack does not fit.
+        Training images of a single size, at most twice the training size, are not resized; others get 1.25 times the
+        training size. Returns None under `data.cache: none`, and where a pack does not fit, which is logged.
         Raises UserError naming an image that cannot be read.
         """
         if self.mode == "none" or not paths:
@@ -97,7 +97,7 @@ class Packs:
         return self.opened[key]
 
     def pack(self, paths: tuple[Path, ...], height: int, width: int, purpose: Purpose) -> Pack | None:
-        """Open a pack, building it first where it is missing or damaged."""
+        """Open a pack; build it where it is missing or damaged."""
         try:
             file = self.folder / f"images-{pack_key(paths, height, width, purpose)}.npy"
             pixels = open_checked(file, num_images=len(paths))
@@ -105,16 +105,16 @@ class Packs:
                 frame = (height, width) if purpose == "test" else training_frame(paths, height, width)
                 self.check_room(len(paths) * frame[0] * frame[1] * 3)
                 with locked(file):
-                    # another worker may have built it meanwhile
+                    # another process may have built it meanwhile
                     pixels = open_checked(file, num_images=len(paths))
                     pixels = build(paths, file, frame) if pixels is None else pixels
         except OSError as error:
-            logger.warning("images are decoded anew in every epoch: %s", error.strerror or error)
+            logger.warning("no cache, images are decoded in every epoch: %s", error.strerror or error)
             return None
         return Pack(pixels, {path: row for row, path in enumerate(paths)})
 
     def check_room(self, num_bytes: int) -> None:
-        """Raise OSError where a pack would fill the disk, or under `auto` more than half of the memory."""
+        """Raise OSError where a pack would fill the disk, or under `auto` need more than half of the memory."""
         self.folder.mkdir(parents=True, exist_ok=True)
         size = f"a pack of {num_bytes / 1e9:.1f} GB"
         if num_bytes + SPARE_BYTES > shutil.disk_usage(self.folder).free:
@@ -124,7 +124,7 @@ class Packs:
 
 
 def pack_key(paths: Sequence[Path], height: int, width: int, purpose: Purpose) -> str:
-    """Return a digest of what a pack is made of; raise OSError where a file is missing."""
+    """Return a digest of a pack's sources and size; raise OSError where a file is missing."""
     digest = hashlib.sha256(f"{FORMAT} {purpose} {height} {width}".encode())
     for path in paths:
         stat = os.stat(path)
@@ -133,36 +133,36 @@ def pack_key(paths: Sequence[Path], height: int, width: int, purpose: Purpose) -
 
 
 def training_frame(paths: Sequence[Path], height: int, width: int) -> tuple[int, int]:
-    """Choose the height and width that training images are kept at."""
-    with decoders() as run:
-        sizes = set(run(image_size, paths))
+    """Return the height and width of packed training images."""
+    with reading_pool() as pool:
+        sizes = set(pool.map(image_size, paths))
     own_width, own_height = sizes.pop()
-    if not sizes and own_height <= LARGEST * height and own_width <= LARGEST * width:
+    if not sizes and own_height <= MAX_SCALE * height and own_width <= MAX_SCALE * width:
         return own_height, own_width
     return round(MARGIN * height), round(MARGIN * width)
 
 
 def build(paths: Sequence[Path], file: Path, frame: tuple[int, int]) -> np.ndarray:
-    """Decode every image into a new pack, from where an earlier attempt was cut off, and open it."""
+    """Decode every image into a new pack, resuming an interrupted attempt, and open it."""
     shape = (len(paths), *frame, 3)
     part, log = file.with_suffix(".part"), file.with_suffix(".part.log")
     sums = resumable_sums(part, log, shape)
-    told = started = time.monotonic()
-    with open(part, "r+b" if sums else "wb") as pixels, open(log, "a" if sums else "w") as done, decoders() as run:
+    logged = started = time.monotonic()
+    with open(part, "r+b" if sums else "wb") as pixels, open(log, "a" if sums else "w") as done, reading_pool() as pool:
         if not sums:
-            np.lib.format.write_array_header_1_0(pixels, describe(shape))
+            np.lib.format.write_array_header_1_0(pixels, array_header(shape))
             done.write(f"{json.dumps(shape)}\n")
         pixels.seek(header_size(shape) + len(sums) * CHUNK * frame[0] * frame[1] * 3)
         for start in range(len(sums) * CHUNK, len(paths), CHUNK):
-            chunk = np.stack(run(lambda path: decode(path, frame), paths[start : start + CHUNK]))
+            chunk = np.stack([*pool.map(lambda path: decode(path, frame), paths[start : start + CHUNK])])
             pixels.write(chunk.data)
-            # what the log says is done has to be there
+            # before the log line that marks it as done
             pixels.flush()
             sums.append(zlib.crc32(chunk.data))
             done.write(f"{sums[-1]}\n")
             done.flush()
-            if time.monotonic() - told > SAY_AFTER:
-                told = time.monotonic()
+            if time.monotonic() - logged > PROGRESS_SECONDS:
+                logged = time.monotonic()
                 logger.info("packing images: %d of %d", start + len(chunk), len(paths))
         os.fsync(pixels.fileno())
     os.replace(part, file)
@@ -176,25 +176,25 @@ def build(paths: Sequence[Path], file: Path, frame: tuple[int, int]) -> np.ndarr
 
 
 def decode(path: Path, frame: tuple[int, int]) -> np.ndarray:
-    """Decode an image at a height and width, as it is resized for testing."""
+    """Decode an image, resized as for testing, `[H, W, 3]`."""
     image = read_image(path)
     return np.asarray(image.resize(frame[::-1], Image.Resampling.BICUBIC))
 
 
-def describe(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the header of a NumPy file."""
+def array_header(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return the header of a `.npy` file."""
     return {"descr": "|u1", "fortran_order": False, "shape": shape}
 
 
 def header_size(shape: tuple[int, ...]) -> int:
-    """Count the bytes in front of the pixels."""
+    """Return the bytes before the pixels."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, describe(shape))
+    np.lib.format.write_array_header_1_0(header, array_header(shape))
     return header.tell()
 
 
 def resumable_sums(part: Path, log: Path, shape: tuple[int, ...]) -> list[int]:
-    """Return the checksums of the chunks that an earlier attempt finished; none where there was none, or another."""
+    """Return the checksums of the chunks that an interrupted attempt of the same shape completed."""
     try:
         lines = log.read_text().split("\n")[:-1]
         if not lines or tuple(json.loads(lines[0])) != shape:
@@ -207,21 +207,21 @@ def resumable_sums(part: Path, log: Path, shape: tuple[int, ...]) -> list[int]:
 
 
 def open_checked(file: Path, *, num_images: int) -> np.ndarray | None:
-    """Map a finished pack; None where there is none, or, with a warning, where it is damaged."""
+    """Map a complete pack; None where there is none, or, with a warning, where it is damaged."""
     side = file.with_suffix(".json")
     if not (file.is_file() and side.is_file()):
         return None
     try:
-        # copy on write: torch takes no read-only array, and nothing is written
+        # copy-on-write, because torch warns about read-only arrays; nothing is written
         pixels = np.load(file, mmap_mode="c")
         about = json.loads(side.read_text())
         is_whole = pixels.dtype == np.uint8 and list(pixels.shape) == about["shape"] and len(pixels) == num_images
-        chunks = np.unique(np.linspace(0, len(about["sums"]) - 1, CHECKED).astype(int)).tolist()
+        chunks = np.unique(np.linspace(0, len(about["sums"]) - 1, NUM_CHECKED).astype(int)).tolist()
         if is_whole and all(checksum(pixels, chunk) == about["sums"][chunk] for chunk in chunks):
             return pixels
     except (OSError, ValueError, KeyError):
         pass
-    logger.warning("%s: damaged, so it is packed anew", file)
+    logger.warning("%s: damaged, packing it again", file)
     return None
 
 
@@ -231,15 +231,8 @@ def checksum(pixels: np.ndarray, chunk: int) -> int:
 
 
 @contextmanager
-def decoders() -> Iterator[Callable[..., list[Any]]]:
-    """Run a function over files, several at a time, in order."""
-    with reading_pool() as pool:
-        yield lambda function, paths: list(pool.map(function, paths))
-
-
-@contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Let one process at a time build a pack."""
+    """Lock a pack for building, across processes."""
     with open(file.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

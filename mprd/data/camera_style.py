@@ -1,4 +1,4 @@
-"""Show an image as another camera would: CamStyle's files, or colours carried over without a GAN (Sec. 5.2)."""
+"""Camera style transfer (Sec. 5.2): CamStyle's generated images, or color statistics of the cameras without a GAN."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
 
-COLOUR_SAMPLE = 200  # images a camera whose colours are measured
-COLOUR_SIZE = (32, 64)  # width and height they are measured at
+COLOR_SAMPLE = 200  # images per camera for its color statistics
+COLOR_SIZE = (32, 64)  # width and height at which they are measured
 
 
 @dataclass(frozen=True)
 class StyleFiles:
-    """Where CamStyle's pictures are, and which of them are not there."""
+    """The folder of CamStyle's images, and the names missing from it."""
 
     folder: Path
     camera_numbers: tuple[int, ...]
-    """The number that file names give to camera 0, 1, ..."""
+    """The numbers in file names of cameras 0, 1, ..."""
     names_source: bool
-    """Whether names are `<stem>_fake_<from>to<to>.jpg`, or `<stem>_fake_<to>.jpg` as for MSMT17."""
+    """Whether names are `<stem>_fake_<from>to<to>.jpg`; otherwise `<stem>_fake_<to>.jpg`, as for MSMT17."""
     missing: frozenset[str] = frozenset()
-    """Names that should exist and do not."""
+    """Expected names that do not exist."""
 
     def name(self, path: Path, camid: int, target: int) -> str:
-        """Name the file that shows an image of camera `camid` in the style of camera `target`."""
+        """Return the name of the file with an image of camera `camid` in the style of camera `target`."""
         source = f"{self.camera_numbers[camid]}to" if self.names_source else ""
         return f"{path.stem}_fake_{source}{self.camera_numbers[target]}.jpg"
 
     def find(self, path: Path, camid: int, target: int) -> Path:
-        """Return that file, or the original for its own camera and where the file is missing."""
+        """Return the path of that file, or the original for the image's own camera and where the file is missing."""
         if target == camid:
             return path
         name = self.name(path, camid, target)
         return path if name in self.missing else self.folder / name
 
     def all_names(self, paths: Sequence[Path], camids: np.ndarray) -> list[str]:
-        """Name every file that the images `[n]` of cameras `[n]` should have."""
+        """Return the names expected for images `[n]` of cameras `[n]`."""
         cameras = np.unique(camids).tolist()
         pairs = zip(paths, camids.tolist(), strict=True)
         return [self.name(path, camid, target) for path, camid in pairs for target in cameras if target != camid]
@@ -53,7 +53,7 @@ class StyleFiles:
 def find_style_files(
     folder: Path, paths: Sequence[Path], camids: np.ndarray, *, camera_numbers: tuple[int, ...], names_source: bool
 ) -> StyleFiles | None:
-    """Look for the CamStyle pictures of the training images; log how many are missing, None when all are."""
+    """Find the CamStyle images of the training images; log how many are missing, return None when all are."""
     if not folder.is_dir():
         return None
     files = StyleFiles(folder, camera_numbers, names_source)
@@ -67,7 +67,7 @@ def find_style_files(
 
 
 def check_style_files(files: StyleFiles, paths: Sequence[Path], camids: np.ndarray) -> StyleFiles:
-    """Decode every CamStyle file once and count the unreadable ones as missing."""
+    """Decode every CamStyle file and add the unreadable ones to the missing ones."""
     names = [name for name in files.all_names(paths, camids) if name not in files.missing]
     bad = [names[index] for index in find_unreadable([files.folder / name for name in names])]
     if bad:
@@ -78,25 +78,24 @@ def check_style_files(files: StyleFiles, paths: Sequence[Path], camids: np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class CameraColors:
-    """Mean and deviation of each camera's colours, float64 `[num_cameras, 3]` in 0 to 255; NaN without images."""
+    """Mean and deviation of each camera's colors, float64 `[num_cameras, 3]` in 0 to 255; NaN without images."""
 
     mean: np.ndarray
     std: np.ndarray
     tables: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    """Those made so far: there are few pairs of cameras, and many images."""
+    """A cache of `table`, by source and target camera."""
 
     def transfer(self, image: Image.Image, camid: int, target: int) -> Image.Image:
-        """Carry the colours of camera c to camera t, each channel apart: `(x - mean_c) / std_c * std_t + mean_t`."""
+        """Map the colors of camera c to camera t, per channel: `(x - mean_c) / std_c * std_t + mean_t`."""
         return image if target == camid else image.point(self.table(camid, target).ravel().tolist())
 
     def table(self, camid: int, target: int) -> np.ndarray:
-        """Return what each level of each channel becomes, uint8 `[3, 256]`."""
+        """Return the target level of each level of each channel, uint8 `[3, 256]`."""
         if (camid, target) not in self.tables:
-            self.tables[camid, target] = self.make_table(camid, target)
+            self.tables[camid, target] = self.compute_table(camid, target)
         return self.tables[camid, target]
 
-    def make_table(self, camid: int, target: int) -> np.ndarray:
-        """Work out the table of two cameras."""
+    def compute_table(self, camid: int, target: int) -> np.ndarray:
         levels = np.arange(256)[:, None]
         if target == camid:
             return levels.repeat(3, 1).T.astype(np.uint8)
@@ -105,7 +104,7 @@ class CameraColors:
 
 
 def measure_colors(paths: Sequence[Path], camids: np.ndarray) -> CameraColors:
-    """Measure each camera's colours on at most 200 of its images, evenly spread; uses no identity.
+    """Measure each camera's colors on at most 200 of its images, evenly spread.
 
     Raises UserError naming an image that cannot be read.
     """
@@ -113,10 +112,10 @@ def measure_colors(paths: Sequence[Path], camids: np.ndarray) -> CameraColors:
     std = mean.copy()
     for camid in np.unique(camids):
         rows = np.flatnonzero(camids == camid)
-        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), COLOUR_SAMPLE)).astype(int)]
-        pixels = np.stack([np.asarray(read_image(paths[row]).resize(COLOUR_SIZE)) for row in rows]).reshape(-1, 3)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), COLOR_SAMPLE)).astype(int)]
+        pixels = np.stack([np.asarray(read_image(paths[row]).resize(COLOR_SIZE)) for row in rows]).reshape(-1, 3)
         mean[camid] = pixels.mean(0)
-        # a camera that shows a single colour has nothing to scale by
+        # a camera with a single color has no deviation to divide by
         std[camid] = pixels.std(0).clip(1)
     return CameraColors(mean, std)
 
@@ -124,7 +123,7 @@ def measure_colors(paths: Sequence[Path], camids: np.ndarray) -> CameraColors:
 def choose_style(
     kind: str, paths: Sequence[Path], camids: np.ndarray | None, *, files: StyleFiles | None
 ) -> StyleFiles | CameraColors | None:
-    """Return what `data.camera_style` asks for, colours standing in for absent CamStyle files (logged).
+    """Return the camera styles for `data.camera_style`; color statistics replace absent CamStyle files (logged).
 
     Raises UserError when `kind` is unknown.
     """
@@ -133,10 +132,10 @@ def choose_style(
     if kind == "none":
         return None
     if camids is None:
-        logger.warning("data.camera_style: no cameras in the file names, so none is carried over")
+        logger.warning("data.camera_style: no cameras in the file names, so no style is transferred")
         return None
     if kind == "camstyle" and files is not None:
         return files
     if kind == "camstyle":
-        logger.warning("data.camera_style: no CamStyle files; per-camera colours stand in (data.camera_style=colour)")
+        logger.warning("data.camera_style: no CamStyle files; using per-camera colors (data.camera_style=colour)")
     return measure_colors(paths, camids)

@@ -1,4 +1,4 @@
-"""Re-identification data sets as paths, identities and cameras; no pixels are opened here."""
+"""Re-identification data sets: paths, identities and cameras, without pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
 
-# images and identities of training, images of query and of gallery (Sec. 5.1; junk with pid -1 not counted)
+# training images and identities, query and gallery images (Sec. 5.1; junk, pid -1, not counted)
 PUBLISHED_COUNTS = {
     "market1501": (12936, 751, 3368, 15913),
     "dukemtmcreid": (16522, 702, 2228, 17661),
@@ -29,26 +29,26 @@ JUNK_PID = -1
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images in a stable order, by sorted name."""
+    """Images, sorted by name."""
 
     paths: tuple[Path, ...]
     pids: np.ndarray | None
-    """Identities, int64 `[n]`; None where names do not tell."""
+    """Identities, int64 `[n]`; None where file names hold none."""
     camids: np.ndarray | None
-    """Cameras from 0, int64 `[n]`; None where names do not tell."""
+    """Cameras from 0, int64 `[n]`; None where file names hold none."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def select(self, rows: np.ndarray) -> ImageSet:
-        """Keep some images, given by index `[m]`."""
+        """Return the images at the indices `[m]`."""
         pids, camids = (None if ids is None else ids[rows] for ids in (self.pids, self.camids))
         return ImageSet(tuple(self.paths[row] for row in rows.tolist()), pids, camids)
 
 
 @dataclass(frozen=True, eq=False)
 class ReidDataset:
-    """A data set for re-identification; query and gallery may be empty, and then nothing is evaluated."""
+    """A data set for re-identification; without query or gallery there is no evaluation."""
 
     name: str
     root: Path
@@ -56,17 +56,17 @@ class ReidDataset:
     query: ImageSet
     gallery: ImageSet
     num_cameras: int
-    """Cameras over all three splits; 0 where names do not tell."""
+    """Cameras over all three splits; 0 where file names hold none."""
     style_paths: StyleFiles | None
-    """CamStyle's pictures of the training images, where wanted and present."""
+    """CamStyle's images, where `data.camera_style` is `camstyle` and they exist."""
     packs: Packs | None = None
-    """Where decoded images are kept; without it each use decodes the files."""
+    """The cache of decoded images; None: files are decoded on each access."""
 
 
 def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
-    """Find the images of a data set; drawn pedestrians are drawn below `cache_dir` once and read like any other.
+    """Find the images of a data set; the synthetic one is drawn into `cache_dir` first.
 
-    Logs a warning where counts differ from the published ones or only one camera is there.
+    Logs a warning where counts differ from the published ones, or where there is one camera only.
     Raises UserError naming a missing or empty folder, or the first name that does not parse.
     """
     if (config.root is None) != (config.dataset == "synthetic"):
@@ -82,37 +82,37 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
     if config.camera_style == "camstyle":
         style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
     dataset = ReidDataset(config.dataset, root, train, query, gallery, len(camera_numbers), style)
-    warn_of_oddities(dataset)
+    log_warnings(dataset)
     return dataset
 
 
 def draw_synthetic(config: SyntheticConfig, cache_dir: Path) -> Path:
-    """Draw the pedestrians of these settings unless they are there; return their folder."""
+    """Draw the synthetic data set unless it exists; return its folder."""
     from mprd.data.synthetic.dataset import FORMAT_VERSION, write_dataset
 
     key = f"{FORMAT_VERSION} {config.model_dump_json()}"
     root = cache_dir / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         logger.info("drawing pedestrians into %s", root)
-    # what is there already is checked and left alone
+    # an existing folder is verified, not rewritten
     write_dataset(root, config)
     return root
 
 
 def read_splits(name: str, root: Path, *, pattern: str) -> Splits:
-    """Read the layout that the data set comes in."""
+    """Read a data set in the layout of its name."""
     if name == "folder":
         return read_tree(root, pattern)
     return read_msmt17(root) if name == "msmt17" else read_market(root)
 
 
 def drop_junk(crops: list[Crop]) -> list[Crop]:
-    """Leave out pid -1, which the Market protocol ignores; pid 0, its distractors, stays."""
+    """Remove pid -1, which the Market protocol ignores; pid 0, the distractors, stays."""
     return [crop for crop in crops if crop.pid is None or to_number(crop.pid) != JUNK_PID]
 
 
 def number_splits(splits: Splits) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Turn the ids in names into numbers that all splits share; evaluation without identities is left empty."""
+    """Number pids and camids consistently over the splits; without pids, query and gallery are left empty."""
     crops = [crop for split in splits for crop in split]
     pids = number_ids([crop.pid for crop in crops], keep=True)
     camids = number_ids([crop.camid for crop in crops], keep=False)
@@ -126,10 +126,10 @@ def number_splits(splits: Splits) -> tuple[ImageSet, ImageSet, ImageSet]:
 
 
 def number_ids(texts: Sequence[str | None], *, keep: bool) -> np.ndarray | None:
-    """Number ids, int64 `[n]`; None if there are none.
+    """Return ids as int64 `[n]`; None if there are none.
 
     Args:
-        keep: whether ids that are numbers stay as they are; else all are counted from 0 in sorted order.
+        keep: whether numeric ids are kept; otherwise, and where one is not numeric, ids count from 0 in sorted order.
     """
     known = [text for text in texts if text is not None]
     if not known:
@@ -142,13 +142,13 @@ def number_ids(texts: Sequence[str | None], *, keep: bool) -> np.ndarray | None:
 
 
 def to_number(text: str) -> int | None:
-    """Read an id as a number, or None where it is a word or too long for int64."""
+    """Return an id as a number, or None where it is not numeric or exceeds int64."""
     digits = text.removeprefix("-")
     return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
 
 
 def list_cameras(crops: Iterable[Crop]) -> tuple[int, ...]:
-    """Return the number in file names of camera 0, 1, ...; words are counted from 1."""
+    """Return the numbers in file names of cameras 0, 1, ...; camera names that are words count from 1."""
     texts = {crop.camid for crop in crops if crop.camid is not None}
     numbers = {to_number(text) for text in texts}
     known = {number for number in numbers if number is not None}
@@ -158,7 +158,7 @@ def list_cameras(crops: Iterable[Crop]) -> tuple[int, ...]:
 def find_style(
     train: ImageSet, root: Path, *, camera_numbers: tuple[int, ...], names_source: bool
 ) -> StyleFiles | None:
-    """Look for CamStyle's folder beside the training images, no higher than the root."""
+    """Find CamStyle's files, in a folder beside the training images or above them, up to the root."""
     places = [place for place in train.paths[0].parents if place.is_relative_to(root)]
     folder = next((place / STYLE_FOLDER for place in places if (place / STYLE_FOLDER).is_dir()), None)
     if train.camids is None or folder is None:
@@ -166,7 +166,7 @@ def find_style(
     return find_style_files(folder, train.paths, train.camids, camera_numbers=camera_numbers, names_source=names_source)
 
 
-def warn_of_oddities(dataset: ReidDataset) -> None:
+def log_warnings(dataset: ReidDataset) -> None:
     """Log where a data set differs from the published one, and where it cannot be evaluated."""
     train, query, gallery = dataset.train, dataset.query, dataset.gallery
     expected = PUBLISHED_COUNTS.get(dataset.name)

@@ -1,6 +1,6 @@
-"""Images as tensors: augmented ones for training, plain ones for features, and the loader of both.
+"""Images as tensors: augmented for training, plain for features, and the loader of both.
 
-Either comes one image at a time, in processes of the loader, or, once packed, a batch at a time on the device.
+Images are prepared one at a time in the loader's processes, or, where they are packed, by whole batches on the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mprd.data.camera_style import CameraColors, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import find_unreadable, read_image
 from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
-from mprd.data.transforms_batch import BatchParams, augment_batch, carry_colours, draw_batch, normalize_batch
+from mprd.data.transforms_batch import BatchParams, apply_color_tables, augment_batch, draw_batch, normalize_batch
 from mprd.errors import UserError
 from mprd.runtime.device import num_cores
 
@@ -32,17 +32,17 @@ logger = logging.getLogger("mprd")
 
 Item = tuple[Tensor, int]
 ImageSource = Path | str | Image.Image
-"""A file, or pixels that are decoded already."""
+"""A file, or a decoded image."""
 
 
 class TrainImages(Dataset[Item]):
-    """Show training images without their labels, augmented by (seed, epoch, image, view) and nothing else.
+    """Training images without labels, augmented as a function of (seed, epoch, image, view) alone.
 
     Args:
         images: the training images; their pids are not kept.
-        style: what shows an image under another camera, from `choose_style`.
+        style: the camera style transfer, from `choose_style`.
         view: `train`, or `perturbed` for the copy with grayscale and blur in place of erasing (Sec. 4.2, 5.2).
-        packs: where decoded images are kept; without it files are decoded each time.
+        packs: the cache of decoded images; None: files are decoded on each access.
 
     Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
     """
@@ -67,14 +67,14 @@ class TrainImages(Dataset[Item]):
         self.pack = open_pack(packs, self.files(), config, purpose="train")
 
     def files(self) -> list[Path]:
-        """List every file that may be shown."""
+        """Return every file that may be read, CamStyle's included."""
         if not isinstance(self.style, StyleFiles) or self.camids is None:
             return list(self.paths)
         names = self.style.all_names(self.paths, self.camids)
         return [*self.paths, *(self.style.folder / name for name in names if name not in self.style.missing)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose augmentation is drawn; a loader takes it up when its iteration starts."""
+        """Set the epoch of the augmentation; a loader uses it from its next iteration on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -88,13 +88,13 @@ class TrainImages(Dataset[Item]):
         return augment(self.read(index, params.camera), params, height=height, width=width), index
 
     def read(self, index: int, camera: int) -> Image.Image:
-        """Read an image in the style of one of the training cameras."""
+        """Return an image in the style of one of the training cameras, given by its index in `cameras`."""
         path, camid, target = self.find(index, camera)
         image = read_image(path) if self.pack is None else self.pack.read(path)
         return self.style.transfer(image, camid, target) if isinstance(self.style, CameraColors) else image
 
     def find(self, index: int, camera: int) -> tuple[Path, int, int]:
-        """Say which file shows an image under one of the training cameras, and which two cameras these are."""
+        """Return the file of an image in the style of a training camera, and the source and target camid."""
         path = self.paths[index]
         if self.style is None or self.camids is None:
             return path, 0, 0
@@ -102,12 +102,12 @@ class TrainImages(Dataset[Item]):
         return self.style.find(path, camid, target) if isinstance(self.style, StyleFiles) else path, camid, target
 
     def is_batched(self, device: torch.device) -> bool:
-        """Say whether `batch` makes the items, and not the loader, as `data.augment` says."""
-        wish = self.config.augment
-        return self.pack is not None and (wish == "batch" or (wish == "auto" and device.type != "cpu"))
+        """Return whether to use `batch` instead of a loader (`data.augment`)."""
+        augment = self.config.augment
+        return self.pack is not None and (augment == "batch" or (augment == "auto" and device.type != "cpu"))
 
     def batch(self, ids: np.ndarray, device: torch.device) -> Tensor:
-        """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
+        """Return the items of packed images `[B]` as one tensor on a device, float32 `[B, 3, H, W]`."""
         assert self.pack is not None
         params = self.draw().rows(ids)
         found = [self.find(index, camera) for index, camera in zip(ids.tolist(), params.camera.tolist(), strict=True)]
@@ -115,11 +115,11 @@ class TrainImages(Dataset[Item]):
         pixels = self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2)
         if isinstance(self.style, CameraColors):
             tables = np.stack([self.style.table(camid, target) for _, camid, target in found])
-            pixels = carry_colours(pixels, tables)
+            pixels = apply_color_tables(pixels, tables)
         return augment_batch(pixels, params, height=self.config.height, width=self.config.width)
 
     def draw(self) -> BatchParams:
-        """Draw this epoch's changes of all images, once."""
+        """Return this epoch's augmentation of all images, drawn once."""
         if self.drawn is None or self.drawn[0] != self.epoch:
             images, cameras = np.arange(len(self)), len(self.cameras)
             view, config = self.view, self.config
@@ -129,7 +129,7 @@ class TrainImages(Dataset[Item]):
 
 
 class PlainImages(Dataset[Item]):
-    """Show images as they are tested: resized (bicubic, antialiased) and normalized.
+    """Images as used for testing: resized (bicubic, antialiased) and normalized.
 
     Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
     """
@@ -148,29 +148,29 @@ class PlainImages(Dataset[Item]):
         return prepare(read_image(path), self.size), index
 
     def is_batched(self, device: torch.device) -> bool:
-        """Say whether `batch` makes the items, and not the loader, which costs more than it could save."""
+        """Return whether to use `batch` instead of a loader, whose processes cost more than decoded pixels."""
         return self.pack is not None and self.config.augment != "image"
 
     def batch(self, ids: np.ndarray, device: torch.device) -> Tensor:
-        """Return the items of some packed images `[B]` at once, float32 `[B, 3, H, W]` on a device."""
+        """Return the items of packed images `[B]` as one tensor on a device, float32 `[B, 3, H, W]`."""
         assert self.pack is not None
         rows = np.array([self.pack.rows[self.paths[index]] for index in ids.tolist()])
         return normalize_batch(self.pack.gather(rows, device=device, mode=self.config.cache).permute(0, 3, 1, 2))
 
 
 def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *, purpose: Purpose) -> Pack | None:
-    """Open the pack of some files, where one is wanted and fits."""
+    """Return the pack of some files, or None where there is no cache or the pack does not fit."""
     if packs is None:
         return None
     return packs.open(paths, height=config.height, width=config.width, purpose=purpose)
 
 
 class InferenceImages(Dataset[Item]):
-    """Show files or pictures as they are tested, like `PlainImages`.
+    """Files or decoded images, prepared as in `PlainImages`.
 
     Args:
-        skip_bad: give a file that cannot be read as zeros with the index `~index`; else raise UserError naming it.
-        hint: what the person can do about such a file.
+        skip_bad: return zeros and the index `~index` for a file that cannot be read; otherwise raise UserError.
+        hint: the remedy for such a file, for the error message.
     """
 
     def __init__(
@@ -193,12 +193,12 @@ class InferenceImages(Dataset[Item]):
 
 
 def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Resize an RGB image to (width, height) and normalize it: what the network is tested on."""
+    """Resize an RGB image to (width, height) and normalize it, as for testing: float32 `[3, H, W]`."""
     return normalize(image.resize(size, Image.Resampling.BICUBIC))
 
 
-class Guarded(Dataset[list[Item] | UserError]):
-    """Read a batch at a time, a UserError as a value: DataLoader would bury it in a worker's traceback."""
+class ErrorsAsValues(Dataset[list[Item] | UserError]):
+    """Return a batch, or the UserError as a value, because DataLoader would wrap it in a worker's traceback."""
 
     def __init__(self, images: Dataset[Item]) -> None:
         self.images = images
@@ -211,7 +211,7 @@ class Guarded(Dataset[list[Item] | UserError]):
 
 
 class ImageLoader:
-    """Iterate over a DataLoader's batches; an error of the person's that a worker met is raised as itself."""
+    """Iterate over a DataLoader's batches; raise a worker's UserError unchanged."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -227,29 +227,28 @@ class ImageLoader:
 
 
 def make_loader(images: Dataset[Item], batches: Sequence[Sequence[int]], *, num_workers: int) -> ImageLoader:
-    """Yield (images `[B, 3, H, W]`, ids `[B]` int64) for the given batches, in exactly their order.
+    """Return a loader of (images `[B, 3, H, W]`, ids `[B]` int64) for the given batches, in their order.
 
-    Workers are forked: they touch neither an accelerator nor torch's thread pool, and spawned ones would import torch
-    anew for every pass. The global generators stay as they are.
+    Workers are forked: they use neither an accelerator nor torch's thread pool, and spawned ones would import torch for
+    every pass. Global random generators are not used.
     """
     ids = [[int(index) for index in batch] for batch in batches]
-    # more processes than cores would only take turns
     num_workers = min(num_workers, len(ids), num_cores())
     loader = DataLoader(
-        Guarded(images),
+        ErrorsAsValues(images),
         batch_sampler=ids,
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=start_worker,
         multiprocessing_context=multiprocessing.get_context("fork") if num_workers else None,
-        # DataLoader draws a seed at every pass: from here, not from the global generator
+        # DataLoader draws a seed at every pass, by default from the global generator
         generator=torch.Generator(),
     )
     return ImageLoader(loader)
 
 
 def collate(items: list[Item] | UserError) -> tuple[Tensor, Tensor] | UserError:
-    """Stack a batch, or hand on the error."""
+    """Stack a batch, or return the error."""
     if isinstance(items, UserError):
         return items
     images, ids = default_collate(items)
@@ -257,17 +256,16 @@ def collate(items: list[Item] | UserError) -> tuple[Tensor, Tensor] | UserError:
 
 
 def start_worker(_worker_id: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which may reach the whole process group, to the main process; use one thread."""
+    """Ignore SIGINT and SIGTERM, which the main process handles, and use one thread."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 def check_images(images: ImageSet) -> ImageSet:
-    """Decode every image once and keep the readable ones; log how many are left out.
+    """Decode every image and return the readable ones; log how many are left out (`data.on_bad_image: skip`).
 
-    Meant for `data.on_bad_image: skip`, before anything else happens: an index then means the same image in every
-    epoch. Raises UserError when none is left.
+    Called before training, so that an index is the same image in every epoch. Raises UserError when none is left.
     """
     bad = find_unreadable(images.paths)
     if not bad:
@@ -280,7 +278,7 @@ def check_images(images: ImageSet) -> ImageSet:
 
 
 def check_dataset(dataset: ReidDataset) -> ReidDataset:
-    """Decode every image and CamStyle picture of a data set once and leave out the unreadable ones."""
+    """Decode every image of a data set, CamStyle's included, and leave out the unreadable ones."""
     train, query, gallery = (check_images(images) for images in (dataset.train, dataset.query, dataset.gallery))
     style = dataset.style_paths
     if style is not None and train.camids is not None:

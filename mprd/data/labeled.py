@@ -1,4 +1,4 @@
-"""Z, the few labeled images (Sec. 4.2): drawn from the identities in file names, or listed in a file of one's own."""
+"""Z, the labeled images (Sec. 4.2): drawn from the identities in file names or in the file `meta.labels`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HEADER = ["file", "identity"]
 def choose_labeled(train: ImageSet, root: Path, config: MetaConfig, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw `meta.num_ids` identities; return the rows of their images, sorted int64 `[m]`, and the identities `[m]`.
 
-    They are drawn from those of `meta.labels` where it is given, else from those that file names tell.
-    Raises UserError when there are fewer identities than that, none are known, or the file is wrong.
+    They are drawn from `meta.labels` where it is given, otherwise from the identities in file names.
+    Raises UserError when there are fewer identities or none, or when the file cannot be read.
     """
     if config.num_ids == 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
@@ -40,10 +40,10 @@ def choose_labeled(train: ImageSet, root: Path, config: MetaConfig, *, seed: int
 
 
 def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read who is on some training images: CSV with the header `file,identity`, files by their path below `root`.
+    """Read the identities of training images from a CSV with the header `file,identity`; paths are relative to `root`.
 
     Returns rows of `train`, sorted int64 `[m]`, and identities counted from 0 in sorted order `[m]`.
-    Raises UserError naming the file, and the line that is wrong.
+    Raises UserError naming the file and the faulty line.
     """
     numbers = {path.relative_to(root).as_posix(): row for row, path in enumerate(train.paths)}
     header, *lines = read_lines(file) or [(1, [])]
@@ -64,7 +64,7 @@ def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np
 
 
 def read_lines(file: Path) -> list[tuple[int, list[str]]]:
-    """Read a CSV: the number of each line, and its cells."""
+    """Return line number and cells of each line of a CSV."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as text:
             table = csv.reader(text)
@@ -76,7 +76,7 @@ def read_lines(file: Path) -> list[tuple[int, list[str]]]:
 
 
 def read_cells(cells: list[str], numbers: dict[str, int], *, place: str) -> tuple[int, str]:
-    """Return the row of the image that a line names, and its identity."""
+    """Return a line's image, as a row of the training set, and its identity."""
     if len(cells) != len(HEADER) or not cells[1].strip():
         raise UserError(f"{place}: wanted a file and an identity, but got {','.join(cells)!r}")
     name = Path(cells[0].strip()).as_posix()

@@ -1,4 +1,4 @@
-"""Where published data sets keep their images and what their file names say: names only, no pixels."""
+"""Folder layouts and file names of published data sets; no pixels are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STYLE_FOLDER = "bounding_box_train_camstyle"
 
 
 class Crop(NamedTuple):
-    """One image of one pedestrian, with the ids as its name spells them."""
+    """One image of one pedestrian, with the ids as spelled in its name."""
 
     path: Path
     pid: str | None
@@ -33,9 +33,9 @@ class Splits(NamedTuple):
 
 
 def read_market(root: Path) -> Splits:
-    """Read Market-1501's layout, which DukeMTMC-reID and many copies share.
+    """Read Market-1501's layout, shared by DukeMTMC-reID and many other data sets.
 
-    Raises UserError naming the folder that is missing or empty, or the first name that does not parse.
+    Raises UserError naming a missing or empty folder, or the first name that does not parse.
     """
     root = find_root(root, is_market, wanted="a folder bounding_box_train")
     folders = (root / "bounding_box_train", root / "query", root / "bounding_box_test")
@@ -43,13 +43,13 @@ def read_market(root: Path) -> Splits:
 
 
 def read_msmt17(root: Path) -> Splits:
-    """Read MSMT17: its official folders and lists (V1 or V2; train = list_train + list_val), or the Market layout."""
+    """Read MSMT17: its official folders and lists (V1 or V2; train = list_train + list_val), or Market's layout."""
     wanted = "list_train.txt (the official layout) or a folder bounding_box_train"
     root = find_root(root, lambda folder: is_official_msmt17(folder) or is_market(folder), wanted=wanted)
     if not is_official_msmt17(root):
         return read_market(root)
-    train = first_folder(root, ("train", "mask_train_v2"))
-    test = first_folder(root, ("test", "mask_test_v2"))
+    train = require_folder(root, ("train", "mask_train_v2"))
+    test = require_folder(root, ("test", "mask_test_v2"))
     return Splits(
         read_lists([root / "list_train.txt", root / "list_val.txt"], train),
         read_lists([root / "list_query.txt"], test),
@@ -58,19 +58,19 @@ def read_msmt17(root: Path) -> Splits:
 
 
 def read_tree(root: Path, pattern: str) -> Splits:
-    """Read any tree of crops, their ids from the optional groups `pid` and `camid` of a regular expression.
+    """Read any tree of crops; ids are the optional groups `pid` and `camid` of a regular expression.
 
-    The expression is searched in each image's path below its folder. Where the root has `train` or
-    `bounding_box_train`, that folder is the training set; `query` together with `gallery` or `bounding_box_test`
-    is for evaluation. Without them every image of the tree is a training image.
+    The expression is searched in each image's path relative to its folder. `train` or `bounding_box_train` is the
+    training set; `query` together with `gallery` or `bounding_box_test` is for evaluation. Without a training folder
+    every image of the tree is a training image.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(f"data.name_pattern: not a regular expression: {error}") from None
     root = find_root(root, has_training_folder, wanted="")
-    train = root if not has_training_folder(root) else first_folder(root, ("train", "bounding_box_train"))
-    query, gallery = root / "query", next_folder(root, ("gallery", "bounding_box_test"))
+    train = root if not has_training_folder(root) else require_folder(root, ("train", "bounding_box_train"))
+    query, gallery = root / "query", find_folder(root, ("gallery", "bounding_box_test"))
     if train == root and query.is_dir() and gallery:
         raise UserError(f"{root}: wanted a folder train or bounding_box_train beside query and {gallery.name}")
     if train == root or not query.is_dir() or not gallery:
@@ -79,9 +79,10 @@ def read_tree(root: Path, pattern: str) -> Splits:
 
 
 def find_root(root: Path, is_layout: Callable[[Path], bool], *, wanted: str) -> Path:
-    """Return the root, or the one sub-folder that has the layout where the root itself has not.
+    """Return the root, or its one subfolder with the layout where the root has another.
 
-    With nothing `wanted` the root is right as it is when no such sub-folder exists.
+    Args:
+        wanted: the layout in words, for the error where neither has it; empty: return the root then.
     """
     if not root.is_dir():
         raise UserError(f"{root}: no such folder (data.root)")
@@ -97,41 +98,41 @@ def find_root(root: Path, is_layout: Callable[[Path], bool], *, wanted: str) -> 
 
 
 def describe(folder: Path) -> str:
-    """Name a few entries of a folder."""
+    """Return the names of a few entries of a folder, for an error message."""
     names = sorted(entry.name for entry in folder.iterdir())
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "nothing"
 
 
 def has_training_folder(folder: Path) -> bool:
-    """Say whether a folder of crops keeps its training images apart."""
-    return next_folder(folder, ("train", "bounding_box_train")) is not None
+    """Return whether a folder of crops has a training folder."""
+    return find_folder(folder, ("train", "bounding_box_train")) is not None
 
 
 def is_market(folder: Path) -> bool:
-    """Say whether a folder holds the training images as Market-1501 does."""
+    """Return whether a folder has Market-1501's layout."""
     return (folder / "bounding_box_train").is_dir()
 
 
 def is_official_msmt17(folder: Path) -> bool:
-    """Say whether a folder holds the lists of MSMT17."""
+    """Return whether a folder has MSMT17's official layout."""
     return (folder / "list_train.txt").is_file()
 
 
-def next_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """Return the first of some folders that exists."""
+def find_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """Return the first folder of these names that exists, or None."""
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def first_folder(root: Path, names: Sequence[str]) -> Path:
-    """Return the first of some folders that exists; raise UserError when there is none."""
-    folder = next_folder(root, names)
+def require_folder(root: Path, names: Sequence[str]) -> Path:
+    """Return the first folder of these names that exists; raise UserError when there is none."""
+    folder = find_folder(root, names)
     if folder is None:
         raise UserError(f"{root}: wanted a folder {' or '.join(names)}, but found {describe(root)}")
     return folder
 
 
 def list_images(folder: Path) -> list[str]:
-    """List the images below a folder as sorted relative paths, without hidden files and CamStyle's pictures."""
+    """Return the images below a folder as sorted relative paths, without hidden files and CamStyle's images."""
     names: list[str] = []
     for place, subfolders, files in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name != STYLE_FOLDER]
@@ -142,7 +143,7 @@ def list_images(folder: Path) -> list[str]:
 
 
 def read_folder(folder: Path, pattern: re.Pattern[str]) -> list[Crop]:
-    """Read the ids of all images below a folder from their names."""
+    """Return the images below a folder with the ids in their names."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     names = list_images(folder)
@@ -161,7 +162,7 @@ def read_folder(folder: Path, pattern: re.Pattern[str]) -> list[Crop]:
 
 
 def read_lists(lists: Sequence[Path], folder: Path) -> list[Crop]:
-    """Read lists of `path pid` as MSMT17 has them: the camera is the third field of the name."""
+    """Read MSMT17's lists of `path pid`; the camera is the third field of the name."""
     lines = [line for file in lists for line in read_lines(file)]
     label = " + ".join(file.name for file in lists)
     if not lines:
@@ -179,7 +180,7 @@ def read_lists(lists: Sequence[Path], folder: Path) -> list[Crop]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """Read the lines of a list that are not blank."""
+    """Return the non-blank lines of a list."""
     try:
         return [line.strip() for line in file.read_text().splitlines() if line.strip()]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which layout a folder has, and where in it: names only, no pixels."""
+"""Recognition of a data set's layout from folder and file names; no pixels are read."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 from mprd.data.layouts import (
     MARKET_NAME,
+    find_folder,
     has_training_folder,
     is_market,
     is_official_msmt17,
     list_images,
-    next_folder,
 )
 from mprd.errors import UserError
 
@@ -25,9 +25,9 @@ MSMT17_NAME = re.compile(r"^(?:.*/)?\d{4,}_\d{3}_\d{2}_")
 DUKE_NAME = re.compile(r"^\d+_c\d+_f\d+")
 MARKET_FRAME = re.compile(r"^-?\d+_c\d+s\d+_")
 SAMPLE = 200
-"""Names looked at to tell one published data set from another."""
+"""File names inspected to distinguish published data sets."""
 
-# what a tree of crops may tell in its names, the first that fits all of them; `.` tells nothing
+# naming conventions of trees of crops; the first that matches all names is used, and `.` holds no ids
 TREE_PATTERNS = (
     r"(?P<pid>-?\d+)_c(?P<camid>\d+)",
     r"(?P<pid>\d+)_\d{3}_(?P<camid>\d{2})_",
@@ -40,18 +40,18 @@ TREE_PATTERNS = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder turned out to be."""
+    """The recognized layout of a folder."""
 
     name: str
     preset: str
     root: Path
-    """What `--data` takes."""
+    """The value for `--data`."""
     place: str = ""
-    """Where it is, where that is not the folder that was asked about."""
+    """The root in words, relative to the folder given, where they differ."""
     pattern: str | None = None
     """`data.name_pattern` of a tree of crops; None for a published layout."""
     problem: str = ""
-    """Why it cannot be read as what it is; empty where it can."""
+    """Why it cannot be read; empty where it can."""
     remark: str = ""
 
     @property
@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def splits(self) -> dict[str, Path]:
-        """The folders of the images, by split, as far as they are there; MSMT17's lists divide `test`."""
+        """The existing image folders by split; MSMT17's `test` holds query and gallery."""
         found: dict[str, tuple[str, ...]]
         if self.name.startswith("MSMT17 V"):
             found = {"train": ("train", "mask_train_v2"), "query and gallery": ("test", "mask_test_v2")}
@@ -71,13 +71,13 @@ class Layout:
                 "query": ("query",),
                 "gallery": ("gallery", "bounding_box_test") if self.is_tree else ("bounding_box_test",),
             }
-        folders = {split: next_folder(self.root, names) for split, names in found.items()}
+        folders = {split: find_folder(self.root, names) for split, names in found.items()}
         there = {split: folder for split, folder in folders.items() if folder is not None}
         return there if "train" in there else {"train": self.root}
 
 
 def recognize(root: Path) -> Layout:
-    """Find the data set at a folder, up to two folders below it, or around it.
+    """Find the data set in a folder, up to two levels below it, or one level above it.
 
     Raises UserError where there is no such folder, no image, or more than one data set.
     """
@@ -85,16 +85,16 @@ def recognize(root: Path) -> Layout:
         raise UserError(f"{root}: no such folder")
     place = find_place(root, is_published) or find_place(root, has_training_folder) or root
     if is_official_msmt17(place) or is_listless_msmt17(place):
-        layout = official_msmt17(place)
+        layout = msmt17_layout(place)
     elif is_market(place):
-        layout = market(place)
+        layout = market_layout(place)
     else:
-        layout = tree(place)
-    return layout if place == root else Layout(**{**vars(layout), "place": tell_place(root, place)})
+        layout = tree_layout(place)
+    return layout if place == root else Layout(**{**vars(layout), "place": describe_place(root, place)})
 
 
 def find_place(root: Path, is_layout: Callable[[Path], bool]) -> Path | None:
-    """Return the folder that has a layout: the root, one or two below it, or the one that it is part of."""
+    """Return the folder with a layout: the root, one up to two levels below, or the parent that the root is part of."""
     if is_layout(root):
         return root
     below = list(subfolders(root))
@@ -102,7 +102,7 @@ def find_place(root: Path, is_layout: Callable[[Path], bool]) -> Path | None:
         found = [folder for folder in folders if is_layout(folder)]
         if len(found) > 1:
             names = ", ".join(str(folder.relative_to(root)) for folder in found[:4])
-            raise UserError(f"{root}: {len(found)} data sets inside ({names}); ask about one of them")
+            raise UserError(f"{root}: {len(found)} data sets inside ({names}); give one of them")
         if found:
             return found[0]
     whole = root.resolve().parent
@@ -110,14 +110,14 @@ def find_place(root: Path, is_layout: Callable[[Path], bool]) -> Path | None:
 
 
 def subfolders(folder: Path) -> Iterator[Path]:
-    """Yield the folders in a folder, hidden ones left out, sorted."""
+    """Return the subfolders, sorted, without hidden ones."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     return (folder / name for name in names)
 
 
-def tell_place(root: Path, place: Path) -> str:
-    """Say where a data set is, seen from the folder that was asked about."""
+def describe_place(root: Path, place: Path) -> str:
+    """Return the place of a data set relative to the folder given, in words."""
     if not place.is_relative_to(root):
         return f"{root} is a part of it"
     depth = len(place.relative_to(root).parts)
@@ -125,21 +125,21 @@ def tell_place(root: Path, place: Path) -> str:
 
 
 def is_published(folder: Path) -> bool:
-    """Say whether a folder has the layout of a published data set, MSMT17's also where its lists are missing."""
+    """Return whether a folder has a published layout; MSMT17's lists may be missing."""
     return is_market(folder) or is_official_msmt17(folder) or is_listless_msmt17(folder)
 
 
 def is_listless_msmt17(folder: Path) -> bool:
-    """Say whether a folder has MSMT17's images without the list that tells its training images."""
-    train = next_folder(folder, ("train", "mask_train_v2"))
-    if train is None or is_official_msmt17(folder) or next_folder(folder, ("test", "mask_test_v2")) is None:
+    """Return whether a folder has MSMT17's images without its training list."""
+    train = find_folder(folder, ("train", "mask_train_v2"))
+    if train is None or is_official_msmt17(folder) or find_folder(folder, ("test", "mask_test_v2")) is None:
         return False
     names = first_images(train)
     return bool(names) and all(MSMT17_NAME.match(name) for name in names)
 
 
-def official_msmt17(place: Path) -> Layout:
-    """Describe MSMT17's official layout, and what is missing of it."""
+def msmt17_layout(place: Path) -> Layout:
+    """Return MSMT17's official layout; missing lists are a problem."""
     version = "V2" if (place / "mask_train_v2").is_dir() else "V1"
     missing = [name for name in MSMT17_LISTS if not (place / name).is_file()]
     problem = ""
@@ -148,8 +148,8 @@ def official_msmt17(place: Path) -> Layout:
     return Layout(f"MSMT17 {version}, official lists", "msmt17", place, problem=problem)
 
 
-def market(place: Path) -> Layout:
-    """Describe Market-1501's layout and tell who uses it; without query and gallery it is read as a tree."""
+def market_layout(place: Path) -> Layout:
+    """Return Market-1501's layout with the data set that uses it; without query or gallery it is read as a tree."""
     names = first_images(place / "bounding_box_train")
     cameras = [int(match["camid"]) for name in names if (match := MARKET_NAME.search(name))]
     if names and all(DUKE_NAME.match(name) for name in names):
@@ -161,12 +161,12 @@ def market(place: Path) -> Layout:
     missing = [folder for folder in ("query", "bounding_box_test") if not first_images(place / folder)]
     if not missing:
         return Layout(name, preset, place)
-    told = f"no images in {' and '.join(missing)}, so nothing is evaluated; read as a folder of crops"
-    return Layout(name, preset, place, pattern=TREE_PATTERNS[0], remark=told)
+    remark = f"no images in {' and '.join(missing)}, so nothing is evaluated; read as a folder of crops"
+    return Layout(name, preset, place, pattern=TREE_PATTERNS[0], remark=remark)
 
 
-def tree(place: Path) -> Layout:
-    """Describe a tree of crops by the first pattern that fits all of its names."""
+def tree_layout(place: Path) -> Layout:
+    """Return a tree of crops with the first pattern that matches all names."""
     layout = Layout("folder of crops", "market1501", place, pattern=TREE_PATTERNS[0])
     names = [name for folder in layout.splits.values() for name in list_images(folder)]
     if not names:
@@ -174,20 +174,20 @@ def tree(place: Path) -> Layout:
     fits = {pattern: sum(re.search(pattern, name) is not None for name in names) for pattern in TREE_PATTERNS}
     pattern = next(pattern for pattern, count in fits.items() if count == len(names))
     if pattern == TREE_PATTERNS[-1] and fits[TREE_PATTERNS[0]] > len(names) / 2:
-        # most names follow the convention: the others are mistakes, not a convention of their own
+        # most names follow the convention, so the others are probably mistakes
         pattern = TREE_PATTERNS[0]
-    return Layout(layout.name, layout.preset, place, pattern=pattern, remark=tell_pattern(pattern))
+    return Layout(layout.name, layout.preset, place, pattern=pattern, remark=describe_pattern(pattern))
 
 
-def tell_pattern(pattern: str) -> str:
-    """Say what names tell under a pattern."""
-    told = {"(?P<pid>": "identities", "(?P<camid>": "cameras"}
-    known = [word for group, word in told.items() if group in pattern]
+def describe_pattern(pattern: str) -> str:
+    """Return the ids that names hold under a pattern, in words."""
+    words = {"(?P<pid>": "identities", "(?P<camid>": "cameras"}
+    known = [word for group, word in words.items() if group in pattern]
     if not known:
-        return "names tell neither identities nor cameras: trained without labels, not evaluated"
+        return "names hold neither identities nor cameras: trained without labels, not evaluated"
     return f"{' and '.join(known)} by data.name_pattern={pattern}"
 
 
 def first_images(folder: Path) -> list[str]:
-    """Name some images below a folder; none where there is no such folder."""
+    """Return the names of up to SAMPLE images below a folder; none where it does not exist."""
     return list(islice(list_images(folder), SAMPLE)) if folder.is_dir() else []

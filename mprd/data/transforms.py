@@ -1,6 +1,6 @@
-"""Random changes of a training image: drawn first, as plain numbers, then applied (Sec. 5.2).
+"""Augmentation of a training image (Sec. 5.2): parameters are drawn first and then applied.
 
-What is drawn does not depend on the image's size, so the same numbers can be applied one image at a time or to a batch.
+Parameters do not depend on the image's size, so that they can be applied to one image or to a batch.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from mprd.runtime.seeding import draw_uniforms
 
 View = Literal["train", "perturbed"]
 Box = tuple[float, float, float, float]
-"""Top, left, height, width, as shares of the image's height and width."""
+"""Top, left, height and width, as shares of the image's height and width."""
 
-# last part of a generator's key, apart from those of mprd.runtime.seeding.Draw
+# last part of a generator's key, distinct from mprd.runtime.seeding.RngStream
 VIEW_KEYS: dict[View, int] = {"train": 100, "perturbed": 101}
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 PIXEL_MEAN, PIXEL_STD = (np.array(v, np.float32).reshape(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
-MEAN_COLOUR = [round(255 * mean) for mean in IMAGENET_MEAN]
+MEAN_COLOR = [round(255 * mean) for mean in IMAGENET_MEAN]
 
 CROP_RATIO = (2.0, 3.0)  # height / width of the crop (MLCReID)
-FRAME_RATIO = 2.0  # height / width of the frame in which that is meant: 256 x 128
-ERASING_RATIO = (0.3, 1 / 0.3)  # height / width of the erased box in pixels (MLCReID)
+FRAME_RATIO = 2.0  # height / width of the image for which CROP_RATIO is given: 256 x 128
+ERASING_RATIO = (0.3, 1 / 0.3)  # height / width of the erased box, in pixels (MLCReID)
 GRAYSCALE_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.001, 0.01)  # share of the image's height
@@ -44,10 +44,10 @@ NUM_DRAWS = 14 + 4 * NUM_ATTEMPTS
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """One image's random numbers."""
+    """The random parameters of one image."""
 
     camera: int
-    """Which of the training cameras to show it under."""
+    """Index of the training camera whose style it gets."""
     crop: Box
     flip: bool
     angle: float
@@ -57,25 +57,25 @@ class AugmentParams:
     saturation: float
     grayscale: bool
     blur: float
-    """Deviation of the Gaussian, as a share of the height; 0 for none."""
+    """Standard deviation of the Gaussian, as a share of the height; 0 for none."""
     erase: Box | None
-    """What random erasing covers, or None."""
+    """The box of random erasing, or None."""
 
 
 def draw_params(
     seed: int, epoch: int, *, image: int, view: View, num_cameras: int, config: DataConfig
 ) -> AugmentParams:
-    """Draw one image's changes, a function of (seed, epoch, image, view) and the settings alone.
+    """Draw one image's parameters, a function of (seed, epoch, image, view) and the settings alone.
 
-    Every number has its own place in the stream, so that a setting changes what it is about and nothing else.
+    Every parameter has a fixed position in the stream, so that a setting changes its own parameter alone.
     """
     draws = draw_uniforms(seed, epoch, [image], VIEW_KEYS[view], num_draws=NUM_DRAWS)[0].tolist()
     jitter = config.colour_jitter
-    crops = two_by_two(draws[14 : 14 + 2 * NUM_ATTEMPTS])
-    erased = two_by_two(draws[14 + 2 * NUM_ATTEMPTS :])
+    crops = in_pairs(draws[14 : 14 + 2 * NUM_ATTEMPTS])
+    erased = in_pairs(draws[14 + 2 * NUM_ATTEMPTS :])
     is_train = view == "train"
     erases = is_train and draws[9] < config.erasing_probability
-    # Departs from MLCReID where images are not twice as high as wide: the ratio is meant after resizing to 2:1
+    # Departs from MLCReID for images other than 2:1: CROP_RATIO is the ratio after resizing to 2:1
     crop = draw_box(crops, draws[10], draws[11], area=config.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
     frame = config.height / config.width
     erase = draw_box(erased, draws[12], draws[13], area=config.erasing_area, ratio=ERASING_RATIO, frame=frame)
@@ -83,23 +83,23 @@ def draw_params(
         camera=int(draws[0] * num_cameras),
         crop=crop or (0.0, 0.0, 1.0, 1.0),
         flip=draws[1] < 0.5,
-        angle=between(draws[2], -config.rotation, config.rotation),
-        brightness=between(draws[3], 1 - jitter, 1 + jitter),
-        contrast=between(draws[4], 1 - jitter, 1 + jitter),
-        saturation=between(draws[5], 1 - jitter, 1 + jitter),
+        angle=scale_to(draws[2], -config.rotation, config.rotation),
+        brightness=scale_to(draws[3], 1 - jitter, 1 + jitter),
+        contrast=scale_to(draws[4], 1 - jitter, 1 + jitter),
+        saturation=scale_to(draws[5], 1 - jitter, 1 + jitter),
         grayscale=not is_train and draws[6] < GRAYSCALE_PROBABILITY,
-        blur=between(draws[8], *BLUR_SIGMA) if not is_train and draws[7] < BLUR_PROBABILITY else 0.0,
+        blur=scale_to(draws[8], *BLUR_SIGMA) if not is_train and draws[7] < BLUR_PROBABILITY else 0.0,
         erase=erase if erases else None,
     )
 
 
-def between(draw: Any, low: float, high: float) -> Any:
-    """Stretch a number, or an array of them, from [0, 1) to [low, high)."""
+def scale_to(draw: Any, low: float, high: float) -> Any:
+    """Map a number or an array from [0, 1) to [low, high)."""
     return low + (high - low) * draw
 
 
-def two_by_two(draws: list[float]) -> Iterator[tuple[float, float]]:
-    """Take numbers two at a time."""
+def in_pairs(draws: list[float]) -> Iterator[tuple[float, float]]:
+    """Yield numbers two at a time."""
     return zip(draws[::2], draws[1::2], strict=True)
 
 
@@ -112,13 +112,15 @@ def draw_box(
     ratio: tuple[float, float],
     frame: float,
 ) -> Box | None:
-    """Return the first box of a random area and height/width ratio that fits; None when no attempt does.
+    """Return the first box of a random area and height/width ratio that fits into the image; None if none does.
 
     Args:
-        frame: height / width of the image in the units in which `ratio` is meant.
+        attempts: per attempt two numbers in [0, 1), for area and ratio.
+        top: likewise for the position among those possible; also `left`.
+        frame: height / width of the image in the units of `ratio`.
     """
     for area_draw, ratio_draw in attempts:
-        share, shape = between(area_draw, *area), between(ratio_draw, *ratio) / frame
+        share, shape = scale_to(area_draw, *area), scale_to(ratio_draw, *ratio) / frame
         height, width = math.sqrt(share * shape), math.sqrt(share / shape)
         if height <= 1 and width <= 1:
             return top * (1 - height), left * (1 - width), height, width
@@ -126,7 +128,7 @@ def draw_box(
 
 
 def crop_and_resize(image: Image.Image, box: Box, *, height: int, width: int) -> Image.Image:
-    """Resize a part of an image, antialiased, without rounding its corners to pixels."""
+    """Resize a box of an image, antialiased, without rounding its corners to pixels."""
     top, left, box_height, box_width = box
     right, bottom = min(1.0, left + box_width), min(1.0, top + box_height)
     corners = (left * image.width, top * image.height, right * image.width, bottom * image.height)
@@ -134,15 +136,15 @@ def crop_and_resize(image: Image.Image, box: Box, *, height: int, width: int) ->
 
 
 def augment(image: Image.Image, params: AugmentParams, *, height: int, width: int) -> Tensor:
-    """Apply what was drawn; return a normalized float32 image `[3, height, width]`.
+    """Augment an image; return it normalized, float32 `[3, height, width]`.
 
-    Corners that the rotation lays bare and the erased box take ImageNet's mean colour, 0 after normalization.
+    Corners exposed by the rotation and the erased box get ImageNet's mean color, 0 after normalization.
     """
     image = crop_and_resize(image, params.crop, height=height, width=width)
     if params.flip:
         image = functional.horizontal_flip(image)
     if params.angle:
-        image = functional.rotate(image, params.angle, InterpolationMode.BILINEAR, fill=MEAN_COLOUR)
+        image = functional.rotate(image, params.angle, InterpolationMode.BILINEAR, fill=MEAN_COLOR)
     image = functional.adjust_brightness(image, params.brightness)
     image = functional.adjust_contrast(image, params.contrast)
     image = functional.adjust_saturation(image, params.saturation)
@@ -160,8 +162,8 @@ def augment(image: Image.Image, params: AugmentParams, *, height: int, width: in
 
 
 def normalize(image: Image.Image) -> Tensor:
-    """Turn an RGB image into float32 `[3, H, W]`, ImageNet's mean taken off and divided by its deviation."""
-    # through NumPy: three times as fast as torchvision's operators
+    """Return an RGB image as float32 `[3, H, W]`, normalized by ImageNet's mean and standard deviation."""
+    # NumPy is faster here than torchvision's operators
     pixels = np.array(image).transpose(2, 0, 1).astype(np.float32, order="C")
     pixels -= PIXEL_MEAN
     pixels /= PIXEL_STD

@@ -1,11 +1,11 @@
-"""What `augment` does to one image, for a batch at once, on any device.
+"""The augmentation of `transforms.augment` for a batch, on any device.
 
-Every operator repeats Pillow's arithmetic, its rounding to whole levels after each step included, so that both
-ways give the same pixels: exactly in flips, jitter, grayscale and erasing, and to one level in the few pixels where a
-float32 sum of resizing, rotation or blur falls on the other side of a rounding edge.
+Every operator repeats Pillow's arithmetic, including its rounding to integer levels after each step. Pixels equal
+Pillow's exactly for flips, jitter, grayscale and erasing. For resizing, rotation and blur a few pixels differ by one
+level, where float32 sums round differently.
 
-Shapes: B batch, h w size of what comes in, H W size of what goes out. Pixels are float32 `[B, 3, ...]` holding whole
-levels 0 to 255 until they are normalized.
+Shapes: B batch, h w input size, H W output size. Pixels are float32 `[B, 3, ...]` with integer levels 0 to 255 until
+they are normalized.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from mprd.data.transforms import (
     ERASING_RATIO,
     FRAME_RATIO,
     GRAYSCALE_PROBABILITY,
-    MEAN_COLOUR,
+    MEAN_COLOR,
     NUM_DRAWS,
     PIXEL_MEAN,
     PIXEL_STD,
     VIEW_KEYS,
     View,
-    between,
+    scale_to,
 )
 from mprd.runtime.device import send
 from mprd.runtime.seeding import draw_uniforms
 
 LUMA = (19595.0, 38470.0, 7471.0)
-"""Pillow's weights of red, green and blue, in parts of 65536; whole numbers that float32 adds exactly."""
+"""Pillow's weights of red, green and blue, times 65536; float32 adds such integers exactly."""
 EDGE = 1e-3
-"""Pillow cuts off what a float32 sum of a rotation may have just missed."""
+"""Added before truncation in a rotation, whose float32 sums may fall just below an integer."""
 NUM_BLURS = 3
-"""Box blurs that make up Pillow's Gaussian."""
+"""Box blurs in Pillow's approximation of a Gaussian."""
 
 
 @dataclass(frozen=True, eq=False)
 class BatchParams:
-    """The random numbers of a batch, as in AugmentParams; float64 `[B]` or `[B, 4]` arrays."""
+    """The random parameters of a batch, as in AugmentParams; float64 arrays `[B]` or `[B, 4]`."""
 
     camera: np.ndarray
     crop: np.ndarray
@@ -59,17 +59,17 @@ class BatchParams:
     grayscale: np.ndarray
     blur: np.ndarray
     erase: np.ndarray
-    """A box without height or width where nothing is erased."""
+    """Height and width are 0 where nothing is erased."""
 
     def rows(self, rows: slice | np.ndarray) -> BatchParams:
-        """Keep some images."""
+        """Return the parameters of some images."""
         return BatchParams(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw_batch(
     seed: int, epoch: int, *, images: np.ndarray, view: View, num_cameras: int, config: DataConfig
 ) -> BatchParams:
-    """Draw the changes of many images `[B]`: to the bit what `draw_params` draws for each."""
+    """Draw the parameters of images `[B]`; bitwise equal to those of `draw_params`."""
     draws = draw_uniforms(seed, epoch, images.tolist(), VIEW_KEYS[view], num_draws=NUM_DRAWS)
     jitter = config.colour_jitter
     is_train, is_perturbed = view == "train", view == "perturbed"
@@ -79,17 +79,17 @@ def draw_batch(
     frame = config.height / config.width
     erase = draw_boxes(erased, draws[:, 12:14], area=config.erasing_area, ratio=ERASING_RATIO, frame=frame)
     erase[~(is_train & (draws[:, 9] < config.erasing_probability))] = 0
-    factors = between(draws[:, 3:6], 1 - jitter, 1 + jitter)
+    factors = scale_to(draws[:, 3:6], 1 - jitter, 1 + jitter)
     return BatchParams(
         (draws[:, 0] * num_cameras).astype(np.int64),
         crop,
         draws[:, 1] < 0.5,
-        between(draws[:, 2], -config.rotation, config.rotation),
+        scale_to(draws[:, 2], -config.rotation, config.rotation),
         factors[:, 0],
         factors[:, 1],
         factors[:, 2],
         is_perturbed & (draws[:, 6] < GRAYSCALE_PROBABILITY),
-        np.where(is_perturbed & (draws[:, 7] < BLUR_PROBABILITY), between(draws[:, 8], *BLUR_SIGMA), 0.0),
+        np.where(is_perturbed & (draws[:, 7] < BLUR_PROBABILITY), scale_to(draws[:, 8], *BLUR_SIGMA), 0.0),
         erase,
     )
 
@@ -97,8 +97,8 @@ def draw_batch(
 def draw_boxes(
     attempts: np.ndarray, place: np.ndarray, *, area: tuple[float, float], ratio: tuple[float, float], frame: float
 ) -> np.ndarray:
-    """Take each image's first box that fits, `[B, 4]`, from attempts `[B, 2 A]` and place `[B, 2]`; 0 where none."""
-    share, shape = between(attempts[:, ::2], *area), between(attempts[:, 1::2], *ratio) / frame
+    """Return each image's first box that fits, `[B, 4]`, or 0; `attempts` is `[B, 2 A]` and `place` `[B, 2]`."""
+    share, shape = scale_to(attempts[:, ::2], *area), scale_to(attempts[:, 1::2], *ratio) / frame
     height, width = np.sqrt(share * shape), np.sqrt(share / shape)
     fits = (height <= 1) & (width <= 1)
     rows, first = np.arange(len(fits)), fits.argmax(1)
@@ -109,13 +109,13 @@ def draw_boxes(
 
 
 def augment_batch(pixels: Tensor, params: BatchParams, *, height: int, width: int) -> Tensor:
-    """Apply what was drawn to images of one size, uint8 `[B, 3, h, w]`; return normalized float32 `[B, 3, H, W]`."""
+    """Augment images of one size, uint8 `[B, 3, h, w]`; return them normalized, float32 `[B, 3, H, W]`."""
     device = pixels.device
     maps = crop_and_resize_batch(pixels.float(), params.crop, params.flip, height=height, width=width)
     maps = rotate_batch(maps, params.angle)
     maps = jitter_batch(maps, params)
     if params.grayscale.any():
-        maps = torch.where(column(params.grayscale, device).bool(), luma(maps), maps)
+        maps = torch.where(per_image(params.grayscale, device).bool(), luma(maps), maps)
     blurred = np.flatnonzero(params.blur)
     if len(blurred):
         rows = send(blurred, device)
@@ -123,42 +123,42 @@ def augment_batch(pixels: Tensor, params: BatchParams, *, height: int, width: in
     return erase_batch(normalize_batch(maps), params.erase)
 
 
-def carry_colours(pixels: Tensor, tables: np.ndarray) -> Tensor:
-    """Look every level up in its image's table: uint8 `[B, 3, h, w]` through uint8 `[B, 3, 256]`."""
+def apply_color_tables(pixels: Tensor, tables: np.ndarray) -> Tensor:
+    """Map the levels of uint8 images `[B, 3, h, w]` by each image's table, uint8 `[B, 3, 256]`."""
     levels = send(tables, pixels.device)
     return levels.gather(2, pixels.flatten(2).long()).view(pixels.shape)
 
 
-def column(values: np.ndarray, device: torch.device) -> Tensor:
-    """Shape one number an image as `[B, 1, 1, 1]` float32."""
+def per_image(values: np.ndarray, device: torch.device) -> Tensor:
+    """Return one number per image as float32 `[B, 1, 1, 1]`."""
     return send(values, device, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
 def normalize_batch(pixels: Tensor) -> Tensor:
-    """Take off ImageNet's mean and divide by its deviation; the bits of `normalize`."""
+    """Normalize by ImageNet's mean and standard deviation; bitwise equal to `normalize`."""
     mean, std = (send(part, pixels.device) for part in (PIXEL_MEAN, PIXEL_STD))
     return pixels.float().sub(mean).div_(std)
 
 
 def crop_and_resize_batch(maps: Tensor, crop: np.ndarray, flip: np.ndarray, *, height: int, width: int) -> Tensor:
-    """Resize a part of each image, antialiased, and flip some."""
+    """Resize a box `[B, 4]` of each image, antialiased, and flip the images where `flip` `[B]` is true."""
     top, left, box_height, box_width = crop.T
     bottom, right = np.minimum(1.0, top + box_height), np.minimum(1.0, left + box_width)
     num, channels, h, w = maps.shape
     across = resize_weights(left * w, right * w, source=w, target=width, device=maps.device)
     across = torch.where(send(flip, maps.device)[:, None, None], across.flip(1), across)
     down = resize_weights(top * h, bottom * h, source=h, target=height, device=maps.device)
-    # halves go up, as in Pillow; round_ would send them to the even neighbor
+    # halves are rounded up, as in Pillow; round_ rounds them to even
     maps = torch.bmm(maps.reshape(num, channels * h, w), across.transpose(1, 2)).add_(0.5).floor_()
     return torch.matmul(down[:, None], maps.view(num, channels, h, width)).add_(0.5).floor_()
 
 
 def resize_weights(low: np.ndarray, high: np.ndarray, *, source: int, target: int, device: torch.device) -> Tensor:
     """Return Pillow's triangle filter from [low, high) to the target size, float32 `[B, target, source]`."""
-    # Pillow takes the corners as float32 and goes on in double
+    # Pillow stores the corners as float32 and computes in double
     low, high = low.astype(np.float32), high.astype(np.float32)
     step = (high - low).astype(np.float64) / target
-    # few cells of a row are not 0, and all others are left out
+    # only the nonzero cells of a row are computed
     num_cells = min(source, 2 * math.ceil(step.max(initial=1.0)) + 1)
     start, scale = send(np.stack([low.astype(np.float64), step]), device)[:, :, None]
     support = scale.clamp(min=1.0)
@@ -173,7 +173,7 @@ def resize_weights(low: np.ndarray, high: np.ndarray, *, source: int, target: in
 
 
 def rotate_batch(maps: Tensor, angle: np.ndarray) -> Tensor:
-    """Rotate counter-clockwise about the center, in degrees; the corners laid bare take the mean colour."""
+    """Rotate counter-clockwise about the center, in degrees; exposed corners get the mean color."""
     if not angle.any():
         return maps
     height, width = maps.shape[2:]
@@ -184,33 +184,33 @@ def rotate_batch(maps: Tensor, angle: np.ndarray) -> Tensor:
     grid = torch.stack([from_x / (width / 2), from_y / (height / 2)], dim=3)
     is_inside = ((grid >= -1) & (grid < 1)).all(3)[:, None]
     turned = F.grid_sample(maps, grid.float(), mode="bilinear", padding_mode="border", align_corners=False)
-    fill = send(MEAN_COLOUR, maps.device, dtype=maps.dtype).view(1, 3, 1, 1)
+    fill = send(MEAN_COLOR, maps.device, dtype=maps.dtype).view(1, 3, 1, 1)
     return torch.where(is_inside, turned.add_(EDGE).floor_(), fill)
 
 
 def jitter_batch(maps: Tensor, params: BatchParams) -> Tensor:
     """Change brightness, contrast and saturation, in this order."""
-    maps = blend(0.0, maps, column(params.brightness, maps.device))
+    maps = blend(0.0, maps, per_image(params.brightness, maps.device))
     num_cells = maps.shape[2] * maps.shape[3]
     mean = (luma(maps).sum((1, 2, 3), dtype=torch.float64) / num_cells + 0.5).floor().float().view(-1, 1, 1, 1)
-    maps = blend(mean, maps, column(params.contrast, maps.device))
-    return blend(luma(maps), maps, column(params.saturation, maps.device))
+    maps = blend(mean, maps, per_image(params.contrast, maps.device))
+    return blend(luma(maps), maps, per_image(params.saturation, maps.device))
 
 
 def blend(base: Tensor | float, maps: Tensor, factor: Tensor) -> Tensor:
-    """Move from a base to the image and beyond, cut to whole levels as Pillow does."""
+    """Interpolate or extrapolate from a base to the image, truncated to integer levels as in Pillow."""
     return maps.sub(base).mul_(factor).add_(base).clamp_(0, 255).floor_()
 
 
 def luma(maps: Tensor) -> Tensor:
-    """Return the gray level, `[B, 1, H, W]`."""
+    """Return the gray levels, `[B, 1, H, W]`."""
     red, green, blue = maps.split(1, dim=1)
     gray = red * LUMA[0]
     return gray.add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).add_(32768.0).div_(65536.0).floor_()
 
 
 def blur_batch(maps: Tensor, sigma: np.ndarray) -> Tensor:
-    """Blur each image by a Gaussian of its own deviation in pixels, as Pillow does: by three box blurs a direction."""
+    """Blur each image by its own sigma in pixels, as Pillow does: three box blurs per direction for a Gaussian."""
     kernel = send(box_kernels(sigma), maps.device)
     reach = kernel.shape[1] // 2
     for shape, pad in (((1, 1, -1), (reach, reach, 0, 0)), ((1, -1, 1), (0, 0, reach, reach))):
@@ -222,7 +222,7 @@ def blur_batch(maps: Tensor, sigma: np.ndarray) -> Tensor:
 
 
 def box_kernels(sigma: np.ndarray) -> np.ndarray:
-    """Return the box, with its fractional ends, of one of the blurs that make up each Gaussian, `[B, 2 R + 1]`."""
+    """Return the box of one of the blurs for each sigma, with fractional ends, `[B, 2 R + 1]`."""
     variance = sigma**2 / NUM_BLURS
     whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
     rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
@@ -234,7 +234,7 @@ def box_kernels(sigma: np.ndarray) -> np.ndarray:
 
 
 def erase_batch(maps: Tensor, boxes: np.ndarray) -> Tensor:
-    """Cover a box of each normalized image with the mean, 0, in place."""
+    """Set a box of each normalized image to 0, the mean color, in place."""
     height, width = maps.shape[2:]
     top, left, box_height, box_width = boxes.T
     down, across = (top * height, (top + box_height) * height), (left * width, (left + box_width) * width)

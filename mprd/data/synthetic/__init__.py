@@ -1,1 +1,1 @@
-"""Drawn pedestrians: a data set for when there is none at hand."""
+"""A synthetic data set of drawn pedestrians, for tests and demonstrations."""

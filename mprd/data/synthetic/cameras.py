@@ -1,4 +1,4 @@
-"""Drawn cameras: the place each one looks at, and what it does to colour, light, focus and detail."""
+"""Synthetic cameras: their scene, color response, light, focus, resolution and noise."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from mprd.data.synthetic.pedestrians import Colour, dye, pick, shade
+from mprd.data.synthetic.pedestrians import Color, dye, pick, shade
 
 FRAME = (128, 256)
-"""Width and height in pixels of the picture that is drawn, before the camera takes it."""
+"""Width and height in pixels of the drawing, before the camera model is applied."""
 IMAGE = (64, 128)
 """Width and height in pixels of an image."""
 SCENE_WIDTH = 3 * FRAME[0]
 CURVE_LENGTH = 1024
 
-GROUNDS: tuple[Colour, ...] = (
+GROUNDS: tuple[Color, ...] = (
     (112, 112, 110), (138, 132, 122), (96, 98, 102), (124, 116, 100), (150, 148, 142), (104, 112, 96),
 )  # fmt: skip
-WALLS: tuple[Colour, ...] = (
+WALLS: tuple[Color, ...] = (
     (142, 138, 132), (120, 118, 122), (160, 150, 134), (108, 116, 110), (132, 122, 114), (150, 154, 158),
 )  # fmt: skip
-LEAVES: Colour = (84, 104, 74)
-# how far the most different cameras go from neutral at a gap of 1
+LEAVES: Color = (84, 104, 74)
+# the extremes over cameras, relative to neutral, at a gap of 1
 EXPOSURE, BALANCE, GAMMA = (-0.16, 0.11), (-0.08, 0.08), (-0.12, 0.17)
 SATURATION, LIGHT = (-0.2, 0.07), (-0.17, 0.17)
-PLACE_DEVIATION = 8.0  # of a wall's or a ground's colour between two places, in gray levels
-OCCLUSION_SHARE = 0.12
+PLACE_DEVIATION = 8.0  # of the colors of walls and grounds between scenes, in gray levels
+OCCLUSION_SHARE = 0.12  # of the images
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """One place and one sensor."""
+    """One scene and one sensor."""
 
     scene: Image.Image
     """The background, three frames wide."""
-    ground: Colour
+    ground: Color
     gains: np.ndarray
     """Exposure times white balance, float64 `[3]`."""
     curve: np.ndarray
     """Gray level for each of CURVE_LENGTH equal steps of exposure, float64."""
     saturation: float
     light: float
-    """Half the relative difference in light between the left and right border."""
+    """Half the relative difference in light between the left and the right border."""
     scale: float
-    """Size of a person against the frame; `drop` moves it down, in pixels."""
+    """Size of a person relative to the frame; `drop` moves it down, in pixels."""
     drop: float
     blur: float
-    """Deviation of the blur in pixels of the image."""
+    """Standard deviation of the blur, in pixels of the image."""
     detail: float
-    """Share of the image's pixels a side that the sensor resolves."""
+    """Resolution of the sensor, as a share of the image's side length."""
     noise: float
-    """Deviation of the noise in gray levels."""
+    """Standard deviation of the noise, in gray levels."""
     side_share: float
-    """Share of the people seen from the side, and from behind."""
+    """Share of the people seen from the side; `back_share` likewise from behind."""
     back_share: float
 
 
 @dataclass(frozen=True)
 class Box:
-    """What a detector cuts out, as shares of the frame: its size and the place of its corner in what is left."""
+    """A detector's box: its size as a share of the frame, and the position of its corner in the remaining space."""
 
     size: float
     left: float
@@ -68,10 +68,10 @@ class Box:
 
 
 def draw_cameras(rng: np.random.Generator, num_cameras: int, *, gap: float) -> list[Camera]:
-    """Draw cameras whose colours lie apart in proportion to `gap`; at 0 colours and light are alike."""
+    """Draw cameras whose colors and light differ in proportion to `gap`."""
 
     def spread(low: float, high: float) -> np.ndarray:
-        # one draw in each of as many equal parts as cameras: few cameras would else be alike by chance
+        # stratified over the cameras, because few independent draws may be close by chance
         return low + (high - low) * (rng.permutation(num_cameras) + rng.random(num_cameras)) / num_cameras
 
     exposure, saturation, gamma = (1 + gap * spread(*limits) for limits in (EXPOSURE, SATURATION, GAMMA))
@@ -80,7 +80,7 @@ def draw_cameras(rng: np.random.Generator, num_cameras: int, *, gap: float) -> l
     side_share, back_share = spread(0.1, 0.7), spread(0.2, 0.8)
     cameras = []
     for index in range(num_cameras):
-        ground, wall = (dye(rng, pick(rng, colours), PLACE_DEVIATION) for colours in (GROUNDS, WALLS))
+        ground, wall = (dye(rng, pick(rng, colors), PLACE_DEVIATION) for colors in (GROUNDS, WALLS))
         cameras.append(
             Camera(
                 scene=draw_scene(rng, ground=ground, wall=wall),
@@ -101,8 +101,8 @@ def draw_cameras(rng: np.random.Generator, num_cameras: int, *, gap: float) -> l
     return cameras
 
 
-def draw_scene(rng: np.random.Generator, *, ground: Colour, wall: Colour) -> Image.Image:
-    """Draw a place: a wall or greenery, the ground before it, and things that stand about, all out of focus."""
+def draw_scene(rng: np.random.Generator, *, ground: Color, wall: Color) -> Image.Image:
+    """Draw a background out of focus: a wall or greenery, the ground, and street furniture."""
     horizon = round(FRAME[1] * rng.uniform(0.25, 0.5))
     scene = draw_surfaces(ground, wall, horizon)
     pen = ImageDraw.Draw(scene)
@@ -112,7 +112,7 @@ def draw_scene(rng: np.random.Generator, *, ground: Colour, wall: Colour) -> Ima
     return scene.filter(ImageFilter.GaussianBlur(2.2))
 
 
-def draw_surfaces(ground: Colour, wall: Colour, horizon: int) -> Image.Image:
+def draw_surfaces(ground: Color, wall: Color, horizon: int) -> Image.Image:
     """Draw the wall, darker downwards, above the ground, lighter towards the viewer."""
     above = np.linspace(1.06, 0.94, horizon)[:, None] * np.array(wall)
     below = np.linspace(0.86, 1.08, FRAME[1] - horizon)[:, None] * np.array(ground)
@@ -120,19 +120,19 @@ def draw_surfaces(ground: Colour, wall: Colour, horizon: int) -> Image.Image:
     return Image.fromarray(np.repeat(column[:, None], SCENE_WIDTH, axis=1))
 
 
-def draw_windows(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Colour, horizon: int) -> None:
+def draw_windows(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Color, horizon: int) -> None:
     """Draw a row of shop windows into the wall."""
     for x in range(0, SCENE_WIDTH, 46):
         pen.rectangle([x + 8, 12, x + 34, max(14, horizon - 18)], fill=dye(rng, shade(wall, 0.72), 6))
 
 
-def draw_courses(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Colour, horizon: int) -> None:
+def draw_courses(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Color, horizon: int) -> None:
     """Draw the courses of a stone wall."""
     for y in range(0, horizon, 14):
         pen.line([0, y, SCENE_WIDTH, y], fill=dye(rng, shade(wall, 0.86), 2), width=2)
 
 
-def draw_leaves(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Colour, horizon: int) -> None:
+def draw_leaves(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Color, horizon: int) -> None:
     """Draw bushes before the wall."""
     for _ in range(22):
         x, y, radius = draw_ints(rng, (0, SCENE_WIDTH), (0, horizon), (12, 40))
@@ -140,8 +140,8 @@ def draw_leaves(pen: ImageDraw.ImageDraw, rng: np.random.Generator, wall: Colour
         pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=leaves)
 
 
-def draw_paving(pen: ImageDraw.ImageDraw, rng: np.random.Generator, ground: Colour, horizon: int) -> None:
-    """Draw kerbs and lines that run towards the viewer."""
+def draw_paving(pen: ImageDraw.ImageDraw, rng: np.random.Generator, ground: Color, horizon: int) -> None:
+    """Draw curbs and lines that run towards the viewer."""
     for _ in range(rng.integers(3, 8)):
         x, slant, width = draw_ints(rng, (0, SCENE_WIDTH), (-60, 60), (4, 14))
         corners = [(x, horizon), (x + slant, FRAME[1]), (x + slant + width, FRAME[1])]
@@ -152,22 +152,22 @@ def draw_furniture(pen: ImageDraw.ImageDraw, rng: np.random.Generator, horizon: 
     """Draw posts, bins and signs."""
     for _ in range(rng.integers(2, 6)):
         x, width, top, depth = draw_ints(rng, (0, SCENE_WIDTH), (4, 30), (0, horizon), (0, 50))
-        pen.rectangle([x, top, x + width, horizon + depth], fill=draw_grey(rng))
+        pen.rectangle([x, top, x + width, horizon + depth], fill=draw_gray(rng))
 
 
 def draw_ints(rng: np.random.Generator, *limits: tuple[int, int]) -> list[int]:
-    """Draw one integer between each pair of limits, the second left out."""
+    """Draw an integer in each half-open interval."""
     return [int(rng.integers(low, high)) for low, high in limits]
 
 
-def draw_grey(rng: np.random.Generator) -> Colour:
-    """Draw the colour of street furniture."""
+def draw_gray(rng: np.random.Generator) -> Color:
+    """Draw the color of street furniture."""
     (gray,) = draw_ints(rng, (60, 150))
     return dye(rng, (gray, gray, gray), 12)
 
 
 def draw_background(camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Cut one frame out of the camera's place."""
+    """Return a random frame of the camera's scene."""
     left = int(rng.integers(0, SCENE_WIDTH - FRAME[0]))
     return camera.scene.crop((left, 0, left + FRAME[0], FRAME[1]))
 
@@ -179,20 +179,20 @@ def draw_shadow(picture: Image.Image, camera: Camera, *, middle: float, foot: fl
 
 
 def draw_occluder(picture: Image.Image, rng: np.random.Generator) -> None:
-    """Now and then put something between person and camera: a bin or cart at the bottom, or a post."""
+    """Occlude the person in a share of the images: a bin or cart at the bottom, or a post."""
     if rng.random() >= OCCLUSION_SHARE:
         return
     width, height = FRAME
-    colour, left = draw_grey(rng), rng.uniform(-0.3, 0.8) * width
+    color, left = draw_gray(rng), rng.uniform(-0.3, 0.8) * width
     if rng.random() < 0.7:
         box = [left, rng.uniform(0.6, 0.85) * height, left + 0.5 * width, height]
     else:
         box = [left, 0, left + rng.uniform(0.06, 0.12) * width, height]
-    ImageDraw.Draw(picture).rectangle(box, fill=colour)
+    ImageDraw.Draw(picture).rectangle(box, fill=color)
 
 
 def take_image(picture: Image.Image, camera: Camera, box: Box, rng: np.random.Generator) -> Image.Image:
-    """Let the camera take what the box holds of a picture; return an image of size IMAGE."""
+    """Return the camera's image of a box of a drawing, of size IMAGE."""
     width, height = FRAME
     left, top = ((1 - box.size) * share * length for share, length in ((box.left, width), (box.top, height)))
     edges = (left, top, left + box.size * width, top + box.size * height)
@@ -203,11 +203,11 @@ def take_image(picture: Image.Image, camera: Camera, box: Box, rng: np.random.Ge
 
 
 def develop(view: Image.Image, camera: Camera, rng: np.random.Generator) -> Image.Image:
-    """Apply the light of the place, and the sensor's colours and noise."""
+    """Apply the light of the scene, and the sensor's color response and noise."""
     pixels = np.asarray(ImageEnhance.Color(view).enhance(camera.saturation), np.float64)
     light = 1 + camera.light * np.linspace(-1, 1, IMAGE[0])
     exposed = pixels * light[None, :, None] * (camera.gains * rng.uniform(0.93, 1.07))
-    # a table, because the last bit of a power differs between processors, and for speed
+    # a table, because the last bit of a power differs between processors
     levels = (exposed * ((CURVE_LENGTH - 1) / 255)).round().clip(0, CURVE_LENGTH - 1).astype(np.intp)
     noisy = camera.curve[levels] + rng.normal(0, camera.noise, levels.shape)
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))

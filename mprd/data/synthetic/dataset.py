@@ -1,4 +1,4 @@
-"""A data set of drawn pedestrians in Market-1501's layout: the same bytes from the same settings."""
+"""A synthetic data set in Market-1501's layout, determined to the byte by its settings."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 Split = Literal["train", "query", "gallery"]
 FOLDERS: dict[Split, str] = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1  # raise it when the same settings draw other pictures
+FORMAT_VERSION = 1  # to be incremented when the same settings yield other images
 
 DISTRACTOR_PID = 0
 JUNK_PID = -1
-DISTRACTOR_SHARE = 0.05  # of the gallery's identified images; likewise junk
-JUNK_SHARE = 0.03
-LOOKALIKE_REACH = 6  # a look-alike's model is among so many identities before it
+DISTRACTOR_SHARE = 0.05  # of the number of gallery images with an identity
+JUNK_SHARE = 0.03  # likewise
+LOOKALIKE_REACH = 6  # a look-alike resembles one of so many previous identities
 JPEG_QUALITY = 95
 
 
 class RngStream(IntEnum):
-    """What a generator is for: the second part of its key, so that no draw depends on another."""
+    """The purpose of a generator, the second part of its key."""
 
     CAMERAS = 0
     LOOKALIKES = 1
@@ -55,42 +55,42 @@ class RngStream(IntEnum):
 
 
 class Shot(NamedTuple):
-    """One image that will be taken."""
+    """One image to draw."""
 
     split: Split
     pid: int
-    """Identity from 1, distractor or junk, as the file name has it."""
+    """Identity from 1, distractor or junk, as in the file name."""
     wearer: int
-    """Identity that is drawn; 0 for somebody outside the data set."""
+    """Identity drawn; 0 for a person outside the data set."""
     camid: int
     """Camera from 0."""
     number: int = 0
-    """Place among all shots of the data set, from 1."""
+    """Position among all images of the data set, from 1."""
 
     @property
     def name(self) -> str:
-        """File name as Market-1501 has it."""
+        """The file name in Market-1501's convention."""
         pid = f"{self.pid:04d}" if self.pid >= 0 else str(self.pid)
         return f"{pid}_c{self.camid + 1}s1_{self.number:06d}_01.jpg"
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that is decided before the first picture."""
+    """Cameras, identities and images, before anything is drawn."""
 
     cameras: list[Camera]
     appearances: dict[int, Appearance]
-    """How each identity looks, by pid."""
+    """The appearance of each identity, by pid."""
     models: dict[int, int]
-    """Of each look-alike, the pid whose clothes it wears."""
+    """For each look-alike the pid that it resembles."""
     shots: list[Shot]
 
 
 def write_dataset(root: Path, config: SyntheticConfig) -> None:
-    """Draw the data set of these settings into a folder in Market-1501's layout, all of it or nothing.
+    """Draw the data set into a folder in Market-1501's layout, atomically: it is written beside the folder and renamed.
 
-    It is written beside the folder and then renamed. A folder that already holds it is left alone.
-    Raises UserError where the folder holds anything else, or cannot be written.
+    A folder that already holds it is not changed. Raises UserError where the folder holds anything else, or cannot be
+    written.
     """
     plan = plan_dataset(config)
     manifest = describe(config, plan)
@@ -103,18 +103,18 @@ def write_dataset(root: Path, config: SyntheticConfig) -> None:
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         publish(unfinished, root, manifest)
     except OSError as error:
-        raise UserError(f"{root}: cannot write the drawn data set: {error.strerror or error}") from None
+        raise UserError(f"{root}: cannot write the synthetic data set: {error.strerror or error}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def is_empty_folder(path: Path) -> bool:
-    """Say whether a path is a folder with nothing in it."""
+    """Return whether a path is an empty folder."""
     return path.is_dir() and not any(path.iterdir())
 
 
 def publish(unfinished: Path, root: Path, manifest: dict[str, Any]) -> None:
-    """Give a finished folder its name, unless another process was faster with the same one."""
+    """Rename a complete folder, unless another process has created the same one meanwhile."""
     try:
         unfinished.rename(root)
     except OSError:
@@ -129,9 +129,9 @@ def check_existing(root: Path, manifest: dict[str, Any]) -> None:
     try:
         found = json.loads((root / MANIFEST).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{root}: there already, but no drawn data set ({MANIFEST} cannot be read); {advice}") from None
+        raise UserError(f"{root}: exists, but has no readable {MANIFEST} of a synthetic data set; {advice}") from None
     if found != manifest:
-        raise UserError(f"{root}: holds a data set drawn from other settings ({difference(found, manifest)}); {advice}")
+        raise UserError(f"{root}: a synthetic data set of other settings ({difference(found, manifest)}); {advice}")
     for split, folder in FOLDERS.items():
         num_images, wanted = len(list((root / folder).glob("*.jpg"))), manifest["counts"][split]
         if num_images != wanted:
@@ -139,17 +139,17 @@ def check_existing(root: Path, manifest: dict[str, Any]) -> None:
 
 
 def difference(found: Any, wanted: dict[str, Any]) -> str:
-    """Name the first setting in which two manifests differ."""
+    """Return the first setting in which two manifests differ, in words."""
     settings = found.get("config") if isinstance(found, dict) else None
     if isinstance(settings, dict):
         for name, value in wanted["config"].items():
             if settings.get(name) != value:
                 return f"{name} {settings.get(name)}, wanted {value}"
-    return "another version of the drawing"
+    return "another format version"
 
 
 def describe(config: SyntheticConfig, plan: Plan) -> dict[str, Any]:
-    """Build the manifest: version, settings, and per split how many images and which identities."""
+    """Return the manifest: version, settings, and per split the number of images and the identities."""
     shots = {split: [shot for shot in plan.shots if shot.split == split] for split in FOLDERS}
     return {
         "version": FORMAT_VERSION,
@@ -160,13 +160,13 @@ def describe(config: SyntheticConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
-def generator(seed: int, draw: RngStream, *key: int) -> np.random.Generator:
-    """Return the generator of one purpose and key."""
-    return np.random.default_rng([seed, draw, *key])
+def generator(seed: int, stream: RngStream, *key: int) -> np.random.Generator:
+    """Return the generator of a purpose and key."""
+    return np.random.default_rng([seed, stream, *key])
 
 
 def plan_dataset(config: SyntheticConfig) -> Plan:
-    """Decide who looks how, who resembles whom, and who is seen how often by which camera."""
+    """Draw the cameras, the appearances, and the images of each identity by each camera."""
     train_pids = range(1, config.num_train_ids + 1)
     test_pids = range(train_pids.stop, train_pids.stop + config.num_test_ids)
     models = {**choose_models(train_pids, config), **choose_models(test_pids, config)}
@@ -174,14 +174,14 @@ def plan_dataset(config: SyntheticConfig) -> Plan:
         cameras=cameras.draw_cameras(
             generator(config.seed, RngStream.CAMERAS), config.num_cameras, gap=config.camera_gap
         ),
-        appearances=dress([*train_pids, *test_pids], models, seed=config.seed),
+        appearances=draw_appearances([*train_pids, *test_pids], models, seed=config.seed),
         models=models,
         shots=list_shots(train_pids, test_pids, config),
     )
 
 
 def choose_models(pids: range, config: SyntheticConfig) -> dict[int, int]:
-    """Choose which identities of one half resemble an earlier one, and which."""
+    """Choose the look-alikes among the identities of a split, and the previous identity that each resembles."""
     models = {}
     for pid in pids[1:]:
         rng = generator(config.seed, RngStream.LOOKALIKES, pid)
@@ -191,8 +191,8 @@ def choose_models(pids: range, config: SyntheticConfig) -> dict[int, int]:
     return models
 
 
-def dress(pids: list[int], models: dict[int, int], *, seed: int) -> dict[int, Appearance]:
-    """Draw how each identity looks, models before their look-alikes."""
+def draw_appearances(pids: list[int], models: dict[int, int], *, seed: int) -> dict[int, Appearance]:
+    """Draw the appearance of each identity; `pids` lists models before their look-alikes."""
     appearances: dict[int, Appearance] = {}
     for pid in pids:
         rng = generator(seed, RngStream.APPEARANCE, pid)
@@ -202,13 +202,13 @@ def dress(pids: list[int], models: dict[int, int], *, seed: int) -> dict[int, Ap
 
 
 def list_shots(train_pids: range, test_pids: range, config: SyntheticConfig) -> list[Shot]:
-    """List all images: training, queries and gallery, with the gallery's distractors and junk last."""
+    """Return all images: training, query and gallery, and last the gallery's distractors and junk."""
     shots: list[Shot] = []
     for pid in train_pids:
         for camid, num in draw_visits(pid, config, least=1):
             shots += [Shot("train", pid, pid, camid)] * num
     for pid in test_pids:
-        # a query of one camera needs an image in the gallery under another
+        # one query and at least one gallery image per camera
         for camid, num in draw_visits(pid, config, least=2):
             shots += [Shot("query", pid, pid, camid)] + [Shot("gallery", pid, pid, camid)] * (num - 1)
     num_gallery = sum(shot.split == "gallery" for shot in shots)
@@ -217,7 +217,7 @@ def list_shots(train_pids: range, test_pids: range, config: SyntheticConfig) -> 
 
 
 def list_clutter(test_pids: range, config: SyntheticConfig, *, num_gallery: int) -> list[Shot]:
-    """List the distractors and the junk of a gallery with so many identified images."""
+    """Return the distractors and junk of a gallery with `num_gallery` images of known identity."""
     rng = generator(config.seed, RngStream.CLUTTER)
     num_distractors, num_junk = round(DISTRACTOR_SHARE * num_gallery), round(JUNK_SHARE * num_gallery)
     camids = rng.integers(config.num_cameras, size=num_distractors + num_junk).tolist()
@@ -228,7 +228,7 @@ def list_clutter(test_pids: range, config: SyntheticConfig, *, num_gallery: int)
 
 
 def draw_visits(pid: int, config: SyntheticConfig, *, least: int) -> list[tuple[int, int]]:
-    """Draw the cameras that see an identity, two or more of them, and the images of each, `least` or more."""
+    """Draw the cameras that see an identity, at least two, and the number of images of each, at least `least`."""
     rng = generator(config.seed, RngStream.VISITS, pid)
     num_visited = int(rng.integers(min(2, config.num_cameras), config.num_cameras + 1))
     camids = np.sort(rng.choice(config.num_cameras, num_visited, replace=False)).tolist()
@@ -244,30 +244,30 @@ def write_images(root: Path, plan: Plan, *, seed: int) -> None:
 
 
 def encode(image: Image.Image) -> bytes:
-    """Encode an image as JPEG with its full colour resolution."""
+    """Encode an image as JPEG without chroma subsampling."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
 
 
 def draw_shot(shot: Shot, plan: Plan, *, seed: int) -> Image.Image:
-    """Draw one image; it depends on the seed and the shot alone, not on what was drawn before."""
+    """Draw one image, a function of the seed and the shot alone."""
     rng = generator(seed, RngStream.IMAGE, shot.number)
     camera = plan.cameras[shot.camid]
     picture = cameras.draw_background(camera, rng)
     is_clutter = shot.pid in (DISTRACTOR_PID, JUNK_PID)
-    who = plan.appearances.get(shot.wearer) or draw_appearance(generator(seed, RngStream.PASSER_BY, shot.number))
-    # half of the distractors are nothing but background, as a detector's false alarms are
+    look = plan.appearances.get(shot.wearer) or draw_appearance(generator(seed, RngStream.PASSER_BY, shot.number))
+    # half of the distractors are background alone, like a detector's false positives
     if shot.pid != DISTRACTOR_PID or rng.random() < 0.5:
-        draw_person(picture, who, camera, rng)
+        draw_person(picture, look, camera, rng)
     cameras.draw_occluder(picture, rng)
     size = rng.uniform(0.4, 0.65) if is_clutter else rng.uniform(0.9, 0.98)
     return cameras.take_image(picture, camera, Box(size, left=rng.random(), top=rng.random()), rng)
 
 
-def draw_person(picture: Image.Image, who: Appearance, camera: Camera, rng: np.random.Generator) -> None:
-    """Draw a person and its shadow as a camera sees it."""
+def draw_person(picture: Image.Image, look: Appearance, camera: Camera, rng: np.random.Generator) -> None:
+    """Draw a person and its shadow into a camera's scene."""
     pose = draw_pose(rng, side_share=camera.side_share, back_share=camera.back_share)
-    body = place_body(FRAME, who, pose, scale=camera.scale, drop=camera.drop)
+    body = place_body(FRAME, look, pose, scale=camera.scale, drop=camera.drop)
     cameras.draw_shadow(picture, camera, middle=body.middle, foot=body.foot, half_width=body.half_width)
-    draw_pedestrian(picture, who, pose, body)
+    draw_pedestrian(picture, look, pose, body)
