@@ -177,7 +177,7 @@ def test_where_a_pack_cannot_be_the_files_are_read(tmp_path: Path, caplog: pytes
         found = PlainImages(images, CONFIG, packs=packs)
         assert found.pack is None
         assert torch.equal(found[2][0], expected)
-    assert caplog.text.count("images are decoded anew in every epoch") == 1
+    assert caplog.text.count("images are decoded in every epoch") == 1
 
 
 def test_a_pack_larger_than_half_the_memory_is_not_made_unless_asked_for(

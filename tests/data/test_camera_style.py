@@ -136,7 +136,7 @@ def test_absent_camstyle_files_have_the_colours_stand_in(
     two_cameras: tuple[list[Path], np.ndarray], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert isinstance(choose_style("camstyle", *two_cameras, files=None), CameraColors)
-    assert "per-camera colours stand in" in caplog.text
+    assert "using per-camera colors" in caplog.text
 
 
 def test_each_camera_style_gives_what_it_says(

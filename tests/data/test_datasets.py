@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mprd.config.schema import DataConfig, SyntheticConfig
-from mprd.data.datasets import ReidDataset, load_dataset, warn_of_oddities
+from mprd.data.datasets import ReidDataset, load_dataset, log_warnings
 from mprd.data.layouts import list_images
 from mprd.errors import UserError
 from tests.trees import ints, write_image, write_images, write_market
@@ -295,5 +295,5 @@ def test_drawn_pedestrians_have_no_published_counts(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING):
         data = load(write_market(tmp_path))
         caplog.clear()
-        warn_of_oddities(ReidDataset("synthetic", tmp_path, data.train, data.query, data.gallery, 2, None))
+        log_warnings(ReidDataset("synthetic", tmp_path, data.train, data.query, data.gallery, 2, None))
     assert caplog.text == ""

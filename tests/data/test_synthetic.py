@@ -213,14 +213,14 @@ def test_a_complete_data_set_is_left_alone(copy: Path) -> None:
 
 
 def test_other_settings_are_refused_with_the_first_that_differs(copy: Path) -> None:
-    with pytest.raises(UserError, match=r"copy: holds a data set drawn from other settings \(seed 0, wanted 3\)"):
+    with pytest.raises(UserError, match=r"copy: a synthetic data set of other settings \(seed 0, wanted 3\)"):
         draw(copy, seed=3)
 
 
 def test_another_version_of_the_drawing_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_text())
     (copy / "manifest.json").write_text(json.dumps({**manifest, "version": 0}))
-    with pytest.raises(UserError, match="another version of the drawing"):
+    with pytest.raises(UserError, match="another format version"):
         draw(copy)
 
 
@@ -239,14 +239,14 @@ def test_a_data_set_that_lost_an_image_is_refused(copy: Path) -> None:
 
 def test_a_folder_of_something_else_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="there already, but no drawn data set"):
+    with pytest.raises(UserError, match="exists, but has no readable manifest"):
         draw(tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file: there already"):
+    with pytest.raises(UserError, match="file: exists"):
         draw(tmp_path / "file")
 
 
