@@ -1,12 +1,12 @@
-"""Exchange the halves of a data set in the Market layout: train on the identities of the test, and test on the others.
+"""Exchange the halves of a data set in the Market layout: train on the test identities, and test on the training ones.
 
-Settings that were found with one half have not seen the other, so this says what they are worth elsewhere:
+Measures settings that were chosen on one half on unseen data:
 
     python benchmarks/other_half.py ROOT OUT
     python -m mprd.train --preset recommended --data OUT
 
-Links to the images are written, no copies. Of the new test images the first of each identity under each camera is a
-query where it leaves another one there; where nobody has two images under a camera, those of the first camera are.
+Images are linked, not copied. A query is the first image of each identity under a camera that holds a second one; if no
+identity has two images under a camera, all images of the first camera are queries.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mprd.errors import UserError
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
 
-def read_people(folder: Path) -> list[Crop]:
-    """List the crops of a folder by name, junk and distractors, which show nobody known, left out."""
+def read_crops(folder: Path) -> list[Crop]:
+    """Return the crops of a folder without junk and distractors, which have no identity."""
     return [crop for crop in read_folder(folder, MARKET_NAME) if int(crop.pid or 0) > 0]
 
 
 def choose_queries(crops: list[Crop]) -> set[Crop]:
-    """Choose the queries among the new test images."""
+    """Select the queries among the new test images."""
     counts = Counter((crop.pid, crop.camid) for crop in crops)
     firsts = {(crop.pid, crop.camid): crop for crop in reversed(crops)}
     if max(counts.values()) > 1:
@@ -38,7 +38,7 @@ def choose_queries(crops: list[Crop]) -> set[Crop]:
 
 
 def link(crops: Iterable[Crop], folder: Path) -> None:
-    """Link images into a new folder."""
+    """Symlink crops into a new folder."""
     folder.mkdir(parents=True)
     for crop in crops:
         (folder / crop.path.name).symlink_to(crop.path.resolve())
@@ -47,15 +47,15 @@ def link(crops: Iterable[Crop], folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
-    parser.add_argument("out", type=Path, help="a folder that is not there yet")
+    parser.add_argument("out", type=Path, help="a new folder")
     args = parser.parse_args()
     for name in (TRAIN, QUERY, GALLERY):
         if not (args.root / name).is_dir():
             parser.error(f"{args.root}: has no folder {name}")
     if args.out.exists():
-        parser.error(f"{args.out}: is there already")
+        parser.error(f"{args.out}: already exists")
     try:
-        test, *train = (read_people(args.root / name) for name in (TRAIN, QUERY, GALLERY))
+        test, *train = (read_crops(args.root / name) for name in (TRAIN, QUERY, GALLERY))
     except UserError as error:
         parser.error(str(error))
     queries = choose_queries(test)

@@ -1,17 +1,18 @@
-"""Run the points of a study one after the other, without Ray or Optuna, and write their table as Markdown, and a plot.
+"""Run the points of a study without Ray or Optuna, and write a Markdown table and a plot.
 
-Called again it goes on where it stopped, so that a machine lent for minutes gets through a table of hours:
+A second call continues the first, so that a table of hours can be run minutes at a time:
 
     python benchmarks/tables.py table1 --preset bench --out runs/table1 --minutes 8
     python benchmarks/tables.py table1 --preset bench --out runs/table1 --rows MPRD MPLP --seeds 0 --set train.epochs=5
 
-A run lies in OUT/<point>_seed<seed>. Figures are those of the last epoch. Two columns say what picking an epoch
-by the label-free score, and on query and gallery, would have shown instead.
+Runs are written to OUT/<point>_seed<seed>. Figures are those of the last epoch; two columns show mAP of the epoch with
+the best label-free score, and of the best epoch on query and gallery.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -25,15 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mprd.config.loading import load_config
-from mprd.evaluate.label_quality import PAIR_SCORES
-from mprd.report.page import mean_rows
 from mprd.runs.console import chosen_rows
+from mprd.runs.curves import PAIR_SCORES, PANELS, draw_panel, mean_rows
 from mprd.runs.folder import RunFolder
 from mprd.tune.study import Point, load_study
 
 ROOT = Path(__file__).parents[1]
 GRACE_SECONDS = 60
-"""What a run that was asked to stop may take to save its state."""
+"""Time for a stopped run to save its state."""
 COLUMNS = {
     "rank1": "Rank-1",
     "mAP": "mAP",
@@ -58,11 +58,11 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was trained to its end, after which its table is written."""
+        """Whether the last epoch is complete: a run writes its table after it."""
         return (self.folder / "table.txt").exists()
 
     def command(self, args: argparse.Namespace) -> list[str]:
-        """Return the command that starts it, or goes on with it."""
+        """Return the command that starts or resumes the run."""
         command = [sys.executable, "-m", "mprd.train", "--launcher", "local"]
         if RunFolder(self.folder).last.exists():
             return [*command, "--resume", str(self.folder)]
@@ -72,7 +72,7 @@ class Job:
         return [*command, "--seed", str(self.seed), "--out", str(self.folder)]
 
     def run(self, args: argparse.Namespace, *, until: float) -> None:
-        """Train until the end, or until there is no time left."""
+        """Train to the last epoch, or stop at the time `until` of the monotonic clock."""
         left = until - time.monotonic()
         if self.is_done or left <= 0:
             return
@@ -92,12 +92,12 @@ class Job:
 
 
 def overrides(point: Point, args: argparse.Namespace) -> list[str]:
-    """Return the settings of a point, those that all runs share before them."""
+    """Return the `--set` arguments of a point, after those shared by all runs."""
     return [*args.set, *(f"{name}={json.dumps(value)}" for name, value in point.set.items())]
 
 
 def list_jobs(points: list[Point], seeds: list[int], args: argparse.Namespace) -> list[Job]:
-    """List the runs of a table, seed by seed; points that the preset makes one and the same share their runs."""
+    """Return the runs of a table, seed by seed; points with equal settings under the preset share their runs."""
     names: dict[str, str] = {}
     folders: dict[str, str] = {}
     for point in points:
@@ -113,7 +113,7 @@ def list_jobs(points: list[Point], seeds: list[int], args: argparse.Namespace) -
 
 
 def finished_runs(jobs: list[Job]) -> dict[str, list[list[dict]]]:
-    """Return the rows of every finished run, a row an epoch, by the name of its point."""
+    """Return the rows of all finished runs by the name of their point."""
     runs: dict[str, list[list[dict]]] = {job.point.name: [] for job in jobs}
     for job in jobs:
         if job.is_done:
@@ -122,13 +122,13 @@ def finished_runs(jobs: list[Job]) -> dict[str, list[list[dict]]]:
 
 
 def mean_auc(rows: list[dict], name: str) -> float | None:
-    """Average a score's AUC over the last third of the epochs; None where the run has none."""
+    """Average the column of an AUC over the last third of the epochs; None where it is empty."""
     values = [row[name] for row in rows[-(len(rows) // LAST_THIRD) :] if row.get(name) is not None]
     return statistics.fmean(values) if values else None
 
 
 def cell(values: list[float | None], *, factor: float = 100, places: int = 1) -> str:
-    """Write mean and sample deviation of the seeds' values, in percent by default; nothing where one has none."""
+    """Format mean and sample deviation over seeds, in percent by default; empty if a seed has no value."""
     known = [factor * value for value in values if value is not None]
     if len(known) < len(values):
         return ""
@@ -137,7 +137,7 @@ def cell(values: list[float | None], *, factor: float = 100, places: int = 1) ->
 
 
 def write_table(jobs: list[Job]) -> str:
-    """Write a row for each point with finished runs: the last epoch, and AUC over the last third of the epochs."""
+    """Return a Markdown row per point with finished runs: the last epoch, and AUC over the last third of the epochs."""
     of_scores = [f"AUC of {name}" for name in PAIR_SCORES.values()]
     names = [*COLUMNS.values(), *PICKS.values(), *of_scores, "minutes of training"]
     lines = ["| | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
@@ -152,49 +152,55 @@ def write_table(jobs: list[Job]) -> str:
 
 
 def draw(jobs: list[Job], file: Path) -> None:
-    """Draw mAP against the epoch, and where P moves between precision and recall, a line a point: means over seeds."""
+    """Plot mAP by epoch, and the path of P between precision and recall, as the mean over the seeds of each point."""
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     finished, per_line = finished_runs(jobs), 3
-    figure = Figure(figsize=(10, 3.8 + 0.2 * math.ceil(len(finished) / per_line)), layout="constrained")
-    FigureCanvasAgg(figure)
+    height = 3.8 + 0.2 * math.ceil(len(finished) / per_line)
+    figure = Figure(figsize=(10, height), layout="constrained")
     curve, path = figure.subplots(1, 2)
-    curve.set_prop_cycle(color=colormaps["tab10" if len(finished) <= 10 else "tab20"].colors)
-    for point, runs in finished.items():
-        rows = mean_rows(runs)
-        evaluated = [(row["epoch"] + 1, 100 * row["mAP"]) for row in rows if "mAP" in row]
-        label = f"{point}, {len(runs)} run{'s' * (len(runs) > 1)}"
-        (line,) = curve.plot(*zip(*evaluated, strict=True), marker=".", label=label)
+    colors = colormaps["tab10" if len(finished) <= 10 else "tab20"].colors
+    runs = [
+        (f"{point}, {len(seeds)} run{'s' * (len(seeds) > 1)}", mean_rows(seeds)) for point, seeds in finished.items()
+    ]
+    panel = next(panel for panel in PANELS if panel.title == "mAP").narrowed(max(4, len(runs)))
+    draw_panel(curve, panel, runs, colors=colors)
+    for (_, rows), color in zip(runs, itertools.cycle(colors), strict=False):
         labeled = [(100 * row["pair_recall"], 100 * row["pair_precision"]) for row in rows if "pair_precision" in row]
         if len({recall for recall, _ in labeled}) > 1:
-            path.plot(*zip(*labeled, strict=True), color=line.get_color(), alpha=0.8)
-            path.plot(*labeled[-1], "o", color=line.get_color())
-    curve.set(xlabel="epoch", ylabel="mAP, percent", title="Retrieval")
-    path.set(xlabel="recall of P, percent", ylabel="precision, percent", title="Labels, epoch by epoch to the dot")
+            path.plot(*zip(*labeled, strict=True), color=color, alpha=0.8)
+            path.plot(*labeled[-1], "o", color=color)
+    curve.set(title="Retrieval", ylabel="mAP, percent")
+    path.set(xlabel="recall of P, percent", ylabel="precision, percent", title="Labels by epoch; the dot is the last")
     figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=per_line, fontsize="small")
     for axes in (curve, path):
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=110)
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="a file of tune_configs with named points, such as table1")
     parser.add_argument("--preset", default="bench")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--out", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--rows", nargs="*", help="names of some points; all by default")
-    parser.add_argument("--seeds", nargs="*", type=int, help="which ones; those of the study by default")
-    parser.add_argument("--set", nargs="*", default=[], help="settings that all runs share")
+    parser.add_argument("--seeds", nargs="*", type=int, help="those of the study by default")
+    parser.add_argument("--set", nargs="*", default=[], help="settings shared by all runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; call again to go on")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop then; call again to continue")
     args = parser.parse_args()
-    study = load_study(args.study)
-    points = [point for point in study.grid() if not args.rows or point.name in args.rows]
+    points = load_study(args.study).grid()
     if unknown := set(args.rows or ()) - {point.name for point in points}:
         parser.error(f"--rows: {args.study} has no {', '.join(sorted(unknown))}")
+    return args
+
+
+def main() -> None:
+    args = read_arguments()
+    study = load_study(args.study)
+    points = [point for point in study.grid() if not args.rows or point.name in args.rows]
     jobs = list_jobs(points, args.seeds or study.seeds, args)
     until = time.monotonic() + 60 * args.minutes - GRACE_SECONDS
     with ThreadPoolExecutor(args.jobs) as pool:

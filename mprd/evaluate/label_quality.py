@@ -10,15 +10,6 @@ from torch import Tensor
 
 from mprd.pairs.rules import PADDING, MetaSet, PositiveTable
 
-PAIR_SCORES = {
-    "gcn_auc": "g",
-    "agreement_auc": "agreement",
-    "cosine_auc": "cosine",
-    "jaccard_auc": "list overlap",
-    "reciprocal_auc": "k-reciprocal",
-}
-"""Columns of a run that hold the AUC of a score on the candidates, and what the score is called."""
-
 
 def pair_quality(positives: PositiveTable, pids: Tensor, camids: Tensor | None) -> dict[str, float | None]:
     """Return precision and recall of P without self-pairs, over all pairs and over cross-camera pairs.

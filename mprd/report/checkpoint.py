@@ -1,4 +1,4 @@
-"""A run's checkpoint with the images it was trained on: what the pictures of a report are computed from."""
+"""A run's checkpoint with its data set: what the report computes from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mprd.runs.dataset import open_dataset
 from mprd.runtime import checkpoint
 from mprd.runtime.device import set_threads
 
-# optimizers would fill the memory where many runs are shown
+# without optimizers, which would fill the memory where many runs are shown
 PARTS = ("memory", "positives", "gcn", "epoch", "phase", "step")
 
 
@@ -29,15 +29,14 @@ class Snapshot:
     run: Run
     model: Model
     state: dict[str, Any]
-    """The parts of the checkpoint named in `PARTS`, on the CPU."""
+    """The parts `PARTS` of the checkpoint, on the CPU."""
     dataset: ReidDataset | None
-    """None where it cannot be read any more."""
-    trouble: str | None
-    """Why it cannot, or why it is not the one of the training."""
+    """None where it cannot be read."""
+    problem: str | None
+    """Why it cannot be read, or that its training images have changed."""
 
     @property
     def config(self) -> Config:
-        """Return the settings of the run."""
         return self.run.config
 
     @property
@@ -47,18 +46,18 @@ class Snapshot:
 
     @property
     def num_epochs(self) -> int:
-        """Count the epochs whose training this state has behind it."""
+        """Count the epochs whose training is complete in this state."""
         return self.state["epoch"] + (self.state["phase"] == "evaluate")
 
     @property
     def position(self) -> str:
-        """Say where in the training this state stands."""
+        """Describe the position of this state in the training."""
         if self.state["phase"] == "evaluate" or self.state["step"] == 0:
             return f"after epoch {self.num_epochs} of {self.config.train.epochs}"
         return f"within epoch {self.num_epochs + 1} of {self.config.train.epochs}"
 
     def extract(self, images: ImageSet) -> Tensor:
-        """Return unit features `[n, D]` of images as they are tested."""
+        """Extract unit features `[n, D]` without augmentation."""
         features = self.model.extract(images.paths, num_workers=self.config.data.num_workers)
         return torch.as_tensor(features, device=self.model.device)
 
@@ -69,26 +68,26 @@ class Snapshot:
         return table
 
     def need_dataset(self) -> ReidDataset:
-        """Return the data set; raise UserError where it is gone."""
+        """Return the data set; raise UserError where it cannot be read."""
         if self.dataset is None:
-            raise UserError(self.trouble or "the data set is gone")
+            raise UserError(self.problem or "the data set cannot be read")
         return self.dataset
 
     def need_train(self) -> ImageSet:
-        """Return the images that the rows of the memory belong to; raise UserError where they are gone."""
-        if self.trouble is not None:
-            raise UserError(self.trouble)
+        """Return the images of the memory's rows; raise UserError where they are missing or have changed."""
+        if self.problem is not None:
+            raise UserError(self.problem)
         return self.need_dataset().train
 
     def need_pids(self) -> Tensor:
-        """Return the identities `[N]` of the training images; raise UserError where none are known."""
+        """Return the pids `[N]` of the training images; raise UserError without identities."""
         pids = self.need_train().pids
         if pids is None:
             raise UserError("the file names carry no identities")
         return torch.as_tensor(pids, device=self.model.device)
 
     def camids(self) -> Tensor | None:
-        """Return the cameras `[N]` of the training images, where known."""
+        """Return the camids `[N]` of the training images; None without cameras."""
         camids = self.need_train().camids
         return None if camids is None else torch.as_tensor(camids, device=self.model.device)
 
@@ -96,7 +95,7 @@ class Snapshot:
 def open_snapshot(run: Run, *, best: bool) -> Snapshot:
     """Load a run's last or best checkpoint and its data set.
 
-    Raises UserError where there is no readable checkpoint; a data set that is gone is noted in the snapshot.
+    Raises UserError where no checkpoint can be read; a data set that cannot be read is noted in the snapshot.
     """
     set_threads(run.config.train.threads)
     path = run.folder.best if best else run.folder.last
@@ -104,15 +103,15 @@ def open_snapshot(run: Run, *, best: bool) -> Snapshot:
     state = {name: saved[name] for name in PARTS}
     del saved
     model = load_model(run.folder.path, best=best)
-    dataset, trouble = None, None
+    dataset, problem = None, None
     try:
         dataset = open_dataset(run.config, run.folder)
     except (UserError, OSError) as error:
-        trouble = f"the data set cannot be read: {error}"
+        problem = f"the data set cannot be read: {error}"
     else:
         if len(dataset.train) != len(state["memory"]):
-            trouble = (
+            problem = (
                 f"trained on {len(state['memory'])} images, but {dataset.root} now has {len(dataset.train)}: "
-                "it is not the data set of the training any more"
+                "it is not the data set of this training"
             )
-    return Snapshot(run, model, state, dataset, trouble)
+    return Snapshot(run, model, state, dataset, problem)

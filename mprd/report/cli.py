@@ -1,4 +1,4 @@
-"""`python -m mprd.report RUN_OR_STUDY...`: one HTML page about runs and studies, to read or to send."""
+"""`mprd report RUN_OR_STUDY...`: one HTML page about runs and studies."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY", help="Run and study folders.")],
-    out: Annotated[Path, typer.Option(help="The page; one that is there is replaced.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The page to write; an existing file is replaced.")] = Path("report.html"),
     best: Annotated[
-        bool, typer.Option("--best", help="Pictures from the best checkpoint by the label-free score.")
+        bool, typer.Option("--best", help="Use the best checkpoint by the label-free score, not the last.")
     ] = False,
 ) -> None:
     """Show curves, labels, features and failures of runs, side by side where there are several."""
@@ -25,21 +25,21 @@ def report(
 
 
 def write(folders: list[Path], *, out: Path, best: bool) -> None:
-    """Write the page, saying on the terminal what is under way."""
+    """Write the page, and print each stage."""
     import time
 
     from rich.console import Console
 
-    from mprd.report.page import write_report
+    from mprd.report.page import write_page
 
     console = Console()
     started = time.monotonic()
     with console.status("reading the folders") as status:
 
-        def say(stage: str) -> None:
+        def progress(stage: str) -> None:
             status.update(stage)
             console.print(f"{time.monotonic() - started:5.1f} s  {stage}", highlight=False, soft_wrap=True)
 
-        write_report(folders, out=out, best=best, say=say)
+        write_page(folders, out=out, best=best, progress=progress)
     size = out.stat().st_size / 2**20
     console.print(f"page: {out} ({size:.1f} MB)", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How a run labels pairs: its candidates by score, and P by the cameras of a pair."""
+"""The candidate pairs of a run by score, and its pairs of P by camera."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.lists import NeighborLists, list_features
-from mprd.pairs.labellers import CandidateLabeller, Labels, ListOverlap, label_all
+from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.rules import PADDING, MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
 from mprd.runtime import checkpoint
 from mprd.runtime.distributed import WorkerGroup
-from mprd.subgraphs import build_serially
+from mprd.subgraphs import build_serially, build_subgraphs, overlap
 
 CHUNK = 4096
-"""Pairs whose cosines are taken at a time."""
+"""Pairs scored at a time."""
+DECIDING_SCORES = {"gcn": "g_ij", "jaccard": "list overlap"}
+"""The score whose threshold makes positives, by labeler."""
 
 
 @dataclass(frozen=True, eq=False)
-class Candidates:
-    """The pairs (i, j), j in NN_k(i), as this state of the networks sees them; those of labeled images left out."""
+class CandidateScores:
+    """Scores of the candidate pairs (i, j), j in NN_k(i), in one state of the networks."""
 
     scores: dict[str, np.ndarray]
-    """`[P]` each: `cosine` of the memory, `list overlap` of NN(i) and NN(j), `k-reciprocal` similarity by what lists
-    are drawn from, `g_ij` where the GCN is trained, and `agreement` where that decides."""
+    """`[P]` each: `g_ij` of a trained GCN, `cosine` in the memory, `list overlap` of NN(i) and NN(j), `k-reciprocal`
+    similarity of the features that lists are drawn from, and `agreement` under `pairs.decide: agreement`."""
     is_true: np.ndarray | None
-    """Whether both show one person, boolean `[P]`; None without identities."""
+    """Whether both images show one identity, boolean `[P]`; None without identities."""
     decides: str | None
-    """The score that labels them; None under a labeller that has none of these."""
-    threshold: float
-    """What it must exceed."""
+    """The score whose threshold makes positives; None under a labeler that uses none of them."""
+    threshold: float | None
     is_positive: np.ndarray | None
-    """Which of them it makes positives, boolean `[P]`, limit and clusters included; None under such a labeller."""
+    """Which pairs the labeler makes positive, boolean `[P]`, after limit and clusters; None under such a labeler."""
 
     def __len__(self) -> int:
         return len(self.scores["cosine"])
 
     def auc(self, name: str) -> float | None:
-        """Return the area under the ROC curve of a score."""
+        """Return the area under the ROC curve of a score; None without identities."""
         if self.is_true is None:
             return None
         return label_quality.auc(torch.as_tensor(self.scores[name]), torch.as_tensor(self.is_true))
@@ -67,94 +68,109 @@ class Candidates:
         return float(self.is_true[self.is_positive].mean())
 
 
-def judge_candidates(snapshot: Snapshot) -> Candidates:
-    """Search the lists as the run's settings say and judge all pairs in them, as a labelling pass of the training does.
+def score_candidates(snapshot: Snapshot) -> CandidateScores:
+    """Search the lists under the run's settings, and score and label all pairs in them.
 
-    Raises UserError where the training images are gone.
+    Raises UserError where the training images are missing or have changed.
     """
-    memory, decides = snapshot.memory, judge_name(snapshot)
-    snapshot.need_train()  # images that have changed since would get the labels of others
-    meta = choose_meta(snapshot.config, snapshot.need_dataset(), memory.device)
-    labeller = rebuild_labeller(snapshot, meta)
-    lists = labeller.lists
-    everyone = torch.arange(len(memory), device=memory.device)
-    found, is_positive = [], torch.zeros_like(lists.ids, dtype=torch.bool)
-    for ids, part in label_all(labeller, everyone, build=build_serially, workers=WorkerGroup(device=memory.device)):
-        found.append(part)
-        is_positive[ids] = stand_in(lists.ids[ids], part.positives)
+    snapshot.need_train()
+    meta = choose_meta(snapshot.config, snapshot.need_dataset(), snapshot.memory.device)
+    lists = search_lists(snapshot)
+    labeller = build_labeller(snapshot, lists, meta)
+    tables = label_candidates(labeller, lists)
     where = lists.ids != PADDING
-    if decides == "g_ij":
-        # pairs of a labeled image would flatter the GCN that was trained on them
-        where[meta.ids] = False
-    first, second = where.nonzero()[:, 0], lists.ids[where]
-    pairs = torch.stack([first, second], dim=1)
-    cosines = [(memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1) for chunk in pairs.split(CHUNK)]
-    scores = {
-        "cosine": torch.cat([memory.new_zeros(0), *cosines]),
-        "list overlap": join(found, "overlaps")[where],
-        "k-reciprocal": lists.similarities.between(first, second),
-    }
-    if decides == "g_ij":
-        scores = {"g_ij": join(found, "likelihoods")[where], **scores}
-    if labeller.decide_by == "agreement":
-        scores["agreement"] = join(found, "agreements")[where]
-        decides = "agreement"
-    is_true = None
-    if snapshot.need_train().pids is not None:
-        pids = snapshot.need_pids()
-        is_true = (pids[first] == pids[second]).cpu().numpy()
-    return Candidates(
-        {name: part.cpu().numpy() for name, part in scores.items()},
-        is_true,
-        decides,
-        labeller.mu,
-        None if decides is None else is_positive[where].cpu().numpy(),
-    )
-
-
-def judge_name(snapshot: Snapshot) -> str | None:
-    """Name the score that judges candidates in this state; None where nothing does."""
     if has_gcn(snapshot):
-        return "g_ij"
-    return "list overlap" if snapshot.config.pairs.labeller == "jaccard" else None
+        # the GCN was trained on pairs of labeled images, which would flatter it
+        where[meta.ids] = False
+    pairs = torch.stack([where.nonzero()[:, 0], lists.ids[where]], dim=1)
+    scores = pair_scores(snapshot.memory, lists, pairs)
+    decides, threshold, is_positive = None, None, None
+    if isinstance(labeller, CandidateLabeller):
+        decides, threshold = DECIDING_SCORES[snapshot.config.pairs.labeller], labeller.mu
+        is_positive = tables["is_positive"][where].cpu().numpy()
+        scores = {decides: tables["likelihoods"][where], **scores}
+        if "agreements" in tables:
+            decides, scores["agreement"] = "agreement", tables["agreements"][where]
+    found = {name: part.cpu().numpy() for name, part in scores.items()}
+    return CandidateScores(found, same_identity(snapshot, pairs), decides, threshold, is_positive)
 
 
-def rebuild_labeller(snapshot: Snapshot, meta: MetaSet) -> CandidateLabeller:
-    """Build the labeller of this state, its lists searched anew; list overlap judges where nothing else does."""
-    config, memory, camids, name = snapshot.config, snapshot.memory, snapshot.camids(), judge_name(snapshot)
-    features = list_features(config.neighbors.source, memory, lambda: snapshot.extract(snapshot.need_train()))
-    return CandidateLabeller(
-        trained_gcn(snapshot) if name == "g_ij" else ListOverlap(),
-        memory,
-        NeighborLists(features, camids, config.neighbors),
-        mu=config.pairs.jaccard if name == "list overlap" else config.pairs.mu,
-        is_live=False,
-        decide="likelihood" if name is None else config.pairs.decide,
-        limit=choose_limit(config, meta, camids, len(memory)),
-        clustering=config.clusters,
+def has_gcn(snapshot: Snapshot) -> bool:
+    """Return whether the GCN labels pairs in this state: it does not before it is trained."""
+    return snapshot.config.pairs.labeller == "gcn" and snapshot.num_epochs > snapshot.config.train.warmup_epochs
+
+
+def search_lists(snapshot: Snapshot) -> NeighborLists:
+    """Search the neighbor lists of all images in the state's features."""
+    config = snapshot.config.neighbors
+    features = list_features(config.source, snapshot.memory, lambda: snapshot.extract(snapshot.need_train()))
+    lists = NeighborLists(features, snapshot.camids(), config)
+    lists.refresh()
+    return lists
+
+
+def build_labeller(snapshot: Snapshot, lists: NeighborLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:
+    """Build the labeler that training uses in this state."""
+    config, memory = snapshot.config, snapshot.memory
+    is_untrained = config.pairs.labeller == "gcn" and not has_gcn(snapshot)
+    return choose_labeller(
+        "single" if is_untrained else config.pairs.labeller,
+        config,
+        lists,
+        gcn=load_gcn(snapshot),
+        memory=memory,
+        pids=None,
+        meta=meta,
+        limit=choose_limit(config, meta, snapshot.camids(), len(memory)),
     )
 
 
-def stand_in(candidates: Tensor, positives: Tensor) -> Tensor:
-    """Say which candidates `[B, K]` stand in the P_i `[B, W]` of their rows, boolean `[B, K]`; false at padding."""
-    return (candidates[:, :, None] == positives[:, None]).any(2) & (candidates != PADDING)
-
-
-def join(parts: list[Labels], name: str) -> Tensor:
-    """Return one table of all parts, `[N, K]`."""
-    return torch.cat([getattr(part, name) for part in parts])
-
-
-def trained_gcn(snapshot: Snapshot) -> PairGCN:
-    """Return G as this state has it."""
+def load_gcn(snapshot: Snapshot) -> PairGCN:
+    """Return G of this state."""
     gcn = build_gcn(snapshot.config.gcn, num_features=snapshot.memory.shape[1]).to(snapshot.memory.device).eval()
     checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
     return gcn
 
 
-def has_gcn(snapshot: Snapshot) -> bool:
-    """Say whether the GCN of this state has been trained."""
-    return snapshot.config.pairs.labeller == "gcn" and snapshot.num_epochs > snapshot.config.train.warmup_epochs
+def label_candidates(labeller: CandidateLabeller | RuleLabeller, lists: NeighborLists) -> dict[str, Tensor]:
+    """Return `likelihoods`, `is_positive` and, where they decide, `agreements` over the lists, `[N, K]` each.
+
+    Empty for a labeler that scores no candidates.
+    """
+    if not isinstance(labeller, CandidateLabeller):
+        return {}
+    everyone = torch.arange(len(lists.ids), device=lists.ids.device)
+    parts = [*label_all(labeller, everyone, build=build_serially, workers=WorkerGroup(device=everyone.device))]
+    columns: dict[str, list[Tensor]] = {
+        "is_positive": [contained(lists.ids[ids], part.positives) for ids, part in parts],
+        "likelihoods": [part.likelihoods for _, part in parts if part.likelihoods is not None],
+        "agreements": [part.agreements for _, part in parts if part.agreements is not None],
+    }
+    return {name: torch.cat(column) for name, column in columns.items() if column}
+
+
+def contained(candidates: Tensor, positives: Tensor) -> Tensor:
+    """Return which candidates `[B, K]` are in the P_i `[B, W]` of their rows, boolean `[B, K]`; false at padding."""
+    return (candidates[:, :, None] == positives[:, None]).any(2) & (candidates != PADDING)
+
+
+def pair_scores(memory: Tensor, lists: NeighborLists, pairs: Tensor) -> dict[str, Tensor]:
+    """Return the scores of pairs `[P, 2]` that need no training, `[P]` each."""
+    # an empty part gives the dtype where there are no pairs
+    cosines, overlaps = [memory.new_zeros(0)], [memory.new_zeros(0)]
+    for chunk in pairs.split(CHUNK):
+        cosines.append((memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1))
+        overlaps.append(overlap(build_subgraphs(chunk, lists.ids)))
+    similarities = lists.similarities.between(*pairs.unbind(1))
+    return {"cosine": torch.cat(cosines), "list overlap": torch.cat(overlaps), "k-reciprocal": similarities}
+
+
+def same_identity(snapshot: Snapshot, pairs: Tensor) -> np.ndarray | None:
+    """Return whether the images of pairs `[P, 2]` show one identity, boolean `[P]`; None without identities."""
+    if snapshot.need_train().pids is None:
+        return None
+    first, second = snapshot.need_pids()[pairs].unbind(1)
+    return (first == second).cpu().numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,21 +182,21 @@ class CameraPairs:
     num_pairs: np.ndarray
     num_true: np.ndarray
     num_same: np.ndarray
-    """All pairs of one identity, what P could hold."""
+    """All pairs of one identity, in P or not."""
 
     @property
     def precision(self) -> np.ndarray:
-        """Return the share of the pairs that are right; NaN where there are none."""
+        """Return the share of the pairs in P that are true; NaN where there are none."""
         return divide(self.num_true, self.num_pairs)
 
     @property
     def recall(self) -> np.ndarray:
-        """Return the share of the true pairs that were found; NaN where there are none."""
+        """Return the share of the true pairs that are in P; NaN where there are none."""
         return divide(self.num_true, self.num_same)
 
 
 def divide(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
-    """Divide counts; NaN where there is nothing to divide by."""
+    """Divide counts; NaN where the whole is 0."""
     return np.where(wholes > 0, parts / np.maximum(wholes, 1), np.nan)
 
 
@@ -192,7 +208,7 @@ def count_camera_pairs(snapshot: Snapshot) -> CameraPairs:
     ids = snapshot.positives().ids.cpu().numpy()
     rows, columns = np.nonzero((ids != PADDING) & (ids != np.arange(len(ids))[:, None]))
     if not len(rows):
-        raise UserError("P holds no pairs: every image has itself alone as a positive")
+        raise UserError("P holds no pairs: the only positive of every image is the image itself")
     return camera_counts(rows, ids[rows, columns], pids=pids, camids=camids.cpu().numpy())
 
 
@@ -206,7 +222,7 @@ def camera_counts(first: np.ndarray, second: np.ndarray, *, pids: np.ndarray, ca
     _, numbers = np.unique(pids, return_inverse=True)
     images = np.zeros((int(numbers.max()) + 1, num_cameras), dtype=np.int64)
     np.add.at(images, (numbers, camids), 1)
-    # an image is no pair with itself
+    # without the pairs of an image with itself
     same = images.T @ images - np.diag(images.sum(0))
     seen = np.flatnonzero(images.sum(0))
     picked = np.ix_(seen, seen)

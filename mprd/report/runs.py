@@ -1,4 +1,4 @@
-"""What the folders named on a report's command line say by themselves: runs, studies, settings, their differences."""
+"""Read the run and study folders of a report, and compare their settings."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from mprd.tune.study import Study, look_up
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run folder, read."""
+    """The contents of a run folder."""
 
     name: str
-    """Differs from the names of all other runs of the report."""
+    """Unique in the report."""
     folder: RunFolder
     config: Config
     rows: list[dict[str, Any]]
-    """A row an epoch; empty before the first has ended."""
+    """By epoch; empty before the first is complete."""
     untrained: dict[str, float]
     made: dict[str, Any]
-    """Command, versions and machine; empty where `run.json` is missing."""
+    """Command, versions and machine; empty without `run.json`."""
 
     @property
     def is_finished(self) -> bool:
-        """Say whether the last epoch has ended."""
+        """Return whether the last epoch is complete."""
         return len(self.rows) >= self.config.train.epochs
 
     @property
     def seconds(self) -> float:
-        """Sum the time that training took, evaluation not counted."""
+        """Return the time of training without evaluation."""
         return sum(row.get("gcn_seconds", 0.0) + row.get("cnn_seconds", 0.0) for row in self.rows)
 
 
 @dataclass(frozen=True, eq=False)
 class StudyRuns:
-    """A study folder, read."""
+    """The contents of a study folder."""
 
     folder: StudyFolder
     study: Study
@@ -52,30 +52,29 @@ class StudyRuns:
 
     @property
     def name(self) -> str:
-        """Return the study's name."""
         return self.study.name
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting over all runs."""
+    """A setting in all runs."""
 
     name: str
     meaning: str
     default: str
     values: list[str]
-    """One a run."""
+    """By run."""
     is_changed: list[bool]
-    """Whether each differs from the default."""
+    """By run, whether the value differs from the default."""
 
     @property
     def differs(self) -> bool:
-        """Say whether two runs disagree."""
+        """Return whether the runs differ."""
         return len(set(self.values)) > 1
 
 
 def read_folders(paths: Sequence[Path]) -> tuple[list[Run], list[StudyRuns]]:
-    """Read all runs and studies; raise UserError for a folder that is neither, or one given twice."""
+    """Read runs and studies; raise UserError for a folder that is neither, and for one given twice."""
     resolved = [path.resolve() for path in paths]
     for number, path in enumerate(resolved):
         if path in resolved[:number]:
@@ -86,19 +85,19 @@ def read_folders(paths: Sequence[Path]) -> tuple[list[Run], list[StudyRuns]]:
             raise UserError(f"{path}: neither a run nor a study folder, it has no config.yaml and no study.yaml")
     runs = [path for path, study in zip(resolved, is_study, strict=True) if not study]
     studies = [path for path, study in zip(resolved, is_study, strict=True) if study]
-    names = short_names(runs)
+    names = unique_names(runs)
     return [read_run(path, name) for path, name in zip(runs, names, strict=True)], [*map(read_study, studies)]
 
 
 def read_run(path: Path, name: str) -> Run:
-    """Read a run folder, also of a run that was interrupted before its first epoch ended."""
+    """Read a run folder, which may have no complete epoch."""
     folder = RunFolder(path)
     config = folder.read_config()
     return Run(name, folder, config, folder.read_rows(), folder.read_untrained(), read_made(path / "run.json"))
 
 
 def read_made(file: Path) -> dict[str, Any]:
-    """Read how a run was made; nothing where the file is missing or cut off."""
+    """Read `run.json`; empty where it is missing or cut off."""
     try:
         return json.loads(file.read_text())
     except (OSError, ValueError):
@@ -106,13 +105,12 @@ def read_made(file: Path) -> dict[str, Any]:
 
 
 def read_study(path: Path) -> StudyRuns:
-    """Read a study folder."""
     folder = StudyFolder(path)
     return StudyRuns(folder, folder.read_study(), folder.read_config(), folder.read_trials())
 
 
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """Name each path by as many of its last parts as tell it from the others."""
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """Name each path by its last parts, as few as make all names differ."""
     for count in range(1, max((len(path.parts) for path in paths), default=1) + 1):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):
@@ -121,7 +119,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def compare_settings(configs: Sequence[Config]) -> list[Setting]:
-    """List every setting with its default and its value in each run."""
+    """Return every setting with its default and its value in each run."""
     default = Config()
     settings = []
     for name in setting_names():
@@ -133,7 +131,7 @@ def compare_settings(configs: Sequence[Config]) -> list[Setting]:
 
 
 def meaning(name: str) -> str:
-    """Return what the docstring of a setting says, without its backticks."""
+    """Return the docstring of a setting, without backticks."""
     *sections, field = name.split(".")
     section: Any = Config()
     for part in sections:
@@ -142,7 +140,7 @@ def meaning(name: str) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Write a setting's value as YAML would."""
+    """Format the value of a setting as in YAML."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "true", False: "false"}[value]
     if isinstance(value, tuple):

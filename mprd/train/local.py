@@ -28,13 +28,13 @@ from mprd.errors import Interrupted, UserError
 from mprd.evaluate.epoch_metrics import COLLAPSED, epoch_row, untrained_row
 from mprd.parallel.backends import choose_builder, choose_search
 from mprd.runs.console import EpochLines, final_table
+from mprd.runs.curves import plot_curves
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder, write_text
 from mprd.runs.lock import held
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
-from mprd.train.curves import plot_curves
 from mprd.train.profiler import Profile
 from mprd.train.trackers import Trackers, check_tracker
 

@@ -1,6 +1,6 @@
-"""Where the figures of a running training can be watched: TensorBoard always, Weights & Biases or MLflow when asked.
+"""Experiment trackers: TensorBoard always, Weights & Biases or MLflow by `train.tracker`.
 
-Each tracker takes the row of an epoch; none of them is needed, and one that fails is told once and left out.
+Each logs the row of every epoch. A tracker that fails is dropped with one warning, and never ends the run.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,17 +21,17 @@ PROJECT = "mprd"
 
 
 class Tracker(Protocol):
-    """Where rows go."""
+    """A sink for the rows of metrics."""
 
     def log(self, row: dict[str, float], epoch: int) -> None:
-        """Take the figures of an epoch."""
+        """Log the figures of an epoch."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
 
 
 class TensorBoard:
-    """Events below the run folder: `tensorboard --logdir RUN/events`."""
+    """Event files in the run folder, for `tensorboard --logdir RUN/events`."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -47,7 +48,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, named after the run folder; a resumed training goes on with it."""
+    """A Weights & Biases run named after the run folder; resumed with it."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         import wandb
@@ -69,7 +70,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow where MLFLOW_TRACKING_URI says; a resumed training goes on with it."""
+    """An MLflow run at MLFLOW_TRACKING_URI; resumed with the run folder."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         import mlflow
@@ -96,7 +97,7 @@ class MLflow:
 
 
 class Trackers:
-    """All trackers of a run."""
+    """The trackers of a run."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.all: list[Tracker] = [TensorBoard(folder)]
@@ -105,27 +106,29 @@ class Trackers:
             self.all.append(open_tracker(name, config, folder))
 
     def log(self, row: dict[str, Any]) -> None:
-        """Hand the numbers of an epoch's row to all; one that fails is left out from then on."""
+        """Log the numbers of a row."""
         numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
-        for tracker in list(self.all):
-            try:
-                tracker.log(numbers, row["epoch"])
-            except Exception as error:  # whatever a network client raises, the training goes on
-                logger.warning("%s no longer takes figures: %s", type(tracker).__name__, first_line(error))
-                self.all.remove(tracker)
+        self.call_each(lambda tracker: tracker.log(numbers, row["epoch"]))
 
     def close(self) -> None:
-        """Close all."""
-        for tracker in self.all:
-            tracker.close()
+        self.call_each(lambda tracker: tracker.close())
+
+    def call_each(self, call: Callable[[Tracker], None]) -> None:
+        """Call every tracker, and drop one that fails."""
+        for tracker in list(self.all):
+            try:
+                call(tracker)
+            except Exception as error:  # network clients raise errors of many kinds
+                logger.warning("%s failed and is dropped: %s", type(tracker).__name__, first_line(error))
+                self.all.remove(tracker)
 
 
 def open_tracker(name: str, config: Config, folder: Path) -> Tracker:
-    """Start the tracker that `train.tracker` names; raise UserError where it does not start."""
+    """Start the tracker `name`; raise UserError where it does not start."""
     check_tracker(name)
     try:
         return WandB(folder, config) if name == "wandb" else MLflow(folder, config)
-    except Exception as error:  # login, network and version errors of many kinds
+    except Exception as error:  # login, network and version errors
         hint = "`wandb login`, WANDB_MODE=offline" if name == "wandb" else "MLFLOW_TRACKING_URI"
         raise UserError(
             f"train.tracker: {name} does not start ({first_line(error)}); see {hint}, or set train.tracker=none"
@@ -133,13 +136,13 @@ def open_tracker(name: str, config: Config, folder: Path) -> Tracker:
 
 
 def check_tracker(name: str) -> None:
-    """Raise UserError where the package of a tracker is not installed."""
+    """Raise UserError if the package of a tracker is not installed."""
     if name != "none" and importlib.util.find_spec(name) is None:
         raise UserError(f"train.tracker: {name} is not installed; pip install 'mprd[{name}]', or train.tracker=none")
 
 
 def tracker_id(folder: Path) -> str:
-    """Return the run's name at a tracker, drawn once and kept in its folder, so that a resumed run is the same."""
+    """Return the run's id at a tracker: random, and kept in the run folder for resuming."""
     file = folder / "tracker_id.txt"
     if not file.is_file():
         file.write_text(uuid.uuid4().hex[:16] + "\n")
@@ -147,7 +150,7 @@ def tracker_id(folder: Path) -> str:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Write nested settings under dotted names."""
+    """Turn nested settings into dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -155,5 +158,4 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def first_line(error: Exception) -> str:
-    """Say an error in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

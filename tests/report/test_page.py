@@ -1,4 +1,4 @@
-"""The report page: what it computes, what it says when something is missing, and what it weighs."""
+"""The report page: what it computes, what it shows when something is missing, and its size."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from mprd.errors import UserError
 from mprd.report.checkpoint import Snapshot, open_snapshot
 from mprd.report.cli import app
 from mprd.report.features import find_cases
-from mprd.report.page import figure_table, write_report
-from mprd.report.pairs import count_camera_pairs, judge_candidates
+from mprd.report.page import write_page
+from mprd.report.pairs import count_camera_pairs, score_candidates
 from mprd.report.runs import read_folders
+from mprd.report.tables import result_table
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
@@ -43,7 +44,7 @@ def gcn_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def single_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Set the labeller of a run that has not begun: its memory is still zeros."""
+    """Write an untrained run of another labeler; its memory is zeros."""
     run = tmp_path_factory.mktemp("runs") / "single"
     shutil.copytree(tiny_run, run)
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("labeller: gcn", "labeller: single"))
@@ -56,7 +57,7 @@ def snapshot(run: Path, *, best: bool = False) -> Snapshot:
 
 
 def page_of(out: Path, *folders: Path) -> str:
-    write_report(folders, out=out, best=False, say=lambda _stage: None)
+    write_page(folders, out=out, best=False, progress=lambda _stage: None)
     return " ".join(out.read_text().split())
 
 
@@ -79,9 +80,9 @@ def test_camera_pairs_add_up_to_the_precision_of_the_last_epoch(gcn_run: Path) -
     assert counted.num_same.sum() == NUM_IDS * 4 * 3
 
 
-def test_candidates_leave_the_labelled_images_out(gcn_run: Path) -> None:
+def test_candidates_exclude_the_labeled_images(gcn_run: Path) -> None:
     state = snapshot(gcn_run)
-    candidates = judge_candidates(state)
+    candidates = score_candidates(state)
     # two of six identities are labeled; the other 16 images have 3 to 6 neighbors each
     assert 16 * 3 <= len(candidates) <= 16 * 6
     assert candidates.is_true is not None
@@ -95,9 +96,9 @@ def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
     return dataclasses.replace(state, run=dataclasses.replace(state.run, config=config))
 
 
-def test_candidates_are_decided_by_agreement_where_the_run_did(gcn_run: Path) -> None:
+def test_candidates_are_decided_by_agreement_if_the_run_does(gcn_run: Path) -> None:
     state = changed(snapshot(gcn_run), "pairs", limit=False)
-    candidates, by_likelihood = judge_candidates(changed(state, "pairs", decide="agreement")), judge_candidates(state)
+    candidates, by_likelihood = score_candidates(changed(state, "pairs", decide="agreement")), score_candidates(state)
     assert (by_likelihood.decides, candidates.decides, candidates.threshold) == ("g_ij", "agreement", 0.5)
     assert len(candidates.scores["agreement"]) == len(candidates)
     assert np.array_equal(candidates.scores["g_ij"], by_likelihood.scores["g_ij"])
@@ -108,19 +109,19 @@ def test_candidates_are_decided_by_agreement_where_the_run_did(gcn_run: Path) ->
 
 def test_positives_among_the_candidates_keep_to_the_limit(gcn_run: Path, single_run: Path) -> None:
     state = changed(changed(snapshot(gcn_run), "pairs", mu=0.0), "neighbors", similarity=-1.0)
-    free, limited = (judge_candidates(changed(state, "pairs", limit=limit)) for limit in (False, True))
+    free, limited = (score_candidates(changed(state, "pairs", limit=limit)) for limit in (False, True))
     assert free.positive_share == 1
-    # two cameras, two images of everybody under each: one and two others
+    # two images of each identity under each of two cameras: one and two others
     assert 0 < limited.is_positive.sum() <= 16 * 3 < free.is_positive.sum()
-    assert judge_candidates(snapshot(single_run)).is_positive is None
+    assert score_candidates(snapshot(single_run)).is_positive is None
 
 
 def test_a_run_whose_gcn_was_not_trained_shows_no_likelihoods(single_run: Path, gcn_run: Path) -> None:
-    assert "g_ij" not in judge_candidates(snapshot(single_run)).scores
+    assert "g_ij" not in score_candidates(snapshot(single_run)).scores
     warming = snapshot(gcn_run)
     config = warming.config.model_copy(update={"train": warming.config.train.model_copy(update={"warmup_epochs": 3})})
     warming = dataclasses.replace(warming, run=dataclasses.replace(warming.run, config=config))
-    assert "g_ij" not in judge_candidates(warming).scores
+    assert "g_ij" not in score_candidates(warming).scores
 
 
 def test_the_best_checkpoint_counts_the_epoch_it_was_taken_in(gcn_run: Path) -> None:
@@ -181,43 +182,38 @@ def test_names_are_text_on_the_page_and_never_markup(compared: str) -> None:
 
 
 def test_one_run_shows_the_choices_of_an_epoch_side_by_side(gcn_run: Path) -> None:
-    table = figure_table(read_folders([gcn_run])[0])
-    assert [column["name"] for column in table["columns"]] == [
-        "last epoch",
-        "by label-free score",
-        "best on test",
-        "untrained",
-    ]
-    assert table["columns"][0]["note"] == "epoch 3"
-    assert all(len(row["cells"]) == 4 for row in table["rows"])
+    table = result_table(read_folders([gcn_run])[0])
+    assert [name for name, _ in table.columns] == ["last epoch", "by label-free score", "best on test", "untrained"]
+    assert table.columns[0][1] == "epoch 3"
+    assert all(len(row.cells) == 4 for row in table.rows)
 
 
-def test_plots_take_their_colours_from_the_page(compared: str) -> None:
+def test_plots_take_their_colors_from_the_page(compared: str) -> None:
     assert "var(--c1)" in compared
     assert "#c0de" not in compared
 
 
-def test_two_runs_stand_side_by_side(compared: str) -> None:
+def test_two_runs_are_shown_side_by_side(compared: str) -> None:
     differing = compared.split("Different between the runs")[1].split("<details")[0]
     assert re.findall(r"<code>([\w.]+)</code>", differing) == ["pairs.labeller"]
     assert compared.count('class="dots"') == 1
-    assert "P holds no pairs: every image has itself alone as a positive" in compared
+    assert "P holds no pairs: the only positive of every image is the image itself" in compared
 
 
-def test_a_run_whose_layout_alone_is_the_papers_is_not_held_against_it(compared: str) -> None:
+def test_a_run_that_shares_only_the_layout_is_not_compared_with_the_paper(compared: str) -> None:
     assert "in the layout of Market-1501 that are not Market-1501 itself" in compared
     assert "Table 3" not in compared
 
 
-def test_a_run_without_an_epoch_stands_beside_one_that_has_ended(compared: str) -> None:
+def test_a_run_without_an_epoch_is_shown_beside_a_finished_one(compared: str) -> None:
     assert "No epoch has ended yet" in compared
-    assert "the features of all images are alike" in compared
+    assert "the features of all images are equal" in compared
     assert "Finished: 3 epochs" in compared
 
 
 @pytest.fixture(scope="module")
 def broken(gcn_run: Path, tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Show runs without checkpoints, without their images, with other images, and one as large as Market-1501."""
+    """Show runs without checkpoint, without images, with other images, and with as many rows as Market-1501."""
     place = tmp_path_factory.mktemp("broken")
     shutil.copytree(gcn_run, place / "bare", ignore=shutil.ignore_patterns("checkpoints"))
     shutil.copytree(tiny_root, place / "data")
@@ -239,18 +235,18 @@ def test_a_run_without_a_checkpoint_shows_its_curves(broken: str) -> None:
     assert 'aria-label="mAP"' in broken
 
 
-def test_a_run_whose_images_are_gone_says_so(broken: str) -> None:
+def test_a_run_whose_images_are_missing_is_marked(broken: str) -> None:
     assert "the data set cannot be read: /no/such/place" in broken
 
 
-def test_a_run_on_images_that_have_changed_since_keeps_to_its_queries(broken: str) -> None:
+def test_a_run_on_images_that_have_changed_shows_only_its_queries(broken: str) -> None:
     assert "trained on 24 images" in broken
     assert "now has 23" in broken
     assert "data:image/jpeg" in broken
     assert 'class="dots"' not in broken
 
 
-def test_a_run_on_the_papers_images_stands_in_its_table(broken: str, gcn_run: Path) -> None:
+def test_a_run_on_the_papers_images_is_in_its_table(broken: str, gcn_run: Path) -> None:
     last = json.loads((gcn_run / "metrics.jsonl").read_text().splitlines()[-1])
     table = broken.split('id="paper"')[1].split("</table>")[0]
     assert '<td>MPRD</td><td class="text">Table 3</td><td>83.0</td><td>91.3</td><td>93.6</td><td>51.1</td>' in table
@@ -260,7 +256,7 @@ def test_a_run_on_the_papers_images_stands_in_its_table(broken: str, gcn_run: Pa
     assert f"<td>{100 * last['mAP']:.1f}</td>" in ours
 
 
-def test_crops_without_ids_show_what_can_be_shown(nameless_root: Path, tmp_path: Path) -> None:
+def test_crops_without_ids_show_their_candidates(nameless_root: Path, tmp_path: Path) -> None:
     config = load_config("demo", overrides=(*TINY, *NAMELESS), values={"data": {"root": nameless_root}})
     folder = RunFolder(tmp_path / "run")
     folder.create(config)
@@ -309,7 +305,7 @@ def test_a_folder_that_is_no_run_is_named_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_page_that_cannot_be_written_is_told_before_anything_is_computed(
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_computed(
     tiny_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert "there is no folder" in refuse(capfd, str(tiny_run), "--out", str(tmp_path / "no" / "page.html"))

@@ -46,7 +46,7 @@ def test_a_tracker_that_fails_is_told_once_and_the_others_go_on(
     with caplog.at_level(logging.WARNING, logger="mprd"):
         for epoch in range(3):
             trackers.log({"epoch": epoch, "mAP": 0.5})
-    assert caplog.messages == ["Recorded no longer takes figures: the server went away"]
+    assert caplog.messages == ["Recorded failed and is dropped: the server went away"]
     assert [epoch for epoch, _ in failing.rows] == [0]
     assert [epoch for epoch, _ in sound.rows] == [0, 1, 2]
 
