@@ -21,7 +21,7 @@ from mprd.report.tables import paper_tables, result_table
 from mprd.runs.curves import PANELS, Rows, mean_rows
 from mprd.runs.folder import describe_run, write_text
 from mprd.runs.html import render_page
-from mprd.tune.report import study_tables
+from mprd.tune.report import read_results
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -243,7 +243,7 @@ def study_values(study: StudyRuns, progress: Progress) -> dict[str, Any]:
     panels = [panel for panel in PANELS if panel.title in STUDY_PANELS]
     means = [(point, mean_rows(seeds)) for point, seeds in runs.items()]
     return {
-        **study_tables(study.folder, study.study, objective=objective),
+        **read_results(study.folder, study.study, objective).table_values(),
         "path": study.folder.path,
         "points_drawn": [point for point, _ in means],
         "curves": draw_curves(means, panels) if means else [],

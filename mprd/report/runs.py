@@ -12,8 +12,9 @@ from mprd.config.loading import setting_names
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder
-from mprd.tune.folder import StudyFolder, Trial
+from mprd.tune.folder import StudyFolder
 from mprd.tune.study import Study, look_up
+from mprd.tune.trial import Trial
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What the paper's Tables 1 to 4 state, to stand beside our own figures."""
+"""The figures of the paper's Tables 1 to 4."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ROWS = {"supervised": "Super.", "knn": "KNN", "ss": "SS", "mplp": "MPLP", "singl
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A method's figures, as fractions; None where the paper gives none."""
+    """A method's figures as fractions; None where the paper has none."""
 
     source: str
     method: str
@@ -70,7 +70,7 @@ class PaperRow:
 
 
 def paper_rows(dataset: str) -> list[PaperRow]:
-    """Return all rows that the paper states for a data set, by its name there, Table 1 first."""
+    """Return all rows of a data set by its name in the paper, Table 1 first."""
     rows = []
     for study in ("table1", "table2"):
         file = resources.files("mprd").joinpath("tune_configs", f"{study}.yaml")
@@ -86,7 +86,7 @@ def paper_rows(dataset: str) -> list[PaperRow]:
 
 
 def paper_dataset(config: Config, *, num_train: int | None) -> str | None:
-    """Name the paper's data set that a run was trained on; None for any other that only shares its layout."""
+    """Return the paper's data set that a run was trained on; None for other images in its layout."""
     name = config.data.dataset
     if name not in DATASETS or num_train != PUBLISHED_COUNTS[name][0]:
         return None
@@ -94,7 +94,7 @@ def paper_dataset(config: Config, *, num_train: int | None) -> str | None:
 
 
 def paper_method(config: Config) -> str:
-    """Name the row of Tables 1 and 2 that the settings ask for; a labeller that is in neither keeps its own name."""
+    """Return the row of Tables 1 and 2 that the settings correspond to; other labelers keep their own name."""
     labeller = config.pairs.labeller
     if labeller == "mlcr":
         return "MLCR(+5id)" if config.pairs.relabel_meta else "MLCR"

@@ -1,4 +1,4 @@
-"""Run a study's trials side by side on Ray Tune: Ray says where, the ledger says what."""
+"""Run the trials of a study side by side on Ray Tune: Ray places them, the queue chooses them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,25 @@ from mprd.runtime.device import CpuThreads, num_cores
 from mprd.train.local import finish
 from mprd.train.mailbox import Mailbox
 from mprd.train.ray_workers import choose_threads, cluster, find_resources, make_trainer
-from mprd.tune.folder import Ledger, State, Trial, trial_config
-from mprd.tune.local import keep_error, make_ready, read_error, stop_reason, trial_line
+from mprd.tune.outcome import prepare_folder, read_error, stop_reason, trial_line, write_error
+from mprd.tune.trial import State, Trial, trial_config
+from mprd.tune.trial_queue import TrialQueue
 
 MAX_FAILURES = 2
-"""Times that a trial whose driver or machine is lost goes on from its checkpoint."""
+"""Restarts of a trial whose driver or machine is lost."""
+TUNE_SETTINGS = {
+    # the run folders hold all that these would write
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # a trial that fails early reports nothing, and epochs without evaluation report no mAP
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # a line per trial replaces Tune's tables
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 
 
-def run_on_ray(
-    ledger: Ledger,
+def run_trials_on_ray(
+    queue: TrialQueue,
     config: Config,
     console: Console,
     *,
@@ -44,48 +54,42 @@ def run_on_ray(
 ) -> None:
     """Run all trials that are left, as many side by side as fit.
 
-    Raises UserError where the resources hold not even one trial.
+    Raises UserError where the resources are too small for one trial.
     """
-    if ledger.num_left == 0:
+    if queue.num_left == 0:
         return
-    # the run folders hold all that these would write
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    # a trial that fails early has no row, and one that evaluates seldom has rows without mAP
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
-    # its tables give way to a line a trial
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS", "local")
-    cores = num_cores()
-    # a trial's driver hardly computes, so a core takes it beside a worker
-    num_cpus = cpus_per_trial(config) * max(cores, concurrency or 1)
-    # Ray takes SIGTERM for itself when it starts, so ours comes second
-    with cluster(address, num_cpus=num_cpus), stopped_by_sigterm():
+    # a trial's driver hardly computes, so a core runs it beside a worker
+    num_cpus = cpus_per_trial(config) * max(num_cores(), concurrency or 1)
+    # Ray installs its SIGTERM handler when it starts, so ours comes second
+    with cluster(address, num_cpus=num_cpus), sigterm_as_interrupt():
         num_gpus = choose_gpus(config.train.device, gpus_per_trial)
         num_slots = count_slots(config, num_gpus, concurrency)
         threads = choose_threads(config, num_slots if address == "local" else 1)
         if address != "local":
-            # who else is on the machine that Ray will choose is not known
+            # other jobs may share the machine that Ray chooses
             threads = threads._replace(max_threads=threads.threads)
-        searcher = LedgerSearcher(ledger, absolute(config), console, num_gpus=num_gpus, threads=threads)
+        searcher = QueueSearcher(queue, absolute(config), console, num_gpus=num_gpus, threads=threads)
         make_tuner(searcher, num_slots).fit()
 
 
-def make_tuner(searcher: LedgerSearcher, num_slots: int) -> tune.Tuner:
-    """Build the tuner; what it keeps itself goes below `ray/` in the study folder."""
-    ledger = searcher.ledger
+def make_tuner(searcher: QueueSearcher, num_slots: int) -> tune.Tuner:
+    """Build the tuner, whose own files go to `ray/` in the study folder."""
+    queue = searcher.queue
     return tune.Tuner(
         tune.with_resources(run_trial, {"CPU": 1}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            metric=ledger.objective,
+            metric=queue.objective,
             mode="max",
-            num_samples=ledger.num_left,
+            num_samples=queue.num_left,
             max_concurrent_trials=num_slots,
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
-            storage_path=str((ledger.folder.path / "ray").resolve()),
+            storage_path=str((queue.folder.path / "ray").resolve()),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
             verbose=0,
         ),
@@ -93,8 +97,8 @@ def make_tuner(searcher: LedgerSearcher, num_slots: int) -> tune.Tuner:
 
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C: the trials under way go on from their checkpoints another time."""
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C: running trials resume from their checkpoints later."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -107,21 +111,21 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 def cpus_per_trial(config: Config) -> int:
-    """Count a trial's logical CPUs: its driver, its worker, and what the worker needs beside its own."""
+    """Return a trial's logical CPUs: its driver, its worker, and the worker's actors."""
     return 2 + count_actors(config)
 
 
-def choose_gpus(device: str, asked: float | None) -> float:
-    """Return a trial's share of a GPU: one where there is any, unless asked otherwise."""
-    if asked is not None:
-        if asked < 0 or (asked > 1 and asked != int(asked)):
-            raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {asked}")
-        return asked
+def choose_gpus(device: str, requested: float | None) -> float:
+    """Return a trial's GPUs, a share below 1 or a whole number; by default one if Ray has any."""
+    if requested is not None:
+        if requested < 0 or (requested > 1 and requested != int(requested)):
+            raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {requested}")
+        return requested
     return 1.0 if device != "cpu" and find_resources().get("GPU", 0) else 0.0
 
 
 def count_slots(config: Config, num_gpus: float, concurrency: int | None) -> int:
-    """Count the trials that fit side by side; raise UserError where none does, rather than wait for ever."""
+    """Return the number of concurrent trials; raise UserError where none fits, because Ray would wait for ever."""
     resources, need = find_resources(), cpus_per_trial(config)
     num_cpus = int(resources.get("CPU", 0))
     fits = num_cpus // need
@@ -137,10 +141,10 @@ def count_slots(config: Config, num_gpus: float, concurrency: int | None) -> int
 
 
 def run_trial(spec: dict[str, Any]) -> None:
-    """Drive one trial: `mprd.train.ray_workers` on one worker, whose reports go to Tune.
+    """Drive one trial: `mprd.train.ray_workers` on one worker, which reports every epoch to Tune.
 
-    An error of the run is written down and not raised: what would fail again must not be tried again. This
-    process or its machine being lost is another matter, and Tune starts the trial anew.
+    An error of the run is written to its folder and not raised, because a retry would fail again. If this process or
+    its machine is lost, Tune starts the trial again.
     """
     folder, config = RunFolder(Path(spec["folder"])), Config.model_validate_json(spec["config"])
     num_gpus = spec["num_gpus"]
@@ -150,27 +154,27 @@ def run_trial(spec: dict[str, Any]) -> None:
         resources_per_worker={"CPU": 1, **({"GPU": num_gpus} if num_gpus else {})},
     )
     try:
-        if not make_ready(folder):
+        if not prepare_folder(folder):
             folder.create(config)
-        board = Mailbox(folder.path)
-        board.open()
+        mailbox = Mailbox(folder.path)
+        mailbox.open()
         make_trainer(config, folder, scaling, threads=spec["threads"], callbacks=[TuneReportCallback()]).fit()
-        if board.error is not None:
-            raise UserError(board.error)
-        board.close()
+        if mailbox.error is not None:
+            raise UserError(mailbox.error)
+        mailbox.close()
         finish(folder, folder.read_rows(), Console(quiet=True))
     except Exception as error:
-        keep_error(folder, error)
+        write_error(folder, error)
 
 
-class LedgerSearcher(Searcher):
-    """Hand the ledger's trials to Tune, and its results to the ledger."""
+class QueueSearcher(Searcher):
+    """Suggest the trials of the queue to Tune, and record Tune's results in the queue."""
 
     def __init__(
-        self, ledger: Ledger, config: Config, console: Console, *, num_gpus: float, threads: CpuThreads
+        self, queue: TrialQueue, config: Config, console: Console, *, num_gpus: float, threads: CpuThreads
     ) -> None:
-        super().__init__(metric=ledger.objective, mode="max")
-        self.ledger = ledger
+        super().__init__(metric=queue.objective, mode="max")
+        self.queue = queue
         self.config = config
         self.console = console
         self.num_gpus = num_gpus
@@ -180,58 +184,58 @@ class LedgerSearcher(Searcher):
         self.stopped: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave everything behind: Tune keeps a copy of its searcher, the study's files are the truth."""
+        """Pickle nothing: Tune saves its searcher, but the study folder holds the state."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Save nothing: the study's files are the truth."""
+        """Save nothing, as the study folder holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Restore nothing: the study's files are the truth."""
+        """Restore nothing, as the study folder holds the state."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
         """Start the next trial."""
-        trial = self.ledger.next()
+        trial = self.queue.next()
         if trial is None:
             return Searcher.FINISHED
         self.running[trial_id], self.started[trial_id] = trial, time.monotonic()
         return {
-            # as one text: Tune would name folders after each setting
+            # as one string, because Tune would name folders after every setting
             "config": trial_config(self.config, trial).model_dump_json(),
-            "folder": str(self.ledger.folder.run_folder(trial).path),
+            "folder": str(self.queue.folder.run_folder(trial).path),
             "num_gpus": self.num_gpus,
             "threads": self.threads,
         }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on an epoch's row, and ask the trial to end itself where the stop rule says so.
+        """Report an epoch, and ask the trial to stop itself where the pruner stops it.
 
-        Were Tune to kill it, the resources of its workers would stay taken where Ray runs without a dashboard.
+        If Tune killed it, its workers would keep their resources where Ray runs without a dashboard.
         """
         if "epoch" not in result or trial_id in self.stopped:
             return
         trial = self.running[trial_id]
         is_last = result["epoch"] + 1 >= self.config.train.epochs
-        if self.ledger.report(trial, result) and not is_last:
+        if self.queue.report(trial, result) and not is_last:
             self.stopped.add(trial_id)
-            Mailbox(self.ledger.folder.run_folder(trial).path).ask_to_stop()
+            Mailbox(self.queue.folder.run_folder(trial).path).ask_to_stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Write down how a trial ended, by what its run folder holds."""
+        """Record how a trial ended, from its run folder."""
         trial = self.running.pop(trial_id)
-        state, reason = self.how_it_ended(trial_id, trial)
-        trial = self.ledger.finish(trial, state, reason)
+        state, reason = self.outcome(trial_id, trial)
+        trial = self.queue.finish(trial, state, reason)
         seconds = time.monotonic() - self.started.pop(trial_id)
-        self.console.print(trial_line(self.ledger, trial, seconds), highlight=False, soft_wrap=True)
+        self.console.print(trial_line(self.queue, trial, seconds), highlight=False, soft_wrap=True)
 
-    def how_it_ended(self, trial_id: str, trial: Trial) -> tuple[State, str | None]:
-        """Say how a trial ended, and why."""
-        folder = self.ledger.folder.run_folder(trial)
+    def outcome(self, trial_id: str, trial: Trial) -> tuple[State, str | None]:
+        """Return how a trial ended, and why."""
+        folder = self.queue.folder.run_folder(trial)
         reason = read_error(folder)
         if reason is not None:
             return "failed", reason
         if trial_id in self.stopped:
-            return "stopped", stop_reason(self.ledger)
+            return "stopped", stop_reason(self.queue)
         if len(folder.read_rows()) < self.config.train.epochs:
             return "failed", "its process was lost, and again after going on; see ray/ in the study folder"
         return "finished", None

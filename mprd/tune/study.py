@@ -1,4 +1,4 @@
-"""Studies: which settings are varied, how, on which seeds, and what the paper shows of it."""
+"""The definition of a study: settings and how they vary, seeds, objective, and the paper's figures."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from mprd.errors import UserError
 from mprd.runs.html import show
 
 Objective = Literal["label_free_score", "silhouette", "mAP"]
-"""A figure of an epoch, the higher the better."""
+"""A column of metrics.jsonl to maximize."""
 
 Value = bool | int | float | str | None
 Settings = dict[str, Any]
-"""Settings under dotted names, such as `{"pairs.mu": 0.3}`."""
+"""Settings by dotted name, such as `{"pairs.mu": 0.3}`."""
 
 SEED = "train.seed"
 
 
 class Part(BaseModel):
-    """A frozen part of a study that refuses names it does not know."""
+    """A part of a study file; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Grid(Part):
-    """Every one of a list of values."""
+    """All of a list of values."""
 
     grid: tuple[Value, ...] = Field(min_length=1)
 
@@ -53,7 +53,7 @@ class Choice(Part):
 
 
 class Range(Part):
-    """A number between two ends, both included, drawn by the sampler."""
+    """A number from low to high, both included, drawn by the sampler."""
 
     low: int | float
     high: int | float
@@ -62,7 +62,7 @@ class Range(Part):
 
     @property
     def is_integer(self) -> bool:
-        """Say whether whole numbers are drawn: both ends are."""
+        """Return whether integers are drawn: both ends are."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class Range(Part):
 
 
 def choose_dimension(value: Any) -> str:
-    """Say by its keys which kind of dimension is meant, so that an error speaks of that kind alone."""
+    """Return the kind of a dimension by its keys, so that errors mention that kind only."""
     keys = value if isinstance(value, dict) else vars(value) if isinstance(value, Part) else ()
     return next((name for name in ("grid", "choice") if name in keys), "range")
 
@@ -91,7 +91,7 @@ class Point(Part):
 
     name: str = Field(min_length=1)
     set: dict[str, Value] = {}
-    """Settings under dotted names."""
+    """Settings by dotted name."""
 
     @field_validator("set")
     @classmethod
@@ -100,34 +100,34 @@ class Point(Part):
 
 
 class Stop(Part):
-    """When a trial is stopped early, judged by the objective after each epoch."""
+    """The pruner, which stops trials by the objective after each epoch."""
 
     kind: Literal["asha", "median"]
     """Asynchronous successive halving, or worse than the median of the others at the same epoch."""
     grace_epochs: int = Field(4, ge=1)
-    """Epochs that every trial gets."""
+    """Epochs before a trial can be stopped."""
     reduction: int = Field(2, ge=2)
-    """For `asha`: one in so many goes on at each rung."""
+    """Reduction factor of `asha`: one in so many trials survives each rung."""
 
 
 class Figures(Part):
-    """Figures that the paper states, as fractions."""
+    """Figures stated by the paper, as fractions."""
 
     rank1: float = Field(ge=0, le=1)
     mAP: float = Field(ge=0, le=1)  # noqa: N815
 
 
 class Paper(Part):
-    """What the paper shows of this study."""
+    """The paper's results for a study."""
 
     source: str
     """Table or figure."""
     text: str
-    """What the paper says of it."""
+    """Its description in the paper."""
     peak: float | None = None
-    """Where its curve turns from a slow rise to an abrupt fall."""
+    """Maximum of its curve."""
     values: dict[str, dict[str, Figures]] = {}
-    """Stated figures: data set, then point."""
+    """By data set, then point."""
 
 
 class Study(Part):
@@ -135,23 +135,22 @@ class Study(Part):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     doc: str
-    """One line on what is asked."""
+    """The question, in one line."""
     space: dict[str, Dimension] = {}
-    """Settings that vary on their own: all `grid`, or all drawn."""
+    """Settings that vary independently: all `grid`, or all drawn."""
     points: tuple[Point, ...] = ()
     """Named sets of settings, instead of a space."""
     set: dict[str, Value] = {}
-    """Settings that all trials share."""
+    """Settings of all trials."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    """Every point is run with each."""
+    """Every point is run with each seed."""
     sampler: Literal["grid", "tpe", "random"] = "grid"
-    """Who chooses the points: all of the grid in order, tree-structured Parzen estimation, or chance."""
+    """The whole grid in order, tree-structured Parzen estimation, or uniform."""
     trials: int | None = Field(None, ge=1)
-    """Runs in all where the points are drawn; seeds count."""
+    """Number of trials of a drawn study, all seeds counted."""
     stop: Stop | None = None
-    """Stop poor trials early."""
     objective: Objective = "label_free_score"
-    """What the best point, the sampler and the stop rule go by, of an epoch's figures; `--objective` overrules."""
+    """Selects the best point, and guides sampler and pruner; `--objective` overrides it."""
     paper: Paper | None = None
 
     @field_validator("space", "set")
@@ -170,29 +169,29 @@ class Study(Part):
     @model_validator(mode="after")
     def _parts_agree(self) -> Study:
         if bool(self.space) == bool(self.points):
-            raise ValueError("a study wants either space or points")
+            raise ValueError("a study needs either space or points")
         is_grid = all(isinstance(dimension, Grid) for dimension in self.space.values())
         if is_grid != (self.sampler == "grid"):
-            raise ValueError(f"sampler {self.sampler} wants space as {SPACES[self.sampler]}")
+            raise ValueError(f"sampler {self.sampler} needs space as {SPACES[self.sampler]}")
         if self.sampler != "grid" and self.trials is None:
-            raise ValueError(f"sampler {self.sampler} wants trials, their number")
+            raise ValueError(f"sampler {self.sampler} needs trials, their number")
         if self.sampler != "grid" and any(isinstance(dimension, Grid) for dimension in self.space.values()):
-            raise ValueError(f"sampler {self.sampler} wants space as {SPACES[self.sampler]}")
+            raise ValueError(f"sampler {self.sampler} needs space as {SPACES[self.sampler]}")
         return self
 
     @property
     def num_trials(self) -> int:
-        """Count the runs: each point with each seed."""
+        """Return the number of trials."""
         return self.trials if self.trials is not None else len(self.grid()) * len(self.seeds)
 
     @property
     def varied(self) -> list[str]:
-        """List the settings that differ between points."""
+        """Return the settings that vary between points."""
         names = [*self.space, *(name for point in self.points for name in point.set)]
         return list(dict.fromkeys(names))
 
     def grid(self) -> list[Point]:
-        """List the points of a grid in order; empty where points are drawn."""
+        """Return the points of a grid in order; empty where points are drawn."""
         if self.points or self.sampler != "grid":
             return list(self.points)
         values = [dimension.grid for dimension in self.space.values() if isinstance(dimension, Grid)]
@@ -203,7 +202,7 @@ SPACES = {"grid": "grids", "tpe": "choice or low and high", "random": "choice or
 
 
 def check_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Refuse a name that is no setting; raise ValueError with the nearest one."""
+    """Raise ValueError for a name that is not a setting, with the nearest one."""
     known = setting_names()
     for name in settings:
         if name not in known:
@@ -240,7 +239,7 @@ def look_up(config: Config, name: str) -> Any:
 
 
 def study_files(folder: Path | None = None) -> dict[str, Any]:
-    """Find the files of all studies: those that come with the package, then those in `tune_configs/`."""
+    """Return the files of all studies by name: those of the package, overridden by those in `tune_configs/`."""
     packaged = resources.files("mprd").joinpath("tune_configs")
     files: dict[str, Any] = {f.name.removesuffix(".yaml"): f for f in packaged.iterdir() if f.name.endswith(".yaml")}
     files |= {file.stem: file for file in (folder or Path("tune_configs")).glob("*.yaml")}
@@ -248,7 +247,7 @@ def study_files(folder: Path | None = None) -> dict[str, Any]:
 
 
 def load_study(name: str, *, folder: Path | None = None) -> Study:
-    """Read a study by its name; raise UserError naming the file and what is wrong, with the nearest known name."""
+    """Read a study by name; raise UserError for an unknown name or an invalid file."""
     files = study_files(folder)
     if name not in files:
         raise UserError(f"unknown study {name!r}{suggest(name, list(files))}; known: {', '.join(files)}")
@@ -257,7 +256,7 @@ def load_study(name: str, *, folder: Path | None = None) -> Study:
 
 
 def build_study(values: dict[str, Any], *, source: str) -> Study:
-    """Validate a study; raise UserError with one line on the first thing that is wrong."""
+    """Validate a study; raise UserError with the first mistake in one line."""
     try:
         return Study.model_validate(values)
     except ValidationError as error:
@@ -265,8 +264,8 @@ def build_study(values: dict[str, Any], *, source: str) -> Study:
 
 
 def explain_study(error: ValidationError) -> str:
-    """Say the first thing that is wrong, in one line."""
-    # a name that is not known explains why another is missing, so it comes first
+    """Return the first mistake in one line."""
+    # an unknown key explains why another is missing, so it comes first
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     parts = [str(part) for number, part in enumerate(first["loc"]) if not is_tag(first["loc"], number)]
     name = ".".join(parts)
@@ -282,16 +281,16 @@ def explain_study(error: ValidationError) -> str:
 
 
 def is_tag(loc: tuple[int | str, ...], number: int) -> bool:
-    """Say whether a part of an error's place is the kind of a dimension, which nobody wrote."""
+    """Return whether a part of an error's location is pydantic's tag of a dimension, which is not in the file."""
     return loc[0] == "space" and number == 2
 
 
 def study_keys() -> list[str]:
-    """List all keys that a study file may hold."""
+    """Return all keys of study files."""
     parts = (Study, Grid, Choice, Range, Point, Stop, Figures, Paper)
     return list(dict.fromkeys(name for part in parts for name in part.model_fields))
 
 
 def write_study(study: Study) -> str:
-    """Write a study as YAML that reads back as it was."""
+    """Return a study as YAML that reads back equal."""
     return yaml.safe_dump(study.model_dump(mode="json", exclude_defaults=True), sort_keys=False, allow_unicode=True)

@@ -26,8 +26,9 @@ from mprd.report.tables import result_table
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
-from mprd.tune.folder import StudyFolder, Trial
+from mprd.tune.folder import StudyFolder
 from mprd.tune.study import build_study
+from mprd.tune.trial import Trial
 from tests.conftest import NAMELESS, NUM_IDS, TINY
 
 

@@ -1,0 +1,187 @@
+"""Whole studies in this process: their trials, their report, and what a kill, a failure or a pruner leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mprd.config.loading import build_config, load_config
+from mprd.errors import UserError
+from mprd.runs.folder import RunFolder
+from mprd.tune.cli import app
+from mprd.tune.folder import StudyFolder
+from mprd.tune.outcome import read_error, write_error
+from mprd.tune.trial import Trial, trial_config
+
+from .conftest import (
+    NAMES,
+    STUDY,
+    add_perfect_trials,
+    checkpoint_times,
+    overrides,
+    read_trials,
+    run,
+    states,
+    write_study_file,
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("pairs.mu must be below 1", "RuntimeError: pairs.mu must be below 1"),
+        ("It failed:\n  File x, line 1\n  ValueError: no crop\n", "RuntimeError: It failed: ValueError: no crop"),
+        ("two lines\nof which the first is shown", "RuntimeError: two lines"),
+        ("it failed:", "RuntimeError: it failed:"),
+        ("", "RuntimeError: no message"),
+    ],
+)
+def test_an_error_is_recorded_with_its_cause_in_the_first_line(message: str, reason: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert write_error(folder, RuntimeError(message)) == reason
+    assert read_error(folder) == reason
+
+
+def test_the_settings_of_a_trial_override_those_of_the_study() -> None:
+    config = trial_config(load_config("demo"), Trial(0, "x", {"pairs.mu": 0.7, "meta.eta.kind": "cosine"}, 3))
+    assert (config.pairs.mu, config.meta.eta.kind, config.train.seed) == (0.7, "cosine", 3)
+    with pytest.raises(UserError, match=r"pairs.mu must be less than 1, but got 1.5"):
+        trial_config(load_config("demo"), Trial(0, "x", {"pairs.mu": 1.5}, 0))
+
+
+def test_a_study_leaves_run_folders_and_its_report(finished: Path) -> None:
+    found = {path.name for path in finished.iterdir()}
+    assert {"results.parquet", "best.yaml", "table.txt", "report.html", "study.db", "plots"} <= found
+    assert sorted(path.parent.name for path in finished.glob("trials/*/metrics.jsonl")) == NAMES
+    assert all((finished / "plots" / name).stat().st_size > 1000 for name in ("curve.png", "parallel.png"))
+    with sqlite3.connect(finished / "study.db") as database:
+        assert database.execute("select state, count(*) from trials group by state").fetchall() == [("COMPLETE", 4)]
+
+
+def test_results_and_best_settings_agree_with_the_metrics(finished: Path) -> None:
+    rows = pq.read_table(finished / "results.parquet").to_pylist()
+    assert [(row["pairs.mu"], row["train.seed"], row["state"]) for row in rows] == [
+        (mu, seed, "finished") for seed in (0, 1) for mu in (0.3, 0.5)
+    ]
+    for row in rows:
+        (epoch,) = (finished / row["run"] / "metrics.jsonl").read_text().splitlines()
+        expected = json.loads(epoch)
+        assert (row["label_free_score"], row["mAP"]) == (expected["label_free_score"], expected["mAP"])
+        assert row["epochs"] == 1
+    means = {mu: sum(row["label_free_score"] for row in rows if row["pairs.mu"] == mu) / 2 for mu in (0.3, 0.5)}
+    config = load_config("demo", file=finished / "best.yaml")
+    assert means[config.pairs.mu] == max(means.values())
+    assert config == build_config(yaml.safe_load((finished / "best.yaml").read_text()))
+
+
+def test_the_page_contains_its_plots_and_loads_nothing(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "http" not in page
+    assert all(text in page for text in ("mu=0.3", "mu=0.5", "Rises, then drops."))
+
+
+def test_a_finished_study_runs_nothing_again_and_is_not_overwritten(finished: Path, tiny_root: Path) -> None:
+    before = checkpoint_times(finished)
+    run(None, None, finished)
+    assert checkpoint_times(finished) == before
+    assert sorted(before) == NAMES
+    with pytest.raises(UserError, match="holds a study already; go on with --resume"):
+        run("small", tiny_root, finished)
+
+
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_failing_trial_is_recorded_and_a_poor_one_stopped(launcher: str, tiny_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("mixed", tiny_root, out, "train.epochs=3", launcher=launcher, trials=2)
+    add_perfect_trials(out, "mixed")
+    run(None, None, out, launcher=launcher, trials=3)
+    sound, broken, poor = read_trials(out)
+    assert (sound["state"], sound["reason"]) == ("finished", None)
+    assert broken["state"] == "failed"
+    assert "no/such.pt" in broken["reason"]
+    assert "Traceback" in (out / "trials" / "001_broken_seed0" / "error.txt").read_text()
+    assert "no/such.pt" in (out / "report.html").read_text()
+    assert (poor["state"], poor["reason"]) == ("stopped", "poor label_free_score by the median rule")
+    assert len(RunFolder(out / "trials" / "002_poor_seed0").read_rows()) < 3
+
+
+@pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_a_killed_study_resumes_without_repeating_a_trial(
+    launcher: str, finished: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "mprd.tune", "--launcher", launcher, "--out", str(out)]
+    start = ["--study", "small", "--data", str(tiny_root), "--trials", "2"]
+    start += ["--concurrency", "1"] if launcher == "ray" else []
+    start += [text for override in overrides() for text in ("--set", override)]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    process = subprocess.Popen([*command, *start], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 600
+    while not (out / "trials.json").exists() or states(out) != ["finished", "running"]:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = checkpoint_times(out)
+    run(None, None, out, launcher=launcher)
+    assert states(out) == ["finished", "finished"]
+    assert checkpoint_times(out)[NAMES[0]] == before[NAMES[0]]
+    expected, found = (pq.read_table(path / "results.parquet").to_pylist()[:2] for path in (finished, out))
+    for key in ("point", "train.seed", "label_free_score", "mAP"):
+        assert [row[key] for row in found] == [row[key] for row in expected]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--study", "mu_swep"], "unknown study 'mu_swep', did you mean mu_sweep?"),
+        ([], "--study NAME is missing"),
+        (["--study", "small", "--trials", "0"], "--trials must be at least 1"),
+        (["--study", "small", "--objective", "map"], "--objective must be label_free_score, silhouette, mAP, but got"),
+        (["--study", "small", "--launcher", "slurm"], "--launcher must be ray or local"),
+        (["--study", "small", "--resume"], "holds no study to go on with"),
+        (["--study", "small", "--resume", "--smoke"], "--resume goes on with the settings of its study folder"),
+        (["--study", "small", "--set", "pairs.mue=1"], "unknown setting pairs.mue, did you mean pairs.mu"),
+        (["--study", "small", "--preset", "market1501", "--data", "no/such"], "no/such"),
+        (["--study", "small", "--launcher", "local", "--concurrency", "2"], "need --launcher ray"),
+    ],
+)
+def test_mistakes_are_one_line(args: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        app(args)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2
+    assert message in line
+
+
+def test_a_value_out_of_range_is_refused_before_anything_runs(tmp_path: Path, tiny_root: Path) -> None:
+    write_study_file(tmp_path, {"name": "bad", "doc": "Bad.", "space": {"pairs.mu": {"grid": [0.5, 1.3]}}})
+    with pytest.raises(UserError, match=r"pairs.mu must be less than 1, but got 1.3"):
+        run("bad", tiny_root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_overrides_the_objective(tmp_path: Path, nameless_root: Path) -> None:
+    write_study_file(tmp_path, {**STUDY, "objective": "silhouette"})
+    crops = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.standardise=false")
+    with pytest.raises(UserError, match=r"--objective mAP: .* has no query and gallery"):
+        run("small", nameless_root, tmp_path / "out", *crops, "neighbors.metric=cosine", objective="mAP")
+    assert StudyFolder(tmp_path / "out").read_options()["objective"] == "mAP"
+
+
+def test_the_list_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["--list"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("small", "mu_sweep", "table1"))

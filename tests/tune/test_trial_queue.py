@@ -1,0 +1,115 @@
+"""The order of a study's trials, and their records in the study folder and in Optuna."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from mprd.config.loading import load_config
+from mprd.tune.folder import StudyFolder
+from mprd.tune.run import open_queue
+from mprd.tune.study import build_study
+from mprd.tune.trial import Trial
+from mprd.tune.trial_queue import TrialQueue
+
+from .conftest import STUDY
+
+DRAWN = {
+    "space": {"pairs.mu": {"low": 0.1, "high": 0.9}, "neighbors.k": {"low": 2, "high": 9}},
+    "sampler": "tpe",
+    "trials": 6,
+    "paper": None,
+}
+
+
+def open_study(path: Path, *, num_trials: int, **parts: Any) -> TrialQueue:
+    """Open the small study with other parts, created where it does not exist."""
+    folder = StudyFolder(path / "study")
+    if not folder.study_file.exists():
+        study = build_study({**STUDY, **parts}, source="test")
+        folder.create(study, load_config("demo"), objective="label_free_score", num_trials=num_trials)
+    return open_queue(folder, trials=num_trials)
+
+
+def finish(queue: TrialQueue, trial: Trial, *scores: float) -> list[bool]:
+    """End a trial with a score per epoch; return after which of them the pruner stops it."""
+    rows = [{"epoch": epoch, "label_free_score": score} for epoch, score in enumerate(scores)]
+    stops = [queue.report(trial, row) for row in rows]
+    folder = queue.folder.run_folder(trial)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_rows(rows)
+    queue.finish(trial, "finished")
+    return stops
+
+
+@pytest.mark.parametrize("has_optuna", [False, True])
+def test_a_grid_covers_all_points_with_a_seed_before_the_next_seed(tmp_path: Path, has_optuna: bool) -> None:
+    queue = open_study(tmp_path, num_trials=4)
+    queue.optuna = queue.optuna if has_optuna else None
+    trials = [(trial.point, trial.settings, trial.seed) for trial in queue]
+    assert trials == [(f"mu={mu}", {"pairs.mu": mu}, seed) for seed in (0, 1) for mu in (0.3, 0.5)]
+
+
+def test_a_study_resumes_with_the_unfinished_then_the_failed_then_the_new_trials(tmp_path: Path) -> None:
+    first = open_study(tmp_path, num_trials=4)
+    done, failed, _ = islice(first, 3)
+    finish(first, done, 0.4, 0.6)
+    first.finish(failed, "failed", "out of memory")
+    second = open_study(tmp_path, num_trials=4)
+    assert second.num_left == 3
+    assert [trial.number for trial in second] == [2, 1, 3]
+    assert [trial.state for trial in second.trials] == ["finished", "running", "running", "running"]
+
+
+def test_optuna_holds_every_trial_with_its_state_value_and_reason(tmp_path: Path) -> None:
+    queue = open_study(tmp_path, num_trials=3)
+    good, bad, empty = queue
+    assert finish(queue, good, 0.4, 0.6) == [False, False]
+    queue.finish(bad, "failed", "ValueError: no")
+    queue.finish(empty, "finished")  # without a row
+    study = optuna.load_study(study_name="small", storage=f"sqlite:///{queue.folder.database}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "FAIL"]
+    assert study.trials[0].value == 0.6
+    assert study.trials[0].params == {"pairs.mu": 0.3, "train.seed": 0}
+    assert study.trials[0].intermediate_values == {1: 0.4, 2: 0.6}
+    assert study.trials[1].user_attrs["reason"] == "ValueError: no"
+    assert "without label_free_score" in study.trials[2].user_attrs["reason"]
+
+
+def test_trials_that_a_kill_left_in_optuna_alone_are_closed(tmp_path: Path) -> None:
+    killed = open_study(tmp_path, num_trials=2).optuna
+    assert killed is not None
+    killed.ask(None, 0)
+    killed.study.enqueue_trial({"pairs.mu": 0.3, "train.seed": 0})
+    opened = open_study(tmp_path, num_trials=2).optuna
+    assert opened is not None
+    assert {trial.state.name for trial in opened.study.trials} == {"FAIL"}
+
+
+def test_a_drawn_point_runs_with_all_of_its_seeds(tmp_path: Path) -> None:
+    first = list(open_study(tmp_path, num_trials=2, **DRAWN))
+    for trial in first:
+        open_study(tmp_path, num_trials=2).finish(trial, "stopped")
+    # another session draws other points
+    trials = [*first, *open_study(tmp_path, num_trials=6)]
+    assert [trial.seed for trial in trials] == [0, 1, 0, 1, 0, 1]
+    assert all(trials[n].settings == trials[n + 1].settings for n in (0, 2, 4))
+    assert len({trial.point for trial in trials}) == 3
+    for trial in trials:
+        assert 0.1 <= trial.settings["pairs.mu"] <= 0.9
+        assert trial.settings["neighbors.k"] in range(2, 10)
+
+
+@pytest.mark.parametrize("kind", ["asha", "median"])
+def test_a_pruner_stops_a_poor_trial_after_its_grace(tmp_path: Path, kind: str) -> None:
+    stop = {"kind": kind, "grace_epochs": 2}
+    queue = open_study(tmp_path, num_trials=8, **{**DRAWN, "seeds": [0], "trials": 8, "stop": stop})
+    for trial in islice(queue, 6):
+        finish(queue, trial, *[0.9] * 4)
+    (poor,) = islice(queue, 1)
+    stops = finish(queue, poor, *[0.1] * 4)
+    assert (stops[0], stops[3]) == (False, True)
