@@ -13,11 +13,13 @@ MIDDLE = 128
 THEMES = {
     "light": {
         "ink": "#1d2430", "quiet": "#5a6473", "line": "#8a94a3", "box": "#f3f5f8", "edge": "#c3cad4",
-        "one": "#2367c4", "other": "#d95f0e", "shared": "#7048c9", "pull": "#178a5e", "push": "#c2255c", "skin": "#e0ac8a",
+        "one": "#2367c4", "other": "#d95f0e", "shared": "#7048c9", "pull": "#178a5e", "push": "#c2255c",
+        "skin": "#e0ac8a",
     },
     "dark": {
         "ink": "#e5e8ed", "quiet": "#a3adba", "line": "#7c8796", "box": "#20252d", "edge": "#434b58",
-        "one": "#6fa8ff", "other": "#ff9b5e", "shared": "#b39bff", "pull": "#4fd1a0", "push": "#ff7aa2", "skin": "#c99a7c",
+        "one": "#6fa8ff", "other": "#ff9b5e", "shared": "#b39bff", "pull": "#4fd1a0", "push": "#ff7aa2",
+        "skin": "#c99a7c",
     },
 }  # fmt: skip
 
@@ -109,7 +111,8 @@ def pair_graph(c: dict[str, str]) -> list[str]:
         text(c, 580, 212, "their neighbors: two stars (Eq. 4)", colour="quiet"),
     ]
     parts += [
-        f'<line x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}" stroke="{c["line"]}" stroke-width="1.5"/>'
+        f'<line x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}" stroke="{c["line"]}" '
+        'stroke-width="1.5"/>'
         for a, b in edges
     ]
     leaves = (
@@ -137,7 +140,8 @@ def labeled(c: dict[str, str]) -> list[str]:
     """Draw the five labeled identities, which only the graph network sees."""
     x, y = 770, 266
     return [
-        f'<path d="M {x} {y - 26} V {MIDDLE + 42}" stroke="{c["ink"]}" stroke-width="1.5" stroke-dasharray="5 4" fill="none"/>',
+        f'<path d="M {x} {y - 26} V {MIDDLE + 42}" stroke="{c["ink"]}" stroke-width="1.5" stroke-dasharray="5 4" '
+        'fill="none"/>',
         head(c, x, MIDDLE + 38, "up"),
         f'<rect x="{x - 112}" y="{y - 26}" width="224" height="48" rx="8" fill="{c["box"]}" stroke="{c["edge"]}"/>',
         text(c, x, y - 6, "five labeled identities", weight=600),
@@ -149,8 +153,8 @@ def feedback(c: dict[str, str]) -> list[str]:
     """Draw the way back from the labels to the CNN."""
     x, y = 955, 326
     return [
-        f'<path d="M {x} 226 V {y - 12} Q {x} {y} {x - 12} {y} H 236 Q 224 {y} 224 {y - 12} V {MIDDLE + 44}" fill="none" '
-        f'stroke="{c["pull"]}" stroke-width="2"/>',
+        f'<path d="M {x} 226 V {y - 12} Q {x} {y} {x - 12} {y} H 236 Q 224 {y} 224 {y - 12} V {MIDDLE + 44}" '
+        f'fill="none" stroke="{c["pull"]}" stroke-width="2"/>',
         head(c, 224, MIDDLE + 38, "up", colour="pull"),
         text(c, 440, y - 54, "positives pulled together, negatives pushed apart", weight=600),
         text(c, 440, y - 34, "in the features of the CNN (Eq. 2)", colour="quiet"),
