@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
-from uuid import uuid4
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mprd.errors import UserError
-from mprd.runtime.checkpoint import disk_reason
+from mprd.runtime.files import replaced
 
 Dtype = Literal["float32", "float16"]
 METADATA_KEY = b"mprd"
 FILE_FORMAT = 1
-# features hardly compress
-COMPRESSION = {"path": "zstd", "pid": "zstd", "camid": "zstd"}
+WRITER_OPTIONS: dict[str, Any] = {
+    # features hardly compress
+    "compression": {"path": "zstd", "pid": "zstd", "camid": "zstd"},
+    "use_dictionary": ["pid", "camid"],
+    "write_statistics": False,
+}
 
 
 class Rows(NamedTuple):
@@ -62,27 +64,15 @@ def write_features(path: Path, tables: Iterable[pa.Table], schema: pa.Schema) ->
 
     An existing file is replaced only once the new one is complete. Raises UserError if writing fails.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     num_rows = 0
-    try:
+    with replaced(path, "write the features") as temporary:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Arrow's own files hide the system's error message
-        with temporary.open("wb") as file, open_writer(file, schema) as writer:
+        with temporary.open("wb") as file, pq.ParquetWriter(file, schema, **WRITER_OPTIONS) as writer:
             for table in tables:
                 writer.write_table(table)
                 num_rows += len(table)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the features: {disk_reason(error)}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return num_rows
-
-
-def open_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(
-        file, schema, compression=COMPRESSION, use_dictionary=["pid", "camid"], write_statistics=False
-    )
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from mprd.data.synthetic.dataset import write_dataset
 from mprd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mprd.errors import UserError
 from mprd.model import Model
-from mprd.runtime.checkpoint import disk_reason
+from mprd.runtime.files import disk_reason
 
 TOLERANCE = 1e-4
 """Largest accepted absolute difference from the original, in any entry of a unit feature."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from importlib import metadata
@@ -17,6 +16,7 @@ from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runtime import checkpoint
 from mprd.runtime.device import num_cores
+from mprd.runtime.files import replaced
 
 PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
 
@@ -87,12 +87,8 @@ class RunFolder:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically; raise UserError if writing fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replaced(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write: {checkpoint.disk_reason(error)}") from None
 
 
 def describe_run() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 
 from mprd.errors import UserError
+from mprd.runtime.files import disk_reason
 
 FORMAT = 1
 
@@ -36,14 +36,6 @@ def save(state: dict[str, Any], path: Path) -> None:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-
-
-def disk_reason(error: OSError | RuntimeError) -> str:
-    """Return why a write failed; torch's writer raises a RuntimeError without the system's reason."""
-    if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return "the disk is full" if full else (error.strerror or str(error))
-    return f"the write broke off ({str(error).splitlines()[0]}); is the disk full?"
 
 
 def load(path: Path) -> dict[str, Any]:

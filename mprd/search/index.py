@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 
 from mprd.errors import UserError
-from mprd.runtime.checkpoint import disk_reason
 from mprd.runtime.device import num_cores
+from mprd.runtime.files import replaced
 
 logger = logging.getLogger("mprd")
 
@@ -95,17 +93,10 @@ class CodeIndex:
         parts = [faiss.serialize_index(shard) for shard in self.shards]
         head = {"format": INDEX_FORMAT, "key": key, "num_images": self.num_images, "num_features": self.num_features}
         head |= {"bytes": [len(part) for part in parts], **facts}
-        temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(json.dumps(head).encode() + b"\n")
-                for part in parts:
-                    file.write(part.data)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot write the index: {disk_reason(error)}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(path, "write the index") as temporary, temporary.open("wb") as file:
+            file.write(json.dumps(head).encode() + b"\n")
+            for part in parts:
+                file.write(part.data)
 
     @classmethod
     def load(cls, path: Path, *, key: str) -> tuple[CodeIndex, dict[str, Any]] | None:

@@ -23,15 +23,10 @@ def test_precision_and_recall_leave_self_pairs_out() -> None:
     camids = torch.tensor([0, 0, 1, 0, 1])
     quality = pair_quality(positives, pids, camids)
     # accepted: 0-1 right, 0-3 wrong, 1-2 right across cameras; true ordered pairs: 6 + 2, of them 4 + 2 across
-    assert quality["pair_precision"] == pytest.approx(2 / 3)
-    assert quality["pair_recall"] == pytest.approx(2 / 8)
-    assert quality["pair_precision_cross"] == pytest.approx(1 / 1)
-    assert quality["pair_recall_cross"] == pytest.approx(1 / 6)
-
-
-def test_precision_of_no_pairs_is_none() -> None:
-    quality = pair_quality(PositiveTable(3), torch.tensor([1, 1, 2]), None)
-    assert quality == {"pair_precision": None, "pair_recall": 0.0}
+    assert quality == pytest.approx(
+        {"pair_precision": 2 / 3, "pair_recall": 2 / 8, "pair_precision_cross": 1 / 1, "pair_recall_cross": 1 / 6}
+    )
+    assert pair_quality(PositiveTable(5), pids, None) == {"pair_precision": None, "pair_recall": 0.0}
 
 
 def test_precision_and_recall_of_labeled_images() -> None:
@@ -59,30 +54,26 @@ def circle(*degrees: float) -> torch.Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def test_tight_groups_across_cameras_score_one() -> None:
-    # two groups of three, each seen by three cameras; with k = 2 a group is its own neighborhood
-    features, camids = circle(0, 1, 2, 90, 91, 92), torch.tensor([0, 1, 2, 0, 1, 2])
-    assert neighborhood_agreement(features, camids, k=2) == pytest.approx(1.0)
-
-
-def test_neighborhoods_overlap_as_counted_by_hand() -> None:
-    features, camids = circle(0, 1, 3, 6, 10), torch.tensor([0, 0, 0, 0, 1])
-    # nearest other, k = 1: {0,1} {1,0} {2,1} {3,2} {4,3}; all of camera 0 have 4 as their only partner,
-    # and 4 has 3 and 2: overlaps 0, 0, 0, 1/3 and 1/3, 0
-    assert neighborhood_agreement(features, camids, k=1) == pytest.approx((1 / 3 + 1 / 3) / 6)
-    assert neighborhood_agreement(features, camids, k=1, block_rows=2) == pytest.approx((1 / 3 + 1 / 3) / 6)
-
-
-def test_without_cameras_the_partners_are_the_nearest_images() -> None:
-    features = circle(0, 1, 3)
-    # k = 1: {0,1} {1,0} {2,1}; 0-1: 1, 0-2: 1/3, 1-0: 1, 1-2: 1/3, 2-1: 1/3, 2-0: 1/3
-    expected = (1 + 1 / 3 + 1 + 1 / 3 + 1 / 3 + 1 / 3) / 6
-    assert neighborhood_agreement(features, None, k=1) == pytest.approx(expected)
-    assert neighborhood_agreement(features, torch.zeros(3).long(), k=1) == pytest.approx(expected)
-
-
-def test_two_images_agree_fully() -> None:
-    assert neighborhood_agreement(circle(0, 50), torch.tensor([0, 1])) == 1.0
+@pytest.mark.parametrize(
+    ("degrees", "camids", "k", "overlaps"),
+    [
+        # two groups of three cameras; with k = 2 a group is its own neighborhood
+        ((0, 1, 2, 90, 91, 92), [0, 1, 2, 0, 1, 2], 2, [1.0]),
+        # NN_1 {0,1} {1,0} {2,1} {3,2} {4,3}; the only partner of 0 to 3 is 4, and those of 4 are 3 and 2
+        ((0, 1, 3, 6, 10), [0, 0, 0, 0, 1], 1, [0, 0, 0, 1 / 3, 1 / 3, 0]),
+        # NN_1 {0,1} {1,0} {2,1}; 0-1, 0-2, 1-0, 1-2, 2-1, 2-0
+        ((0, 1, 3), [0, 0, 0], 1, [1, 1 / 3, 1, 1 / 3, 1 / 3, 1 / 3]),
+        ((0, 1, 3), None, 1, [1, 1 / 3, 1, 1 / 3, 1 / 3, 1 / 3]),
+        ((0, 50), [0, 1], 8, [1.0]),
+    ],
+)
+def test_the_label_free_score_is_the_mean_overlap_with_the_nearest_of_other_cameras(
+    degrees: tuple[float, ...], camids: list[int] | None, k: int, overlaps: list[float]
+) -> None:
+    for block_rows in (2, 1024):
+        cameras = None if camids is None else torch.tensor(camids)
+        score = neighborhood_agreement(circle(*degrees), cameras, k=k, block_rows=block_rows)
+        assert score == pytest.approx(sum(overlaps) / len(overlaps))
 
 
 def test_collapsed_features_have_a_random_cosine_of_one() -> None:
