@@ -83,7 +83,7 @@ def test_the_commands_of_the_tutorial_run(
     commands = re.findall(r"^    mprd (.+)$", (DOCS / "tutorial.md").read_text(), re.MULTILINE)
     assert len(commands) >= 10
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mprd.doctor.checks.has_imagenet_weights", lambda _name: False)
+    monkeypatch.setattr("mprd.doctor.plans.has_imagenet_weights", lambda _name: False)
     monkeypatch.setattr("mprd.doctor.estimate.MEASURED_SECONDS", 0.01)
     for command in commands:
         words = [word for pattern in shlex.split(command) for word in sorted(glob.glob(pattern)) or [pattern]]

@@ -1,4 +1,4 @@
-"""Look at a data set before training."""
+"""Examination of a data set before training."""
 
 from mprd.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""`python -m mprd.doctor ROOT`: what a folder holds, what is wrong with it, and the command that trains on it."""
+"""`python -m mprd.doctor ROOT`: the contents of a folder, its faults, and the command that trains on it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def doctor(
     root: Annotated[Path, typer.Argument(help="Folder of a data set, or of crops.")],
-    json_: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Look at a data set before training; exit 1 when training would fail."""
-    run_command(lambda: report(root, as_json=json_))
+    """Examine a data set before training; exit with 1 when training would fail."""
+    run_command(lambda: print_examination(root, as_json=json_))
 
 
-def report(root: Path, *, as_json: bool) -> None:
-    """Examine and print; leave with 1 where training would fail."""
+def print_examination(root: Path, *, as_json: bool) -> None:
+    """Examine a folder and print the report; exit with 1 where training would fail."""
     import json
 
     from rich.console import Console
     from rich.progress import track
 
-    from mprd.doctor.checks import examine, print_checkup
+    from mprd.doctor.checks import examine
+    from mprd.doctor.printing import print_report
 
     screen = Console(stderr=True)
 
     def show(files: Iterable[Any], total: int) -> Iterable[Any]:
         return track(files, "reading images", total=total, console=screen, transient=True, disable=as_json)
 
-    checkup = examine(root, track=show)
+    report = examine(root, track=show)
     if as_json:
-        print(json.dumps(checkup.row(), indent=2))
+        print(json.dumps(report.row(), indent=2))
     else:
-        print_checkup(checkup, Console())
-    if checkup.command is None:
+        print_report(report, Console())
+    if report.command is None:
         raise SystemExit(1)

@@ -1,7 +1,7 @@
-"""What a run will take on this machine, from two seconds of its own forward and backward passes.
+"""An estimate of the time and memory of a run, from about two seconds of forward and backward passes.
 
-Measured: seconds an image of the backbone, with and without gradients, and of decoding and augmentation. Counted: bytes
-that autograd keeps for an image, and the sizes of weights, memory and features. The rest is multiplication.
+Measured: seconds per image of the backbone, with and without gradients, and of decoding and augmentation. Counted:
+bytes that autograd saves per image, and the sizes of weights, memory and features.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from mprd.runtime.device import memory_bytes, num_cores
 
 MEASURED_SECONDS = 2.0
 FLOAT = 4
-"""Bytes of a number."""
+"""Bytes of a float32."""
 OVERHEAD = 2.0
-"""Whole time of a run over that of its images' passes: on the demo, neighbors and GCN took as long again."""
+"""Total time over that of the images' passes: on the demo, neighbors and GCN take as long again."""
 LIBRARIES = 250_000_000
-"""Bytes of what a run imports later on, for events and curves."""
+"""Bytes of modules that a run imports later, for event files and plots."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An estimate for a run, and what it stands on."""
+    """The estimate for a run, and the measurements behind it."""
 
     train_seconds: float
-    """Seconds an image, forward and backward."""
+    """Per image, forward and backward."""
     extract_seconds: float
-    """Seconds an image, forward alone."""
+    """Per image, forward alone."""
     load_seconds: float
-    """Seconds an image, decoding and augmentation by all loading processes together."""
+    """Per image, decoding and augmentation by all loader processes together."""
     least_seconds: float
-    """The passes of all images over all epochs; neighbors and GCN come on top."""
+    """The passes of all images over all epochs, without neighbors and GCN."""
     likely_seconds: float
-    """Twice that."""
+    """`least_seconds` times OVERHEAD."""
     memory_bytes: int
-    """Peak on the device that computes."""
+    """Peak memory on the device."""
     available_bytes: int
 
     def row(self) -> dict[str, float]:
-        """Return the figures by name."""
+        """Return the estimate for JSON."""
         return asdict(self)
 
 
 def estimate_cost(trainer: Trainer) -> Cost:
-    """Measure a few passes of a trainer's backbone and work out the whole run; its weights stay."""
+    """Measure a few passes of a trainer's backbone and extrapolate to the run; the network is not changed."""
     num_bytes, seconds = measure_training(trainer)
     forward = measure_extraction(trainer.state.backbone, random_images(trainer, 2), device=trainer.device)
     load = measure_loading(trainer)
@@ -69,13 +69,13 @@ def estimate_cost(trainer: Trainer) -> Cost:
 
 
 def random_images(trainer: Trainer, num_images: int) -> Tensor:
-    """Make images of the size that the settings ask for."""
+    """Return noise images of the configured size."""
     data = trainer.config.data
     return torch.rand(num_images, 3, data.height, data.width, device=trainer.device)
 
 
 def measure_training(trainer: Trainer) -> tuple[int, float]:
-    """Return bytes that autograd keeps, and seconds of a forward and backward pass, each of one image."""
+    """Return the bytes that autograd saves and the seconds of a forward and backward pass, per image."""
     backbone, most = trainer.state.backbone.train(), trainer.config.train.batch_size
     norms = {name: buffer.clone() for name, buffer in backbone.named_buffers()}
     size = 2
@@ -90,7 +90,7 @@ def measure_training(trainer: Trainer) -> tuple[int, float]:
 
 
 def count_saved(backbone: Backbone, images: Tensor) -> int:
-    """Count the bytes that a forward pass keeps for the backward pass, weights left out."""
+    """Return the bytes that a forward pass saves for the backward pass, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in backbone.parameters()}
     kept: dict[int, int] = {}
 
@@ -108,7 +108,7 @@ def count_saved(backbone: Backbone, images: Tensor) -> int:
 
 
 def train_seconds(backbone: Backbone, images: Tensor, *, device: torch.device) -> float:
-    """Return the seconds an image of one forward and backward pass."""
+    """Return the seconds per image of one forward and backward pass."""
     backbone.batch_split.set_batch(len(images))
     started = now(device)
     backbone(images).sum().backward()
@@ -117,7 +117,7 @@ def train_seconds(backbone: Backbone, images: Tensor, *, device: torch.device) -
 
 @torch.no_grad()
 def measure_extraction(backbone: Backbone, images: Tensor, *, device: torch.device) -> float:
-    """Return the seconds an image of a forward pass in evaluation mode."""
+    """Return the seconds per image of a forward pass in evaluation mode."""
     backbone.eval()
     backbone(images)
     started = now(device)
@@ -126,14 +126,14 @@ def measure_extraction(backbone: Backbone, images: Tensor, *, device: torch.devi
 
 
 def now(device: torch.device) -> float:
-    """Read the clock once the device has done all that it was given."""
+    """Return the time, after a sync with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def measure_loading(trainer: Trainer) -> float:
-    """Return the seconds an image of decoding and augmentation, over the processes that would do it."""
+    """Return the seconds per image of decoding and augmentation, divided by the loader processes."""
     num_images = min(16, trainer.num_images)
     started = time.perf_counter()
     for index in range(num_images):
@@ -143,12 +143,12 @@ def measure_loading(trainer: Trainer) -> float:
 
 
 def run_seconds(trainer: Trainer, *, train: float, extract: float, load: float) -> float:
-    """Add up the passes of all images over all epochs; loading runs beside them where it has processes."""
+    """Return the time of all images' passes over all epochs; loader processes overlap with the passes."""
     config, num_images = trainer.config, trainer.num_images
-    alone = config.data.num_workers == 0
-    step = train + load if alone else max(train, load)
-    look = extract + load if alone else max(extract, load)
-    # perturbed copies of the images without a positive, at first all of them; clean features where lists want them
+    is_overlapped = config.data.num_workers > 0
+    step = max(train, load) if is_overlapped else train + load
+    look = max(extract, load) if is_overlapped else extract + load
+    # perturbed copies of the images without a positive, at first all of them; clean features for frozen lists
     plain = num_images * (1 + (config.neighbors.source != "memory"))
     tested = num_tested(trainer)
     epoch = num_images * step + plain * look + tested * look / config.eval.every
@@ -156,19 +156,19 @@ def run_seconds(trainer: Trainer, *, train: float, extract: float, load: float) 
 
 
 def num_tested(trainer: Trainer) -> int:
-    """Count the images of an evaluation."""
+    """Return the number of images of an evaluation."""
     dataset = trainer.dataset
     return len(dataset.query) + len(dataset.gallery) if can_evaluate(dataset) else 0
 
 
 def run_bytes(trainer: Trainer, *, activation_bytes: int) -> int:
-    """Add up what is held at the peak: weights, a batch's activations, memory, features, and the process itself."""
+    """Return the peak memory: weights, a batch's activations, the feature memory, features, and the process."""
     config, backbone, num_images = trainer.config, trainer.state.backbone, trainer.num_images
     weights = sum(parameter.numel() for parameter in backbone.parameters()) * FLOAT
-    # gradient and momentum; Adam keeps two
+    # weights, gradient and momentum; AdamW has two moments
     weights *= 4 if config.train.optimizer == "adamw" else 3
     batch = min(config.train.batch_size, num_images)
-    # the memory, the same with perturbed copies behind it, and features of lists and evaluation
+    # the memory, again with the perturbed copies appended, and features for lists and evaluation
     rows = 3 * num_images + (config.neighbors.source != "memory") * num_images + 2 * num_tested(trainer)
     similarities = 4 * batch * num_images * FLOAT
     held = weights + batch * activation_bytes + rows * backbone.num_features * FLOAT + similarities
@@ -176,7 +176,7 @@ def run_bytes(trainer: Trainer, *, activation_bytes: int) -> int:
 
 
 def process_bytes() -> int:
-    """Return the most memory that this process has held so far, libraries and all."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

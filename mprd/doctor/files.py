@@ -1,11 +1,11 @@
-"""What is in the files of a data set: sizes, unreadable and double ones, and ids that cannot be meant so."""
+"""Findings about the files of a data set: names, unreadable and duplicate images, sizes, and implausible ids."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,25 +21,25 @@ from mprd.errors import UserError
 Level = Literal["problem", "warning", "note"]
 
 MIN_WIDTH, MIN_HEIGHT = 16, 32
-"""Pixels below which an image is called tiny: half of what the demo's network is given."""
+"""Pixels below which an image is called tiny: half the demo's input size."""
 DISTRACTOR_PID = 0
 NUM_SHOWN = 5
-"""Files that a finding names."""
+"""Files listed with a finding."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found. A `problem` keeps the training from running."""
+    """One finding; a `problem` would make the training fail."""
 
     level: Level
     text: str
     files: tuple[str, ...] = ()
-    """The first few files it is about."""
+    """The first of the files concerned."""
 
 
 @dataclass(frozen=True)
 class File:
-    """What was read of an image file."""
+    """The content of an image file."""
 
     path: Path
     digest: bytes
@@ -57,30 +57,30 @@ def read_file(path: Path) -> File:
 
 
 def read_files(paths: Sequence[Path], *, track: Callable[[Iterable[File]], Iterable[File]] = iter) -> list[File]:
-    """Hash and decode files, several at a time; `track` may show how far it is."""
+    """Hash and decode files, in parallel; `track` wraps the results, to show the progress."""
     with reading_pool() as pool:
         return list(track(pool.map(read_file, paths)))
 
 
 def describe_splits(dataset: ReidDataset) -> dict[str, dict[str, int | None]]:
-    """Count images, identities (junk and distractors left out) and cameras of each split; None where names do not
-    tell."""
+    """Return the numbers of images, identities and cameras of each split; None where file names hold none."""
+
+    def count_unique(ids: np.ndarray | None) -> int | None:
+        return None if ids is None else len(np.unique(ids))
+
     splits = {"train": dataset.train, "query": dataset.query, "gallery": dataset.gallery}
-    return {name: describe_split(images) for name, images in splits.items()}
-
-
-def describe_split(images: ImageSet) -> dict[str, int | None]:
-    """Count one split."""
-    pids, camids = images.pids, images.camids
     return {
-        "images": len(images),
-        "identities": None if pids is None else len(np.unique(pids)),
-        "cameras": None if camids is None else len(np.unique(camids)),
+        name: {
+            "images": len(images),
+            "identities": count_unique(images.pids),
+            "cameras": count_unique(images.camids),
+        }
+        for name, images in splits.items()
     }
 
 
 def describe_sizes(files: Sequence[File]) -> dict[str, Any] | None:
-    """Return smallest, median and largest width and height in pixels; None where no file can be read."""
+    """Return minimum, median and maximum of width and height in pixels; None where no file can be read."""
     sizes = np.array([file.size for file in files if file.size is not None])
     if not len(sizes):
         return None
@@ -90,7 +90,7 @@ def describe_sizes(files: Sequence[File]) -> dict[str, Any] | None:
 
 
 def find_misnamed(layout: Layout) -> list[Finding]:
-    """Find images whose names do not say what the layout's names say."""
+    """Find images whose names do not follow the layout's convention."""
     is_msmt17 = layout.name.startswith("MSMT17 V")
     pattern = re.compile(layout.pattern) if layout.pattern else MSMT17_NAME if is_msmt17 else MARKET_NAME
     bad = [
@@ -101,14 +101,14 @@ def find_misnamed(layout: Layout) -> list[Finding]:
     ]
     if not bad:
         return []
-    # MSMT17's lists say which files count
+    # MSMT17's lists define the images
     level: Level = "note" if is_msmt17 else "problem"
     remedy = "" if is_msmt17 else "; rename them or move them out of the folder"
     return [found(level, f"{count(bad)} with a name that does not parse{remedy}", bad)]
 
 
 def find_in_files(dataset: ReidDataset, files: Sequence[File]) -> list[Finding]:
-    """Find unreadable, tiny and double images; `files` are those of train, query and gallery, in that order."""
+    """Find unreadable, tiny and duplicate images; `files` are those of train, query and gallery, in that order."""
     bad = [file.path for file in files if file.size is None]
     tiny = [file.path for file in files if file.size and (file.size[0] < MIN_WIDTH or file.size[1] < MIN_HEIGHT)]
     findings = []
@@ -116,38 +116,43 @@ def find_in_files(dataset: ReidDataset, files: Sequence[File]) -> list[Finding]:
         findings.append(found("warning", f"{count(bad)} unreadable; the command leaves them out", bad))
     if tiny:
         findings.append(found("warning", f"{count(tiny)} less than {MIN_WIDTH} x {MIN_HEIGHT} pixels", tiny))
-    start = 0
-    for name, images in (("train", dataset.train), ("query", dataset.query), ("gallery", dataset.gallery)):
-        part = files[start : start + len(images)]
-        start += len(images)
+    for name, _, part in split_files(dataset, files):
         if part and all(file.size is None for file in part):
             findings.append(Finding("problem", f"no image of {name} can be read"))
-    return findings + find_doubles(dataset, files)
+    return findings + find_duplicates(dataset, files)
 
 
-def find_doubles(dataset: ReidDataset, files: Sequence[File]) -> list[Finding]:
-    """Find files with the same content, worst where they stand in training and test, or under two identities."""
+def split_files(dataset: ReidDataset, files: Sequence[File]) -> Iterator[tuple[str, ImageSet, Sequence[File]]]:
+    """Yield name, images and files of each split, given the files of all."""
+    start = 0
+    for name, images in (("train", dataset.train), ("query", dataset.query), ("gallery", dataset.gallery)):
+        yield name, images, files[start : start + len(images)]
+        start += len(images)
+
+
+def find_duplicates(dataset: ReidDataset, files: Sequence[File]) -> list[Finding]:
+    """Find files of the same content, which are a warning across training and test or under two identities."""
     groups = defaultdict(list)
     for row, file in enumerate(files):
         if file.size is not None:
             groups[file.digest].append(row)
-    doubles = [rows for rows in groups.values() if len(rows) > 1]
-    if not doubles:
+    duplicates = [rows for rows in groups.values() if len(rows) > 1]
+    if not duplicates:
         return []
     num_train = len(dataset.train)
-    across = [rows for rows in doubles if rows[0] < num_train <= rows[-1]]
+    across = [rows for rows in duplicates if rows[0] < num_train <= rows[-1]]
     pids = joined_pids(dataset)
-    mixed = [] if pids is None else [rows for rows in doubles if len({pids[row] for row in rows}) > 1]
-    extra = sum(len(rows) - 1 for rows in doubles)
+    mixed = [] if pids is None else [rows for rows in duplicates if len({pids[row] for row in rows}) > 1]
+    extra = sum(len(rows) - 1 for rows in duplicates)
     parts = [f"{extra} {'copy' if extra == 1 else 'copies'} of another image"]
     parts += [f"{len(across)} of them across training and test"] if across else []
     parts += [f"{len(mixed)} under two identities"] if mixed else []
-    first = (across + mixed + doubles)[0]
+    first = (across + mixed + duplicates)[0]
     return [found("warning" if across or mixed else "note", ", ".join(parts), [files[row].path for row in first])]
 
 
 def joined_pids(dataset: ReidDataset) -> list[int] | None:
-    """List the identities of train, query and gallery; None where names do not tell them."""
+    """Return the identities of train, query and gallery; None where file names hold none."""
     sets = (dataset.train, dataset.query, dataset.gallery)
     if any(len(images) and images.pids is None for images in sets):
         return None
@@ -159,12 +164,12 @@ def find_in_ids(dataset: ReidDataset, layout: Layout) -> list[Finding]:
     findings = []
     train, query, gallery = dataset.train, dataset.query, dataset.gallery
     test_pids = [images.pids for images in (query, gallery) if images.pids is not None and len(images)]
-    # MSMT17's lists number training and test from 0 each
+    # MSMT17's lists number training and test identities separately from 0
     if train.pids is not None and test_pids and not layout.name.startswith("MSMT17 V"):
         both = np.setdiff1d(np.intersect1d(train.pids, np.concatenate(test_pids)), [DISTRACTOR_PID, JUNK_PID])
         if len(both):
             rows = np.flatnonzero(np.isin(train.pids, both))[:NUM_SHOWN]
-            text = f"{len(both)} of {len(np.unique(train.pids))} training identities stand in query or gallery too"
+            text = f"{len(both)} of {len(np.unique(train.pids))} training identities are in query or gallery too"
             findings.append(Finding("warning", text, tuple(str(train.paths[row]) for row in rows)))
     findings += find_matchless(query, gallery)
     if dataset.num_cameras == 1:
@@ -178,7 +183,7 @@ def find_in_ids(dataset: ReidDataset, layout: Layout) -> list[Finding]:
 
 
 def find_matchless(query: ImageSet, gallery: ImageSet) -> list[Finding]:
-    """Find queries without an image of theirs under another camera."""
+    """Find queries without a gallery image of the same identity under another camera."""
     if not len(query) or not len(gallery) or any(ids is None for ids in (query.pids, query.camids, gallery.camids)):
         return []
     assert query.pids is not None
@@ -191,34 +196,36 @@ def find_matchless(query: ImageSet, gallery: ImageSet) -> list[Finding]:
     seen = zip(query.paths, query.pids.tolist(), query.camids.tolist(), strict=True)
     bad = [path for path, pid, camid in seen if not cameras[pid] - {camid}]
     if len(bad) == len(query):
-        text = "no query has a match in the gallery under another camera, so the evaluation would stop the run; " \
-               "mend the names, or move query and gallery away to train without them"  # fmt: skip
+        text = (
+            "no query has a match in the gallery under another camera, so the evaluation would stop the run; "
+            "correct the names, or move query and gallery away to train without them"
+        )
         return [found("problem", text, bad)]
     text = f"{len(bad)} of {len(query)} queries have no match under another camera and do not count"
     return [found("note", text, bad)] if bad else []
 
 
 def find_camera_styles(dataset: ReidDataset) -> Finding:
-    """Say whether CamStyle's pictures of the training images are there."""
+    """Report whether CamStyle's images of the training images exist."""
     train = dataset.train
     if train.camids is None:
-        return Finding("note", "CamStyle: not used, names tell no cameras")
+        return Finding("note", "CamStyle: not used, names hold no cameras")
     style = dataset.style_paths
     if style is None:
         place = next((folder for folder in train.paths[0].parents if (folder / STYLE_FOLDER).is_dir()), None)
         if place is None or not place.is_relative_to(dataset.root):
-            return Finding("note", f"CamStyle: no folder {STYLE_FOLDER}; per-camera colours stand in")
-        text = f"CamStyle: {place / STYLE_FOLDER} has no picture under the names wanted; per-camera colours stand in"
+            return Finding("note", f"CamStyle: no folder {STYLE_FOLDER}; per-camera colors are used instead")
+        text = f"CamStyle: {place / STYLE_FOLDER} has no image of an expected name; per-camera colors are used"
         return Finding("warning", text)
     wanted = style.all_names(train.paths, train.camids)
     if style.missing:
-        text = f"CamStyle: incomplete, {len(style.missing):,} of {len(wanted):,} pictures are missing"
+        text = f"CamStyle: incomplete, {len(style.missing):,} of {len(wanted):,} images are missing"
         return Finding("warning", text, tuple(str(style.folder / name) for name in sorted(style.missing)[:NUM_SHOWN]))
-    return Finding("note", f"CamStyle: complete, {len(wanted):,} pictures")
+    return Finding("note", f"CamStyle: complete, {len(wanted):,} images")
 
 
-def style_files(dataset: ReidDataset) -> list[Path]:
-    """List CamStyle's pictures that training would open."""
+def list_style_files(dataset: ReidDataset) -> list[Path]:
+    """Return the CamStyle images that training would read."""
     style, train = dataset.style_paths, dataset.train
     if style is None or train.camids is None:
         return []
@@ -226,10 +233,10 @@ def style_files(dataset: ReidDataset) -> list[Path]:
 
 
 def count(paths: Sequence[Path]) -> str:
-    """Say how many images."""
+    """Return a number of images in words."""
     return f"{len(paths):,} image{'s' if len(paths) != 1 else ''}"
 
 
 def found(level: Level, text: str, paths: Sequence[Path]) -> Finding:
-    """Make a finding that names its first few files."""
+    """Return a finding with the first of its files."""
     return Finding(level, text, tuple(str(path) for path in paths[:NUM_SHOWN]))
