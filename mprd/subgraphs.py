@@ -1,15 +1,15 @@
-"""The neighborhood of a pair (Eq. 4) as a row of integers: two stars, and which star each leaf belongs to.
+"""The neighborhood graph of a pair (Eq. 4) as a row of integers: two stars, and which star each leaf belongs to.
 
-A batch holds no features: about 100 bytes a pair, cheap to build on one core and to ship between processes.
+A batch holds no features, so it is cheap to build on one core and to send between processes.
 """
 
-# P pairs, K list width, W = 2 K leaves a pair, V nodes of one graph (V - 2 leaves)
+# P pairs, N images, K list width, W = 2 K leaves of a pair, V = 2 + W nodes of one graph
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,37 +17,23 @@ from torch import Tensor
 
 from mprd.runtime.device import send
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 Link = Literal["keep", "drop"]
 END_LABEL, SHARED_LABEL = 1, 2
 NUM_LABELS = 3
-"""DRNL labels that occur on two stars: 1 for the pair, 2 for a shared neighbor, 0 for the other leaves."""
+"""DRNL labels on two stars: 1 for the pair, 2 for a shared neighbor, 0 for the other leaves."""
 CELLS_PER_CHUNK = 2**18
-"""List entries that are compared at a time, so that they stay in the cache."""
+"""List entries compared at a time, few enough for the CPU cache."""
 PAIRS_AT_ONCE = 4096
-"""Pairs of small batches that are built in one go."""
-SCHEMA = {
-    "i": "int64",
-    "j": "int64",
-    "nodes": "list<int32>",
-    "membership": "list<uint8>",
-    "link": "bool",
-    "drnl": "list<uint8>",
-    "label": "uint8",
-    "source": "uint8",
-}
-"""Arrow columns, a row a pair. The lists run over the leaves; membership has bit 0 for NN(i) and bit 1 for NN(j)."""
+"""Pairs of small batches that are built together."""
 
 
 @dataclass(frozen=True, eq=False)
 class SubgraphBatch:
-    """Hold the graphs of P pairs (i, j), i != j.
+    """The graphs of P pairs (i, j), i != j.
 
-    `pairs` int64 [P, 2]; `nodes` int64 [P, W], the leaves: NN(i) without j in list order, then what NN(j) adds to it,
-    -1 where there is none; `in_i`, `in_j` bool [P, W], whose star a leaf is in; `link` bool [P], whether j is in
-    NN(i) or i in NN(j). A dropped leaf leaves a hole in its row.
+    `pairs` int64 [P, 2]; `nodes` int64 [P, W], the leaves: NN(i) without j in list order, then those of NN(j) that are
+    neither i nor in NN(i); -1 for an absent leaf, also in the middle of a row. `in_i`, `in_j` bool [P, W], whether a
+    leaf is in NN(i), NN(j); `link` bool [P], whether j is in NN(i) or i in NN(j).
     """
 
     pairs: Tensor
@@ -61,37 +47,37 @@ class SubgraphBatch:
 
     @property
     def labels(self) -> Tensor:
-        """Give the DRNL labels of the leaves, int64 [P, W]; absent ones have 0."""
+        """DRNL labels of the leaves, int64 [P, W]; 0 for absent leaves."""
         return SHARED_LABEL * (self.in_i & self.in_j).long()
 
     def rows(self, start: int, stop: int, *, num_leaves: int | None = None) -> SubgraphBatch:
-        """Take the pairs from `start` to `stop`, with all their leaves or the first `num_leaves` columns of them."""
+        """Return the pairs from `start` to `stop`, with the first `num_leaves` leaf columns or all of them."""
         part = slice(start, stop)
         nodes, in_i, in_j = (column[part, :num_leaves] for column in (self.nodes, self.in_i, self.in_j))
         return SubgraphBatch(self.pairs[part], nodes, in_i, in_j, self.link[part])
 
     def to(self, device: torch.device) -> SubgraphBatch:
-        """Copy to a device, which is not waited for."""
+        """Copy to a device without a sync."""
         columns = (self.pairs, self.nodes, self.in_i, self.in_j, self.link)
         return SubgraphBatch(*(send(column, device) for column in columns))
 
 
 def overlap(batch: SubgraphBatch) -> Tensor:
-    """Return the Jaccard index of NN(i) and NN(j) without i and j themselves, float32 [P]; 0 where both are empty."""
+    """Return the Jaccard index of NN(i) without j and NN(j) without i, float32 [P]; 0 if both are empty."""
     num_shared = (batch.in_i & batch.in_j).sum(1)
     return num_shared / (batch.in_i | batch.in_j).sum(1).clamp(min=1)
 
 
 def pack(batch: SubgraphBatch) -> tuple[SubgraphBatch, Tensor, Tensor]:
-    """Close the holes and sort the pairs by their number of leaves, so that a chunk of them needs no wide padding.
+    """Remove absent leaves and sort the pairs by their number of leaves, so that chunks of them need little padding.
 
-    Returns the batch, the sorted numbers of leaves int64 [P] on the CPU, and where each pair stood before, int64 [P].
+    Returns the batch, the ascending numbers of leaves int64 [P] on the CPU, and the original positions int64 [P].
     """
     is_leaf = batch.nodes >= 0
     position = is_leaf.cumsum(1) - 1
     num_leaves, order = is_leaf.sum(1).sort(stable=True)
     width = batch.nodes.shape[1]
-    # one number a leaf, scattered once; what is absent goes to a column behind the last
+    # one code a leaf needs one scatter; absent leaves are scattered to an extra last column
     code = 4 * batch.nodes + batch.in_i + 2 * batch.in_j.long()
     packed = code.new_full((len(batch), width + 1), -4).scatter_(1, position.where(is_leaf, width), code)
     num_leaves = num_leaves.cpu()
@@ -101,18 +87,18 @@ def pack(batch: SubgraphBatch) -> tuple[SubgraphBatch, Tensor, Tensor]:
 
 
 class PairGraph(NamedTuple):
-    """One pair's graph: `adjacency` bool [V, V] without self loops, `node_ids` int64 [V], the pair first."""
+    """The graph of one pair: `adjacency` bool [V, V] without self loops, `node_ids` int64 [V], the pair first."""
 
     adjacency: np.ndarray
     node_ids: np.ndarray
 
 
 SubgraphBuilder = Callable[[Tensor, Tensor, Sequence[int]], Iterator[SubgraphBatch]]
-"""Whoever turns pairs [P, 2] and neighbor ids [N, K] into batches of the given sizes, in order."""
+"""Builds pairs [P, 2] with neighbor ids [N, K] as batches of the given sizes, in order."""
 
 
 def build_serially(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> Iterator[SubgraphBatch]:
-    """Build batch after batch in this process; small ones several at once, so that few operators are launched."""
+    """Build the batches in this process, small ones together to save operator launches."""
     groups = list(grouped(sizes, PAIRS_AT_ONCE))
     for part, group in zip(pairs.split([*map(sum, groups)]), groups, strict=True):
         together = build_subgraphs(part, neighbor_ids)
@@ -121,7 +107,7 @@ def build_serially(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) ->
 
 
 def grouped(sizes: Sequence[int], num_pairs: int) -> Iterator[list[int]]:
-    """Part the sizes into groups of batches that follow each other: each as few as hold so many pairs together."""
+    """Group consecutive sizes, each group as short as sums to at least `num_pairs`."""
     group: list[int] = []
     for size in sizes:
         group.append(size)
@@ -137,8 +123,8 @@ def build_subgraphs(pairs: Tensor, neighbor_ids: Tensor, *, is_trimmed: bool = T
     """Build the two stars of each pair (Eq. 4) by integer comparisons.
 
     `pairs` int64 [P, 2]; `neighbor_ids` int [N, K], distinct ids a row, padded with -1 at the end, own id excluded.
-    Columns of the table that are empty for all of these pairs are left out, so K here is the longest list; unless
-    not trimmed, for which an accelerator need not be waited for.
+    If trimmed, which syncs with an accelerator, W is twice the longest list of these pairs instead of 2 K.
+    Raises TypeError for other dtypes or shapes.
     """
     check_integers(pairs, neighbor_ids)
     width = longest_list(pairs, neighbor_ids) if is_trimmed else neighbor_ids.shape[1]
@@ -157,7 +143,7 @@ def build_subgraphs(pairs: Tensor, neighbor_ids: Tensor, *, is_trimmed: bool = T
 
 
 class Stars(NamedTuple):
-    """Some pairs' leaves, a row a slot: `nodes` int [2 K, P], `in_i`, `in_j` bool [2 K, P], `link` bool [P]."""
+    """A transposed batch: `nodes` int [2 K, P], `in_i`, `in_j` bool [2 K, P], `link` bool [P]."""
 
     nodes: Tensor
     in_i: Tensor
@@ -166,20 +152,17 @@ class Stars(NamedTuple):
 
 
 def compare_lists(pairs: Tensor, neighbor_ids: Tensor) -> Stars:
-    """Compare the two lists of each pair slot by slot.
-
-    Pairs run along the last axis: whole rows are compared at once, which the processor's vector units like.
-    """
+    """Compare the two lists of each pair; pairs are the last axis, along which comparisons vectorize."""
     i, j = pairs.int().T.contiguous()
     list_i, list_j = (neighbor_ids.index_select(0, ends).int().T.contiguous() for ends in pairs.unbind(1))
     if list_i.device.type == "cpu":
-        # K passes over [K, P] rather than one over [K, K, P], which would leave the cache
+        # K comparisons of [K, P] stay in the cache; one of [K, K, P] would not
         is_shared_i, is_shared_j = (torch.zeros_like(ids, dtype=torch.bool) for ids in (list_i, list_j))
         for slot in range(len(list_i)):
             is_shared_i |= list_i == list_j[slot]
             is_shared_j |= list_j == list_i[slot]
     else:
-        # an accelerator spends its time on launching passes
+        # one launch instead of K
         is_same = list_i[:, None] == list_j
         is_shared_i, is_shared_j = is_same.any(1), is_same.any(0)
     is_j, is_i = list_i == j, list_j == i
@@ -194,18 +177,18 @@ def compare_lists(pairs: Tensor, neighbor_ids: Tensor) -> Stars:
 
 
 def longest_list(pairs: Tensor, neighbor_ids: Tensor) -> int:
-    """Count the columns that the lists of these pairs fill."""
+    """Return the length of the longest list of these pairs."""
     ends = pairs.flatten()
     if len(ends) <= len(neighbor_ids):
         return int((neighbor_ids[ends] >= 0).any(0).sum())
-    # each row once, so that no more is read than the table
+    # with more ends than rows, read each row once
     is_used = torch.zeros(len(neighbor_ids), dtype=torch.bool, device=neighbor_ids.device)
     is_used[ends] = True
     return int(((neighbor_ids >= 0) & is_used[:, None]).any(0).sum())
 
 
 def check_integers(pairs: Tensor, neighbor_ids: Tensor) -> None:
-    """Refuse pairs or lists of the wrong kind."""
+    """Raise TypeError unless pairs and lists are integers of the right shape."""
     if pairs.dim() != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
         raise TypeError(f"pairs must be int64 [P, 2], but got {pairs.dtype} {tuple(pairs.shape)}")
     if neighbor_ids.dim() != 2 or neighbor_ids.dtype not in (torch.int32, torch.int64):
@@ -213,7 +196,7 @@ def check_integers(pairs: Tensor, neighbor_ids: Tensor) -> None:
 
 
 def to_graph(batch: SubgraphBatch, index: int, *, link: Link = "keep") -> PairGraph:
-    """Write out one pair's graph (Eq. 4); `link` says whether the direct edge i-j stays (Eq. 4) or goes (SEAL)."""
+    """Return the graph of one pair (Eq. 4), with its edge i-j (`keep`, Eq. 4) or without it (`drop`, SEAL)."""
     nodes = batch.nodes[index].numpy(force=True)
     is_leaf = nodes >= 0
     node_ids = np.concatenate([batch.pairs[index].numpy(force=True), nodes[is_leaf]])
@@ -225,10 +208,10 @@ def to_graph(batch: SubgraphBatch, index: int, *, link: Link = "keep") -> PairGr
 
 
 def drnl(adjacency: Any) -> np.ndarray:
-    """Label the nodes of any graph by double radius, int64 [V]; the pair is nodes 0 and 1 (Sec. 3.2, SEAL [32]).
+    """Return the double radius label of each node of any graph, int64 [V]; nodes 0 and 1 are the pair (SEAL [32]).
 
-    With d_i the distance to i while j is removed, d_j the other way round and d = d_i + d_j:
-    1 + min(d_i, d_j) + (d // 2) (d // 2 + d % 2 - 1); 1 for the pair, 0 for what reaches only one end or none.
+    With d_i the distance to i in the graph without j, d_j the distance to j without i, and d = d_i + d_j, the label is
+    1 + min(d_i, d_j) + (d // 2) (d // 2 + d % 2 - 1). The pair has 1, nodes not connected to both ends have 0.
     """
     edges = np.asarray(adjacency) != 0
     if edges.ndim != 2 or edges.shape[0] != edges.shape[1] or len(edges) < 2:
@@ -242,7 +225,7 @@ def drnl(adjacency: Any) -> np.ndarray:
 
 
 def distances(edges: np.ndarray, start: int, *, without: int) -> np.ndarray:
-    """Count the edges from `start` to each node while one node is removed, int64 [V]; -1 where no path leads."""
+    """Return the edges from `start` to each node of the graph without one node, int64 [V]; -1 if unreachable."""
     steps = np.full(len(edges), -1, dtype=np.int64)
     frontier = np.arange(len(edges)) == start
     is_open = np.arange(len(edges)) != without
@@ -253,61 +236,3 @@ def distances(edges: np.ndarray, start: int, *, without: int) -> np.ndarray:
         frontier = edges[frontier].any(0) & is_open
         distance += 1
     return steps
-
-
-def arrow_schema() -> pa.Schema:
-    """Give SCHEMA as an Arrow schema; `label` and `source` may be null."""
-    import pyarrow as pa
-
-    kinds = {
-        "int64": pa.int64(),
-        "uint8": pa.uint8(),
-        "bool": pa.bool_(),
-        "list<int32>": pa.list_(pa.int32()),
-        "list<uint8>": pa.list_(pa.uint8()),
-    }
-    return pa.schema([(name, kinds[kind]) for name, kind in SCHEMA.items()])
-
-
-def to_arrow(
-    batch: SubgraphBatch, *, label: np.ndarray | None = None, source: np.ndarray | None = None
-) -> pa.RecordBatch:
-    """Pack a batch as Arrow columns (SCHEMA), with the pairs' uint8 labels and sources [P] where given."""
-    import pyarrow as pa
-
-    pairs, nodes, in_i, in_j, link, drnl_labels = (
-        column.numpy(force=True)
-        for column in (batch.pairs, batch.nodes, batch.in_i, batch.in_j, batch.link, batch.labels)
-    )
-    is_leaf = nodes >= 0
-    starts = np.concatenate([[0], is_leaf.sum(1).cumsum()]).astype(np.int32)
-    lists = {
-        "nodes": pa.array(nodes[is_leaf].astype(np.int32)),
-        "membership": pa.array((in_i + 2 * in_j.astype(np.uint8))[is_leaf]),
-        "drnl": pa.array(drnl_labels[is_leaf].astype(np.uint8)),
-    }
-    columns = {name: pa.ListArray.from_arrays(pa.array(starts), values) for name, values in lists.items()}
-    columns |= {"i": pa.array(pairs[:, 0]), "j": pa.array(pairs[:, 1]), "link": pa.array(link)}
-    for name, values in (("label", label), ("source", source)):
-        columns[name] = pa.nulls(len(batch), pa.uint8()) if values is None else pa.array(values, pa.uint8())
-    return pa.record_batch([columns[name] for name in SCHEMA], schema=arrow_schema())
-
-
-def from_arrow(table: pa.RecordBatch | pa.Table) -> SubgraphBatch:
-    """Unpack a batch; leaves stand without holes, so W is the largest number of leaves."""
-    import pyarrow as pa
-
-    if isinstance(table, pa.RecordBatch):
-        table = pa.Table.from_batches([table])
-    columns = {name: table.column(name).combine_chunks() for name in ("i", "j", "nodes", "membership", "link")}
-    counts = columns["nodes"].value_lengths().to_numpy(zero_copy_only=False)
-    is_leaf = np.arange(counts.max(initial=0)) < counts[:, None]
-    nodes = np.full(is_leaf.shape, -1, dtype=np.int64)
-    nodes[is_leaf] = columns["nodes"].flatten().to_numpy()
-    membership = np.zeros(is_leaf.shape, dtype=np.uint8)
-    membership[is_leaf] = columns["membership"].flatten().to_numpy()
-    pairs = np.stack([columns["i"].to_numpy(), columns["j"].to_numpy()], axis=1)
-    link = columns["link"].to_numpy(zero_copy_only=False)
-    return SubgraphBatch(
-        *(torch.from_numpy(column) for column in (pairs, nodes, (membership & 1) > 0, (membership & 2) > 0, link))
-    )

@@ -1,4 +1,4 @@
-"""The structure: folders import one way, each heavy dependency has one door a folder, and `--help` answers at once."""
+"""The structure: folders import one way, each heavy dependency has few doors, and `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ ORDER = [
 ]
 
 DOORS = {
-    "ray": {"parallel/ray_actors", "train/ray_workers", "tune/ray_trials"},
+    "ray": {
+        *("parallel/ray_actors", "parallel/ray_neighbors", "parallel/ray_subgraphs"),
+        *("train/ray_workers", "tune/ray_trials"),
+    },
     "optuna": {"tune/optuna_backend"},
     "faiss": {"neighbors/approximate", "search/index"},
     "torch_geometric": {"gcn/network"},

@@ -1,1 +1,1 @@
-"""Pair graphs and neighbor search in this process or on Ray actors."""
+"""Build pair graphs and search neighbors in this process or on Ray actors."""

@@ -1,6 +1,6 @@
-"""Who builds an epoch's pair graphs and who searches all its lists, as the settings say; what they find is the same.
+"""Choose the serial or the Ray backend for building pair graphs and searching neighbor lists; results are the same.
 
-Ray is imported only where it is asked for, or where a timed sample says that it may pay.
+Ray is imported only if the settings name it, or if a timed sample shows that it may be faster.
 """
 
 from __future__ import annotations
@@ -18,47 +18,40 @@ from mprd.config.schema import Config, NeighborsConfig, SubgraphsConfig
 from mprd.errors import UserError
 from mprd.neighbors.approximate import NeighborSearch, find_by_index
 from mprd.neighbors.exact import find_neighbors
-from mprd.subgraphs import (
-    SubgraphBatch,
-    SubgraphBuilder,
-    build_serially,
-    build_subgraphs,
-    from_arrow,
-    grouped,
-    to_arrow,
-)
+from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially, build_subgraphs, grouped
 
 if TYPE_CHECKING:
-    from mprd.parallel.ray_actors import RayBuilder
+    from mprd.parallel.ray_subgraphs import RayBuilder
 
 logger = logging.getLogger("mprd")
 
 SAMPLE_PAIRS = 4096
-"""Pairs that are built to measure the rate."""
+"""Pairs of the timed sample."""
 START_SECONDS = 3.0
-"""What an execution of Ray Data takes to its first graphs, until one has been measured."""
+"""Assumed time of a Ray Data execution until its first graphs, before one was measured."""
 
 
 def choose_builder(config: SubgraphsConfig, *, num_workers: int = 1) -> SubgraphBuilder:
-    """Give the builder for each of so many workers; raise UserError where Ray is asked for and cannot serve."""
+    """Return the builder of each of `num_workers` training workers; raise UserError if Ray or its CPUs lack."""
     if config.executor == "serial":
         return build_serially
     if config.executor == "auto":
         return AutoBuilder(config.num_actors, num_workers=num_workers)
     check_ray("subgraphs.executor=ray")
-    from mprd.parallel.ray_actors import RayBuilder
+    from mprd.parallel.ray_subgraphs import RayBuilder
 
     return RayBuilder(config.num_actors, num_workers=num_workers)
 
 
 def choose_search(config: NeighborsConfig, *, num_workers: int = 1) -> NeighborSearch:
-    """Give the search of all lists for each of so many workers; raise UserError where it cannot serve."""
+    """Return the search of all lists for each of `num_workers` training workers; raise UserError if Ray lacks CPUs."""
     if config.search != "exact":
         return partial(find_by_index, kind=config.search)
     if config.num_shards == 0:
         return find_neighbors
     check_ray("neighbors.num_shards")
-    from mprd.parallel.ray_actors import check_budget, find_in_shards, join_ray
+    from mprd.parallel.ray_actors import check_budget, join_ray
+    from mprd.parallel.ray_neighbors import find_in_shards
 
     join_ray(config.num_shards)
     check_budget(config.num_shards, setting="neighbors.num_shards", num_workers=num_workers)
@@ -66,24 +59,24 @@ def choose_search(config: NeighborsConfig, *, num_workers: int = 1) -> NeighborS
 
 
 def count_actors(config: Config) -> int:
-    """Count the logical CPUs that each worker must find free beside its own."""
+    """Return the logical CPUs that each training worker needs in addition to its own."""
     builders = config.subgraphs.num_actors if config.subgraphs.executor == "ray" else 0
     return max(builders, config.neighbors.num_shards)
 
 
 def check_ray(setting: str) -> None:
-    """Refuse a setting that needs Ray where there is none."""
+    """Raise UserError naming the setting if Ray is not installed."""
     if not has_ray():
         raise UserError(f"{setting} needs Ray: pip install 'ray[data]'")
 
 
 def has_ray() -> bool:
-    """Say whether Ray and Arrow are installed, without importing them."""
+    """Return whether Ray and Arrow are installed, without importing them."""
     return all(importlib.util.find_spec(name) is not None for name in ("ray", "pyarrow"))
 
 
 class AutoBuilder:
-    """Build here or on Ray, by what a sample of the pairs costs; say in the log which, when it changes."""
+    """Build serially or on Ray, whichever a timed sample predicts to be faster; log each change of the choice."""
 
     def __init__(self, num_actors: int, *, num_workers: int = 1) -> None:
         self.num_actors = num_actors
@@ -92,41 +85,41 @@ class AutoBuilder:
         self.ray_builder: RayBuilder | None = None
 
     def __call__(self, pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> Iterator[SubgraphBatch]:
-        """Build with whoever is expected to end first."""
+        """Build with the chosen builder."""
         yield from self.choose(pairs, neighbor_ids, sizes)(pairs, neighbor_ids, sizes)
 
     def choose(self, pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> SubgraphBuilder:
-        """Measure a sample, and start Ray only where the start alone would not cost more than all the rest."""
+        """Time a sample; without starting Ray if building serially takes less than the start of Ray."""
         num_sampled = len(next(grouped(sizes, SAMPLE_PAIRS), []))
         sample = pairs[: sum(sizes[:num_sampled])]
         serial = best_seconds(lambda: consume(build_serially(sample, neighbor_ids, sizes[:num_sampled])))
         serial *= len(pairs) / max(1, len(sample))
         start = self.start_seconds()
         if serial <= start:
-            return self.say("serial", f"{serial:.2g} s for {len(pairs)} pairs, Ray needs {start:.2g} s to start")
+            return self.select("serial", f"{serial:.2g} s for {len(pairs)} pairs, Ray needs {start:.2g} s to start")
         if not has_ray():
-            return self.say("serial", "Ray is not installed")
+            return self.select("serial", "Ray is not installed")
         from mprd.parallel.ray_actors import count_spare
 
         num_actors = min(self.num_actors, count_spare(self.num_workers))
         if num_actors == 0:
-            return self.say("serial", "no CPU is free for actors")
+            return self.select("serial", "no CPU is free for actors")
         on_ray = start + len(pairs) * ray_rate(sample, neighbor_ids, sizes[:num_sampled], num_actors)
         seconds = f"{serial:.2g} s here, {on_ray:.2g} s with {num_actors} actors"
-        return self.say("ray" if on_ray < serial else "serial", seconds, num_actors)
+        return self.select("ray" if on_ray < serial else "serial", seconds, num_actors)
 
     def start_seconds(self) -> float:
-        """Return what the last start took, or is said to take."""
+        """Return the measured or assumed start time of Ray."""
         return (self.ray_builder and self.ray_builder.start_seconds) or START_SECONDS
 
-    def say(self, choice: str, why: str, num_actors: int = 0) -> SubgraphBuilder:
-        """Log a choice that differs from the last one, and return its builder."""
+    def select(self, choice: str, why: str, num_actors: int = 0) -> SubgraphBuilder:
+        """Return the builder of a choice, and log it if it differs from the last."""
         if choice != self.choice:
             logger.info("subgraphs.executor = auto: %s (%s)", choice, why)
         self.choice = choice
         if choice == "serial":
             return build_serially
-        from mprd.parallel.ray_actors import RayBuilder
+        from mprd.parallel.ray_subgraphs import RayBuilder
 
         if self.ray_builder is None or self.ray_builder.num_actors != num_actors:
             self.ray_builder = RayBuilder(num_actors, num_workers=self.num_workers)
@@ -134,7 +127,9 @@ class AutoBuilder:
 
 
 def ray_rate(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int], num_actors: int) -> float:
-    """Estimate the seconds a pair takes on Ray: actors build side by side, this process unpacks meanwhile."""
+    """Estimate the seconds per pair on Ray, where actors build in parallel while this process converts from Arrow."""
+    from mprd.parallel.arrow import from_arrow, to_arrow
+
     pairs, neighbor_ids = pairs.cpu(), neighbor_ids.cpu()
     packed = [to_arrow(batch) for batch in build_serially(pairs, neighbor_ids, sizes)]
     built = best_seconds(lambda: to_arrow(build_subgraphs(pairs, neighbor_ids)))
@@ -143,13 +138,13 @@ def ray_rate(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int], num_acto
 
 
 def consume(batches: Iterator[SubgraphBatch]) -> None:
-    """Build all batches; on an accelerator the last sum waits for them."""
+    """Build all batches, and sync with an accelerator."""
     for batch in batches:
         batch.link.sum().item()
 
 
 def best_seconds(function: Callable[[], object]) -> float:
-    """Return the shorter wall time of two calls: the first may warm caches."""
+    """Return the shorter wall time of two calls; the first may fill caches."""
     seconds = []
     for _ in range(2):
         started = time.perf_counter()

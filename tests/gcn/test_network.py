@@ -12,7 +12,8 @@ from mprd.errors import UserError
 from mprd.gcn.network import PairGCN
 from mprd.gcn.node_features import NUM_SCALARS, pair_scalars
 from mprd.neighbors.reciprocal import SimilarityTable
-from mprd.subgraphs import build_subgraphs, from_arrow, to_arrow
+from mprd.parallel.arrow import from_arrow, to_arrow
+from mprd.subgraphs import build_subgraphs
 
 PADDING = -1
 VARIANTS = ["paper", "structure", "reciprocal"]

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mprd.errors import UserError
+from mprd.neighbors.exact import find_neighbors
+from tests.graphs import unit_rows
+
+pytest.importorskip("ray")
+from mprd.parallel.ray_neighbors import find_in_shards
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_shards_on_actors_find_what_one_process_finds(cluster: None, num_shards: int) -> None:
+    features = unit_rows(53)
+    for similarity in (-1.0, 0.4, 1.0):
+        rule = {"k": 3, "similarity": similarity, "k_max": 9}
+        table, expected = (
+            find_in_shards(features, num_shards=num_shards, block_rows=7, **rule),
+            find_neighbors(features, **rule),
+        )
+        assert torch.equal(table.ids, expected.ids)
+        assert torch.equal(table.counts, expected.counts)
+        assert table.num_capped == expected.num_capped
+
+
+def test_shards_know_the_cosine_alone() -> None:
+    with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.num_shards=0"):
+        find_in_shards(unit_rows(9), num_shards=2, k=3, similarity=0.6, metric="csls")
