@@ -107,7 +107,17 @@ def as_matrix(column: pa.ChunkedArray, num_features: int) -> np.ndarray:
 
 
 def open_features(path: Path | str) -> FeatureFile:
-    """Read the header of a feature file; raise UserError if it is missing, damaged or of another kind."""
+    """Read the header of a feature file; raise UserError if it is missing, damaged or of another kind.
+
+    >>> import numpy as np
+    >>> from mprd.search import Gallery
+    >>> Gallery.from_features(np.eye(3), pids=[7, 7, 8]).save("features.parquet")
+    >>> file = open_features("features.parquet")
+    >>> file.num_rows, file.num_features, file.dtype
+    (3, 3, 'float32')
+    >>> [rows.pids for rows in file.batches()]
+    [[7, 7, 8]]
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file of features; mprd.extract writes one")

@@ -29,6 +29,12 @@ def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tupl
     Returns:
         Image ids `[B, R]` in descending similarity, and a boolean `[B, R]`, false for the padding of rows with fewer
         hard negatives.
+
+    >>> import torch
+    >>> similarities = torch.tensor([[1.0, 0.9, 0.1, 0.3]])
+    >>> ids, counts = hard_negatives(similarities, torch.tensor([[True, True, False, False]]), r=1)
+    >>> ids.tolist(), counts.tolist()
+    ([[3]], [[True]])
     """
     positives = positives.bool()
     num_negatives = (~positives).sum(1)
@@ -59,6 +65,12 @@ def binomial_deviance(
 
     Returns:
         The mean over the batch, a scalar.
+
+    >>> import torch
+    >>> similarities = torch.tensor([[1.0, 0.9, 0.1, -0.2]])
+    >>> positives = torch.tensor([[True, True, False, False]])
+    >>> print(f"{binomial_deviance(similarities, positives, r=1):.4f}")  # 5 (.0400 + .0590) / 2 + .5130
+    0.7605
     """
     pull = F.softplus(alpha * (lambda_1 - similarities)) * positives
     pull_B = pull.sum(1) / positives.sum(1)
@@ -77,6 +89,10 @@ def mmcl(logits: Tensor, positives: Tensor, *, delta: float = 5.0, r: float = 0.
     Args:
         logits: `[B, N]`, cosines to the memory.
         positives: boolean `[B, N]`; each row holds at least one.
+
+    >>> import torch
+    >>> mmcl(torch.tensor([[1.0, 0.5, -0.8]]), torch.tensor([[True, False, False]]), r=1)  # 5 * 0 + 1.5^2
+    tensor(2.2500)
     """
     pull_B = ((1 - logits) ** 2 * positives).sum(1) / positives.sum(1)
     ids, counts = hard_negatives(logits.detach(), positives, r=r)
@@ -96,6 +112,11 @@ def pair_bce(logits: Tensor, is_positive: Tensor, anchors: Tensor, *, num_anchor
         is_positive: boolean `[P]`.
         anchors: `[P]`, in 0..num_anchors-1: the i of the P_g^i or N_g^i that holds the pair.
         num_anchors: n', the number of anchors, including those without a pair.
+
+    >>> import torch
+    >>> is_positive, anchors = torch.tensor([True, False]), torch.tensor([0, 0])
+    >>> pair_bce(torch.zeros(2), is_positive, anchors, num_anchors=1)  # 2 ln 2
+    tensor(1.3863)
     """
     costs = F.binary_cross_entropy_with_logits(logits, is_positive.to(logits.dtype), reduction="none")
     cells = 2 * anchors + is_positive.long()

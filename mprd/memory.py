@@ -8,7 +8,15 @@ from torch import Tensor
 
 
 class FeatureMemory:
-    """One unit feature per training image, changed by `update` alone."""
+    """One unit feature per training image, changed by `update` alone.
+
+    >>> import torch
+    >>> memory = FeatureMemory(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    >>> memory.update(torch.tensor([0]), torch.tensor([[0.0, 1.0]]), gamma=0.5)
+    >>> memory.features
+    tensor([[0.7071, 0.7071],
+            [0.0000, 1.0000]])
+    """
 
     def __init__(self, features: Tensor) -> None:
         """Copy and normalize the initial features `[N, D]`."""

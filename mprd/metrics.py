@@ -56,6 +56,16 @@ def rank_metrics(
     the same pid and camera are removed. Equal distances rank in the order of the gallery index. Distances that are
     not float32 or float64 are converted. Raise UserError for sizes that do not fit, an empty query or gallery,
     distances that are not finite, and when no query has a match.
+
+    >>> import numpy as np
+    >>> distances = np.array([[0.1, 0.2, 0.3, 0.4]])
+    >>> q_pids, g_pids = np.array([1]), np.array([1, 2, 1, 1])
+    >>> q_camids, g_camids = np.array([1]), np.array([1, 1, 2, 2])
+    >>> metrics = rank_metrics(distances, q_pids, g_pids, q_camids, g_camids)
+    >>> round(metrics.mAP, 4)  # the first image is of the query's camera; matches at ranks 2 and 3: (1/2 + 2/3) / 2
+    0.5833
+    >>> metrics.cmc.tolist()  # Rank-1, Rank-2, ...
+    [0.0, 1.0, 1.0, 1.0]
     """
     distances = to_tensor(distances, "distances")
     ids = _check_ids(q_pids, g_pids, q_camids, g_camids, device=distances.device)
@@ -85,6 +95,12 @@ def rank_features(
     """Rank the gallery for every query by cosine, from unit features [Q, D] and [G, D]; rules as in rank_metrics.
 
     Needs about `memory_mb` MB beside the features, and at least one query's distances.
+
+    >>> import numpy as np
+    >>> gallery = np.array([[0.0, 1.0], [0.6, 0.8]])
+    >>> metrics = rank_features(gallery[:1], gallery, [5], [5, 5], [1], [1, 2])
+    >>> metrics.mAP, metrics.num_valid_queries
+    (1.0, 1)
     """
     queries = to_tensor(q_features, "q_features")
     gallery = to_tensor(g_features, "g_features").to(queries)

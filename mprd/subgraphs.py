@@ -212,6 +212,11 @@ def drnl(adjacency: Any) -> np.ndarray:
 
     With d_i the distance to i in the graph without j, d_j the distance to j without i, and d = d_i + d_j, the label is
     1 + min(d_i, d_j) + (d // 2) (d // 2 + d % 2 - 1). The pair has 1, nodes not connected to both ends have 0.
+
+    >>> import numpy as np
+    >>> two_stars = np.array([[0, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])  # 2 is shared, 3 is of i alone
+    >>> drnl(two_stars).tolist()
+    [1, 1, 2, 0]
     """
     edges = np.asarray(adjacency) != 0
     if edges.ndim != 2 or edges.shape[0] != edges.shape[1] or len(edges) < 2:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import doctest
 import glob
+import inspect
 import re
 import runpy
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from mprd import load_model
 from mprd.__main__ import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +71,52 @@ def test_options_that_pages_name_exist(page: Path) -> None:
             is_named = f'"--{option}"' in helps[name] or re.search(rf"\b{option.replace('-', '_')}_?:", helps[name])
             wrong += [] if is_named or option == "install-completion" else [f"{name} --{option}"]
     assert wrong == []
+
+
+# what the examples of others return
+WITHOUT_EXAMPLE = {"mprd.feature_file.FeatureFile", "mprd.metrics.RankMetrics"}
+WITHOUT_EXAMPLE |= {"mprd.gcn.PairGCN", "mprd.engine.fit"}
+WITHOUT_EXAMPLE |= {f"mprd.pairs.{rule}" for rule in ("knn", "ss", "mplp", "reciprocal", "supervised")}
+
+
+def documented() -> dict[str, list[str]]:
+    """Map each name of the reference to the members that it lists."""
+    entry = r"^\.\. auto(?:function|class):: (\S+)\n(?:   :members: (.+))?"
+    found = re.findall(entry, (DOCS / "reference.md").read_text(), re.MULTILINE)
+    return {name: members.split(", ") if members else [] for name, members in found}
+
+
+@pytest.mark.parametrize("name", documented())
+def test_each_name_of_the_reference_has_an_example_that_runs(
+    name: str, tiny_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module, _, attribute = name.rpartition(".")
+    thing = getattr(import_module(module), attribute)
+    crop = min((tiny_root / "bounding_box_train").iterdir())
+    globs = {"run": str(tiny_run), "model": load_model(tiny_run, device="cpu"), "path": crop, "Image": Image}
+    globs |= vars(inspect.getmodule(inspect.unwrap(thing)))
+    texts = [inspect.getdoc(part) or "" for part in (thing, *(getattr(thing, member) for member in documented()[name]))]
+    tests = [doctest.DocTestParser().get_doctest(text, dict(globs), name, None, 0) for text in texts]
+    assert name in WITHOUT_EXAMPLE or any(test.examples for test in tests)
+    runner = doctest.DocTestRunner()
+    assert [runner.run(test).failed for test in tests] == [0] * len(tests)
+
+
+def test_the_examples_of_the_tour_run(
+    tiny_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crop = min((tiny_root / "bounding_box_train").iterdir())
+    names = {"run": str(tiny_run), "path": crop, "folder": str(tiny_root / "query")}
+    monkeypatch.chdir(tmp_path)
+    result = doctest.testfile(str(DOCS / "api.md"), module_relative=False, globs=names)
+    assert (result.failed, result.attempted > 10) == (0, True)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_figure_of_the_method_is_current(theme: str) -> None:
+    drawn = runpy.run_path(str(DOCS / "method_figure.py"))["figure"](theme)
+    assert (DOCS / "figures" / f"method-{theme}.svg").read_text() == drawn, "run `python docs/method_figure.py`"
 
 
 def test_troubleshooting_quotes_messages_that_the_program_has() -> None:

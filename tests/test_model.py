@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mprd import load_model, model
+from mprd import load_model
 from mprd.data.datasets import load_dataset
 from mprd.errors import UserError
 from mprd.evaluate.evaluation import extract_sets
@@ -29,21 +28,6 @@ def loaded(tiny_run: Path) -> Model:
 @pytest.fixture(scope="module")
 def paths(tiny_root: Path) -> list[Path]:
     return sorted((tiny_root / "bounding_box_train").iterdir())
-
-
-def test_the_examples_in_docstrings_run(tiny_run: Path, loaded: Model, paths: list[Path]) -> None:
-    names = {"run": tiny_run, "model": loaded, "path": paths[0], "Image": Image}
-    assert doctest.testmod(model, extraglobs=names) == (0, 7)
-
-
-def test_the_examples_of_the_docs_run(
-    tiny_run: Path, tiny_root: Path, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = Path(__file__).parent.parent / "docs" / "api.md"
-    names = {"run": str(tiny_run), "path": paths[0], "folder": str(tiny_root / "query")}
-    monkeypatch.chdir(tmp_path)
-    result = doctest.testfile(str(page), module_relative=False, globs=names)
-    assert (result.failed, result.attempted > 10) == (0, True)
 
 
 def test_features_are_those_of_evaluation_to_the_bit(loaded: Model, tmp_path: Path) -> None:

@@ -81,6 +81,11 @@ def find_neighbors(
     always come from the cosine. `density` skips the pass that `csls` and `camera` start with. `is_checked` skips the
     check for unit rows, and without `is_trimmed` lists are `k_max` wide: neither then syncs with an accelerator.
     Raises UserError where fewer than k others exist, or `camera` lacks `camids` [N].
+
+    >>> import torch
+    >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    >>> find_neighbors(features, k=1, similarity=0.7).ids.tolist()  # nearest first, padded with -1
+    [[1, -1], [2, 0], [1, 3], [2, -1]]
     """
     if not is_checked:
         check_features(features, "features")

@@ -48,6 +48,12 @@ def re_rank(
     Besides the features and the result, it holds blocks of about `memory_mb` MB and the sparse neighbor weights.
     An image comes first in its own list; the order of other equal distances is undefined.
     Raise UserError for settings out of range and for empty, unequal or non-finite features.
+
+    >>> import numpy as np
+    >>> queries = np.array([[1.0, 0.0]], np.float32)
+    >>> gallery = np.array([[0.0, 1.0], [0.8, 0.6], [0.98, 0.2]], np.float32)
+    >>> re_rank(queries, gallery, k1=2, k2=1).argsort(1).tolist()  # nearest first
+    [[2, 1, 0]]
     """
     if min(k1, k2) < 1 or not 0 <= lambda_value <= 1:
         raise UserError(
@@ -72,6 +78,12 @@ def expand_queries(
     features nor the results, float [Q, D] and [G, D], are normalized. k above Q + G takes all images. A negative cosine
     has weight 0 under a fractional alpha, where its power is undefined.
     Raise UserError for k < 1, alpha < 0 and for empty, unequal or non-finite features.
+
+    >>> import numpy as np
+    >>> queries, gallery = np.array([[1.0, 0.0]]), np.array([[0.6, 0.8]])
+    >>> expanded, _ = expand_queries(queries, gallery, k=2, alpha=1)
+    >>> np.round(expanded, 2).tolist()  # (1 (1, 0) + .6 (.6, .8)) / 2
+    [[0.68, 0.24]]
     """
     if k < 1 or alpha < 0:
         raise UserError(f"k must be at least 1 and alpha at least 0, but got k={k}, alpha={alpha}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from mprd.errors import UserError
-from mprd.search import Gallery, gallery
+from mprd.search import Gallery
 from mprd.search.gallery import UNKNOWN
 
 
@@ -30,10 +29,6 @@ def slow_ranking(queries: np.ndarray, features: np.ndarray, top: int) -> list[li
         cosines = [float(feature.astype(np.float64) @ query) for feature in features]
         rankings.append(sorted(range(len(features)), key=lambda row: (-cosines[row], row))[:top])
     return rankings
-
-
-def test_the_example_runs() -> None:
-    assert doctest.testmod(gallery) == (0, 5)
 
 
 def test_distances_are_one_minus_cosine_and_equal_ones_rank_by_row() -> None:
