@@ -1,6 +1,6 @@
-"""Hold exact neighbors, k rule included, against the bare blocked product of the same features.
+"""Compare the exact neighbor search with the blocked matrix product of the same features.
 
-A memory of Market-1501's size, in clusters of one identity each. Bar: at most 1.25, and no N x N matrix in memory.
+The memory has Market-1501's size, in clusters of one identity each. Limit: ratio 1.25, and no N x N matrix in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mprd.neighbors.exact import NeighborTable, find_neighbors, rows_at_once
 
 NUM_FEATURES, IMAGES_PER_ID = 2048, 17
 K, SIMILARITY, K_MAX = 8, 0.6, 64
-# noise over signal: cosines of about 0.64 within an identity, so that the k rule lengthens most lists
+# relative to the centers; gives cosines of about 0.64 within an identity, so that k_i exceeds k in most lists
 NOISE = 0.75
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     seconds, bare_seconds = interleaved_medians(search, lambda: multiply(features, block_rows), runs=runs)
     report(
         ratio=seconds / bare_seconds,
-        ratio_is="search over bare blocked product; bar: at most 1.25",
+        ratio_is="search over bare blocked product; limit: 1.25",
         seconds=seconds,
         bare_seconds=bare_seconds,
         ran_on=options.device,
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def multiply(features: Tensor, block_rows: int) -> None:
-    """Multiply the features with themselves, block by block into one buffer, and look at nothing."""
+    """Multiply the features with themselves in blocks, into one buffer."""
     buffer = features.new_empty((block_rows, len(features)))
     for rows in features.split(block_rows):
         torch.mm(rows, features.T, out=buffer[: len(rows)])
 
 
 def draw(num_images: int) -> Tensor:
-    """Draw unit features around one center an identity, [N, D]."""
+    """Draw unit features [N, D] around a center for each identity."""
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(num_images // IMAGES_PER_ID + 1, NUM_FEATURES, generator=generator)
     pids = torch.randint(len(centers), (num_images,), generator=generator)
@@ -75,7 +75,7 @@ def draw(num_images: int) -> Tensor:
 
 
 def peak_mb() -> int:
-    """Return the most main memory that this process has held so far."""
+    """Return the peak main memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
