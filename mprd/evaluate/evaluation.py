@@ -92,12 +92,12 @@ def rank_sets(
     """
     query, gallery = dataset.query, dataset.gallery
     (q_after, q_before), (g_after, g_before) = query_features, gallery_features
-    ids = tuple(known(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
+    ids = tuple(require_ids(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
     extra: dict[Extra, RankMetrics] = {}
     if "reranked" in extras:
         extra["reranked"] = rank_metrics(re_rank(q_after, g_after), *ids)
     if "standardised" in extras:
-        standardised = standardise_by_camera(q_after, g_after, *ids[2:])
+        standardised = standardize_sets(q_after, g_after, *ids[2:])
         extra["standardised"] = rank_features(*standardised, *ids, memory_mb=memory_mb)
     return Evaluation(
         rank_features(q_after, g_after, *ids, memory_mb=memory_mb),
@@ -106,7 +106,7 @@ def rank_sets(
     )
 
 
-def standardise_by_camera(
+def standardize_sets(
     q_features: Tensor, g_features: Tensor, q_camids: np.ndarray, g_camids: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """Standardise both by the gallery's statistics of each camera, and by those of all its images for other cameras."""
@@ -115,7 +115,7 @@ def standardise_by_camera(
     return statistics.standardize(q_features, q_cameras), statistics.standardize(g_features, g_cameras)
 
 
-def known(ids: np.ndarray | None) -> np.ndarray:
+def require_ids(ids: np.ndarray | None) -> np.ndarray:
     """Narrow the type of ids that `can_evaluate` has checked."""
     assert ids is not None
     return ids

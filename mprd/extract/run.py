@@ -57,7 +57,7 @@ def extract_run(
     """
     file_dtype = check_dtype(dtype)
     if out.exists():
-        raise UserError(f"{out}: there already; remove it or give another --out")
+        raise UserError(f"{out}: exists already; remove it or give another --out")
     config = RunFolder(run).read_config()
     patterns = name_patterns(config.data, name_pattern)
     found = find_images(images)

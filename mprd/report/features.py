@@ -11,7 +11,7 @@ import torch
 
 from mprd.data.datasets import ReidDataset
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import can_evaluate, known
+from mprd.evaluate.evaluation import can_evaluate, require_ids
 from mprd.metrics import rank_features
 from mprd.report.checkpoint import Snapshot
 
@@ -76,7 +76,7 @@ def choose_identities(snapshots: Sequence[Snapshot]) -> HardIdentities:
     """
     precisions = [identity_precisions(snapshot) for snapshot in snapshots]
     order = sorted(precisions[0], key=lambda pid: sum(each[pid] for each in precisions))
-    pids = known(snapshots[0].need_train().pids)
+    pids = require_ids(snapshots[0].need_train().pids)
     rows = np.flatnonzero(np.isin(pids, choose_shown(order, pids)))
     hardest = order[:NUM_COLORED]
     return HardIdentities(
@@ -210,7 +210,7 @@ def need_evaluation(snapshot: Snapshot) -> ReidDataset:
 def all_ids(dataset: ReidDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the pids of query and gallery, then their camids."""
     query, gallery = dataset.query, dataset.gallery
-    return known(query.pids), known(gallery.pids), known(query.camids), known(gallery.camids)
+    return require_ids(query.pids), require_ids(gallery.pids), require_ids(query.camids), require_ids(gallery.camids)
 
 
 def find_cases(snapshots: Sequence[Snapshot]) -> QueryCases:
@@ -218,7 +218,7 @@ def find_cases(snapshots: Sequence[Snapshot]) -> QueryCases:
     runs = [Retriever(snapshot) for snapshot in snapshots]
     precisions = np.stack([run.precisions for run in runs])
     valid = np.flatnonzero(~np.isnan(precisions[0]))
-    pids = known(runs[0].dataset.query.pids)
+    pids = require_ids(runs[0].dataset.query.pids)
     worst = first_per_identity(valid[np.argsort(precisions[:, valid].mean(0), kind="stable")], pids)[:NUM_QUERIES]
     changed = choose_changed(precisions[-1] - precisions[0], pids)
     cases = {row: QueryCase(row, [run.rank(row) for run in runs]) for row in {*worst, *changed}}

@@ -92,16 +92,16 @@ class Gallery:
         """
         features = np.asarray(features)
         if features.ndim != 2 or not features.size:
-            raise UserError(f"a gallery wants features [N, D], but got shape {features.shape}")
+            raise UserError(f"features must be [N, D], but got shape {features.shape}")
         if features.dtype not in (np.float16, np.float32):
             features = features.astype(np.float32)
         paths = [str(row) for row in range(len(features))] if paths is None else paths
         for name, values in (("paths", paths), ("pids", pids), ("camids", camids)):
             if values is not None and len(values) != len(features):
-                raise UserError(f"a gallery wants one of {name} for each feature, {len(features)}, got {len(values)}")
+                raise UserError(f"{name} must have one entry per feature, {len(features)}, but got {len(values)}")
         lengths = np.linalg.norm(features[evenly_spaced(len(features), 1000)].astype(np.float32), axis=1)
         if not np.allclose(lengths, 1, atol=0.01):
-            raise UserError(f"a gallery wants features of unit length, but got {lengths[np.abs(lengths - 1).argmax()]}")
+            raise UserError(f"features must have unit length, but got {lengths[np.abs(lengths - 1).argmax()]}")
         return cls(features, paths, as_ids(pids, len(features)), as_ids(camids, len(features)), run=run)
 
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import standardise_by_camera
+from mprd.evaluate.evaluation import standardize_sets
 from mprd.metrics import JUNK_PID
 from mprd.neighbors.jaccard import re_rank
 from mprd.search.gallery import UNKNOWN, Gallery, RankedRows
@@ -103,7 +103,7 @@ def answer_queries(
     ]
 
 
-def standardise_gallery(
+def standardize_gallery(
     gallery: Gallery, queries: Sequence[QueryImage], features: np.ndarray
 ) -> tuple[Gallery, np.ndarray]:
     """Return the gallery and the queries' features [Q, D], standardised within each camera of the gallery.
@@ -112,11 +112,11 @@ def standardise_gallery(
     """
     for path, camid in (*zip(gallery.paths, gallery.camids, strict=True), *((q.path, q.camid) for q in queries)):
         if camid is None or camid == UNKNOWN:
-            raise UserError(f"{path}: its name tells no camera, which --standardise needs (--name-pattern)")
+            raise UserError(f"{path}: no camera in its name, which --standardise needs (--name-pattern)")
     numbers = np.concatenate([[query.camid for query in queries], gallery.camids]).astype(np.int64)
     camids = np.unique(numbers, return_inverse=True)[1]
     wanted, seen = (torch.from_numpy(np.asarray(rows, np.float32)) for rows in (features, gallery.features))
-    wanted, seen = standardise_by_camera(wanted, seen, camids[: len(queries)], camids[len(queries) :])
+    wanted, seen = standardize_sets(wanted, seen, camids[: len(queries)], camids[len(queries) :])
     return Gallery(seen.numpy(), gallery.paths, gallery.pids, gallery.camids, run=gallery.run), wanted.numpy()
 
 
@@ -130,7 +130,7 @@ def excluded_rows(gallery: Gallery, query: QueryImage, own_rows: Sequence[int], 
         return np.array(own_rows, np.int64)
     if query.camid is None or (cameras == "protocol" and query.pid is None):
         missing = "camera" if cameras == "others" else "camera or no identity"
-        raise UserError(f"{query.path}: its name tells no {missing}, which --cameras {cameras} needs (--name-pattern)")
+        raise UserError(f"{query.path}: no {missing} in its name, which --cameras {cameras} needs (--name-pattern)")
     is_excluded = gallery.camids == query.camid
     if cameras == "protocol":
         is_excluded = (is_excluded & (gallery.pids == query.pid)) | (gallery.pids == JUNK_PID)

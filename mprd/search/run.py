@@ -13,7 +13,7 @@ from mprd.runs.folder import RunFolder
 from mprd.runtime.device import set_threads
 from mprd.search.gallery import check_index_kind
 from mprd.search.gallery_features import open_gallery
-from mprd.search.results import QueryImage, SearchResult, answer_queries, check_cameras, standardise_gallery
+from mprd.search.results import QueryImage, SearchResult, answer_queries, check_cameras, standardize_gallery
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     cameras, kind = check_cameras(options.cameras), check_index_kind(options.index)
     for option in ("rerank", "standardise"):
         if getattr(options, option) and kind != "exact":
-            raise UserError(f"--{option} needs the whole gallery, an index looks at a part of it: give one of the two")
+            raise UserError(f"--{option} needs the whole gallery, but an index ranks part of it: give one of the two")
     config = RunFolder(run).read_config()
     patterns = name_patterns(config.data, options.name_pattern)
     lists = [find_images(source) for source in queries]
@@ -58,6 +58,6 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     images = [QueryImage(path, *ids_from_name(name, patterns)) for path, name in files]
     features = model.extract([path for path, _ in files])
     if options.standardise:
-        opened, features = standardise_gallery(opened, images, features)
+        opened, features = standardize_gallery(opened, images, features)
     answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)
     return SearchResult(model.name, str(gallery), len(opened), kind, cameras, options.describe_distance(), answers)

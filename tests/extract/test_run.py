@@ -162,7 +162,7 @@ def test_parts_of_other_settings_are_refused(
     settings.write_text(saved)
     broken.write_bytes(good)
     assert len(extract(tiny_run, crops, out, batch_size=3).paths) == 24
-    assert "there already; remove it or give another --out" in refuse(app, *args, "--batch-size", 3)
+    assert "exists already; remove it or give another --out" in refuse(app, *args, "--batch-size", 3)
 
 
 def test_parts_without_unreadable_images_need_the_flag_again(

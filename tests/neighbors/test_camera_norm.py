@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mprd.config.schema import Config, NeighborsConfig
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import standardise_by_camera
+from mprd.evaluate.evaluation import standardize_sets
 from mprd.metrics import rank_features
 from mprd.neighbors.camera_norm import MIN_IMAGES, CameraStatistics, standardize_by_camera
 from mprd.neighbors.lists import NeighborLists
@@ -93,9 +93,9 @@ def test_retrieval_crosses_cameras_that_hid_the_people() -> None:
     ids = [part.numpy() for part in (pids[query], pids[~query], camids[query], camids[~query])]
     plain = rank_features(*sets, *ids)
     # the gallery has no image of the query's camera
-    one_sided = rank_features(*standardise_by_camera(*sets, *ids[2:]), *ids)
+    one_sided = rank_features(*standardize_sets(*sets, *ids[2:]), *ids)
     shared = (features, features, camids.numpy(), camids.numpy())
-    both = rank_features(*standardise_by_camera(*shared), *(part.numpy() for part in (pids, pids, camids, camids)))
+    both = rank_features(*standardize_sets(*shared), *(part.numpy() for part in (pids, pids, camids, camids)))
     assert plain.mAP < 0.5
     assert one_sided.mAP < 0.5
     assert both.mAP > 0.9

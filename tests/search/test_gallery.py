@@ -131,7 +131,7 @@ def test_without_faiss_only_exact_search_works(tmp_path: Path, monkeypatch: pyte
     [
         (lambda: Gallery.from_features(np.zeros((0, 4))), r"got shape \(0, 4\)"),
         (lambda: Gallery.from_features(np.full((2, 4), 3.0)), "unit length, but got 6.0"),
-        (lambda: Gallery.from_features(np.eye(2), pids=[1]), "one of pids for each feature, 2, got 1"),
+        (lambda: Gallery.from_features(np.eye(2), pids=[1]), "pids must have one entry per feature, 2, but got 1"),
         (lambda: Gallery.from_features(np.eye(2)).search(np.eye(3)), r"must be \[Q, 2\]"),
         (lambda: Gallery.from_features(np.eye(2)).search(np.array([[np.nan, 0]])), "must be finite"),
         (lambda: Gallery.from_features(np.eye(2)).search(np.eye(2), top=0), "top must be at least 1"),

@@ -14,7 +14,7 @@ from mprd.search.results import (
     answer_queries,
     count_first_right,
     relative_names,
-    standardise_gallery,
+    standardize_gallery,
 )
 
 
@@ -71,7 +71,7 @@ def test_standardising_finds_identities_that_camera_bias_hides() -> None:
     gallery = Gallery.from_features(features, paths=paths, pids=[*range(12)] * 2, camids=camids)
     queries = [QueryImage(str(row), row, 40) for row in range(12)]
     plain = answer_queries(gallery, queries, features[:12], top=1, cameras="all", rerank=False)
-    standardised = standardise_gallery(gallery, queries, features[:12])
+    standardised = standardize_gallery(gallery, queries, features[:12])
     found = answer_queries(standardised[0], queries, standardised[1], top=1, cameras="all", rerank=False)
     assert count_first_right(plain)[0] == 0
     assert count_first_right(found)[0] >= 11
@@ -79,11 +79,14 @@ def test_standardising_finds_identities_that_camera_bias_hides() -> None:
 
 def test_choices_that_need_missing_ids_are_refused(street: Gallery) -> None:
     query = QueryImage("x.jpg", 7, None)
-    for cameras, missing in (("others", "no camera, which"), ("protocol", "no camera or no identity, which")):
-        with pytest.raises(UserError, match=f"x.jpg: its name tells {missing} --cameras {cameras} needs"):
+    for cameras, missing in (
+        ("others", "no camera in its name, which"),
+        ("protocol", "no camera or no identity in its name, which"),
+    ):
+        with pytest.raises(UserError, match=f"x.jpg: {missing} --cameras {cameras} needs"):
             ask(street, query, cameras=cameras)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^x\.jpg: its name tells no camera, which --standardise needs"):
-        standardise_gallery(street, [query], np.array([[1.0, 0.0]]))
+    with pytest.raises(UserError, match=r"^x\.jpg: no camera in its name, which --standardise needs"):
+        standardize_gallery(street, [query], np.array([[1.0, 0.0]]))
 
 
 def test_a_large_gallery_is_not_re_ranked(street: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
