@@ -1,4 +1,4 @@
-"""Packs of decoded images: what they hold, when they are made anew, and that they change nothing."""
+"""Packs of decoded images: their content, when they are rebuilt, and that they do not change the images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from PIL import Image
 from mprd.backbone.features import image_batches
 from mprd.config.schema import DataConfig
 from mprd.data import cache
-from mprd.data.cache import Packs
+from mprd.data.cache import Mode, Pack, Packs, Purpose
 from mprd.data.camera_style import CameraColors, StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
+from tests.trees import write_noise
 
 CPU = torch.device("cpu")
 CONFIG = DataConfig(height=32, width=16)
@@ -30,66 +31,61 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "CHUNK", 2)
 
 
-def write_noise(folder: Path, count: int = 7, *, size: tuple[int, int] = (16, 32)) -> tuple[Path, ...]:
-    random = np.random.default_rng(0)
-    folder.mkdir(exist_ok=True)
-    paths = tuple(folder / f"{index}.png" for index in range(count))
-    for path in paths:
-        Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
-    return paths
+def open_pack(folder: Path, paths: tuple[Path, ...], *, purpose: Purpose = "test", mode: Mode = "auto") -> Pack:
+    pack = Packs(folder, mode=mode).open(paths, **SIZE, purpose=purpose)
+    assert pack is not None
+    return pack
+
+
+def assert_holds(pack: Pack, paths: tuple[Path, ...]) -> None:
+    assert all(pack.read(path).tobytes() == Image.open(path).tobytes() for path in paths)
 
 
 def packs_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("images-*.npy"))
 
 
-def test_images_of_one_size_are_kept_as_they_are(tmp_path: Path) -> None:
-    paths = write_noise(tmp_path / "a", size=(30, 50))
-    pack = Packs(tmp_path / "packs", mode="auto").open(paths, **SIZE, purpose="train")
-    assert pack is not None
+def test_training_images_of_one_size_are_not_resized_unless_large(tmp_path: Path) -> None:
+    paths = write_noise(tmp_path / "a", 7, size=(30, 50))
+    pack = open_pack(tmp_path / "packs", paths, purpose="train")
     assert pack.pixels.shape == (7, 50, 30, 3)
-    assert all(pack.read(path).tobytes() == Image.open(path).tobytes() for path in paths)
-
-
-def test_images_of_several_sizes_or_large_ones_get_a_quarter_more_than_the_training_size(tmp_path: Path) -> None:
-    mixed = write_noise(tmp_path / "a", 1) + write_noise(tmp_path / "b", 1, size=(16, 33))
-    large = write_noise(tmp_path / "c", 2, size=(33, 64))
+    assert_holds(pack, paths)
+    mixed = write_noise(tmp_path / "b", 1) + write_noise(tmp_path / "c", 1, size=(16, 33))
+    large = write_noise(tmp_path / "d", 2, size=(33, 64))
     for paths in (mixed, large):
-        pack = Packs(tmp_path / "packs", mode="auto").open(paths, **SIZE, purpose="train")
-        assert pack is not None
-        assert pack.pixels.shape == (2, 40, 20, 3)
+        assert open_pack(tmp_path / "packs", paths, purpose="train").pixels.shape == (2, 40, 20, 3)
 
 
 @pytest.mark.parametrize("size", [(16, 32), (40, 25)])
-def test_a_pack_gives_test_images_and_crops_to_the_bit(tmp_path: Path, size: tuple[int, int]) -> None:
-    images = ImageSet(write_noise(tmp_path / "a", size=size), None, np.array([0, 1] * 3 + [0]))
-    colours = CameraColors(np.array([[100.0] * 3, [90.0] * 3]), np.array([[50.0] * 3, [60.0] * 3]))
+def test_packed_images_are_bitwise_equal_to_decoded_files(tmp_path: Path, size: tuple[int, int]) -> None:
+    images = ImageSet(write_noise(tmp_path / "a", 7, size=size), None, np.array([0, 1] * 3 + [0]))
+    colors = CameraColors(np.array([[100.0] * 3, [90.0] * 3]), np.array([[50.0] * 3, [60.0] * 3]))
     packs = Packs(tmp_path / "packs", mode="auto")
     plain, packed_plain = PlainImages(images, CONFIG), PlainImages(images, CONFIG, packs=packs)
     assert all(torch.equal(plain[i][0], packed_plain[i][0]) for i in range(7))
     assert torch.equal(packed_plain.batch(np.array([3, 1]), CPU), torch.stack([plain[3][0], plain[1][0]]))
     if size == (16, 32):
-        train = TrainImages(images, CONFIG, style=colours, seed=0)
-        packed = TrainImages(images, CONFIG, style=colours, seed=0, packs=packs)
+        train = TrainImages(images, CONFIG, style=colors, seed=0)
+        packed = TrainImages(images, CONFIG, style=colors, seed=0, packs=packs)
         assert all(torch.equal(train[i][0], packed[i][0]) for i in range(7))
 
 
-def test_a_batch_on_the_device_shows_each_image_under_its_drawn_camera(tmp_path: Path) -> None:
-    images = ImageSet(write_noise(tmp_path / "a"), None, np.array([0, 1, 2, 0, 1, 2, 0]))
+def test_a_batch_has_each_image_in_the_style_of_its_drawn_camera(tmp_path: Path) -> None:
+    images = ImageSet(write_noise(tmp_path / "a", 7), None, np.array([0, 1, 2, 0, 1, 2, 0]))
     mean, std = np.array([[100.0] * 3, [90.0] * 3, [150.0] * 3]), np.array([[50.0] * 3, [60.0] * 3, [9.0] * 3])
-    colours = CameraColors(mean, std)
-    train = TrainImages(images, CONFIG, style=colours, seed=0, packs=Packs(tmp_path / "packs", mode="auto"))
+    colors = CameraColors(mean, std)
+    train = TrainImages(images, CONFIG, style=colors, seed=0, packs=Packs(tmp_path / "packs", mode="auto"))
     for epoch in (0, 1):
         train.set_epoch(epoch)
         ids = np.array([6, 2, 5, 0])
         expected = torch.stack([train[index][0] for index in ids.tolist()])
-        # a level is 0.0175; the few that differ do so by a level or two
+        # a level is 0.0175; a few pixels differ by a level or two
         assert (train.batch(ids, CPU) - expected).abs().mean() < 2e-4
     assert not torch.equal(train.batch(ids, CPU), expected)
 
 
-def test_batches_on_the_device_are_those_of_the_loader(tmp_path: Path) -> None:
-    images = ImageSet(write_noise(tmp_path / "a"), None, None)
+def test_batches_built_on_the_device_equal_those_of_the_loader(tmp_path: Path) -> None:
+    images = ImageSet(write_noise(tmp_path / "a", 7), None, None)
     packs = Packs(tmp_path / "packs", mode="auto")
     batched = CONFIG.model_copy(update={"augment": "batch"})
     batches = [[3, 1, 4], [0], [6, 5]]
@@ -100,7 +96,7 @@ def test_batches_on_the_device_are_those_of_the_loader(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_camstyle_pictures_are_packed_with_the_originals(tmp_path: Path) -> None:
+def test_camstyle_images_are_packed_with_the_originals(tmp_path: Path) -> None:
     for name, level in (("a_c1.png", 10), ("b_c2.png", 20), ("a_c1_fake_1to2.jpg", 200)):
         Image.new("RGB", (16, 32), (level,) * 3).save(tmp_path / name)
     images = ImageSet((tmp_path / "a_c1.png", tmp_path / "b_c2.png"), None, np.array([0, 1]))
@@ -113,7 +109,7 @@ def test_camstyle_pictures_are_packed_with_the_originals(tmp_path: Path) -> None
 
 
 def test_a_pack_is_built_once_and_again_when_a_file_or_the_size_changes(tmp_path: Path) -> None:
-    paths, folder = write_noise(tmp_path / "a"), tmp_path / "packs"
+    paths, folder = write_noise(tmp_path / "a", 7), tmp_path / "packs"
 
     def open_anew(height: int = 32) -> list[str]:
         assert Packs(folder, mode="auto").open(paths, height=height, width=16, purpose="test") is not None
@@ -128,8 +124,8 @@ def test_a_pack_is_built_once_and_again_when_a_file_or_the_size_changes(tmp_path
     assert len(open_anew()) == 3
 
 
-def test_a_pack_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths, folder = write_noise(tmp_path / "a"), tmp_path / "packs"
+def test_an_interrupted_pack_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, folder = write_noise(tmp_path / "a", 7), tmp_path / "packs"
     content = paths[5].read_bytes()
     paths[5].write_bytes(b"")
     os.utime(paths[5], ns=(1, 1))
@@ -141,18 +137,17 @@ def test_a_pack_that_was_cut_off_goes_on_where_it_stopped(tmp_path: Path, monkey
     decoded: list[str] = []
     decode = cache.decode
     monkeypatch.setattr(cache, "decode", lambda path, frame: decoded.append(path.name) or decode(path, frame))
-    pack = Packs(folder, mode="auto").open(paths, **SIZE, purpose="test")
-    # two chunks of two were done
+    pack = open_pack(folder, paths)
+    # two chunks of two were complete
     assert sorted(decoded) == ["4.png", "5.png", "6.png"]
-    assert pack is not None
-    assert all(pack.read(path).tobytes() == Image.open(path).tobytes() for path in paths)
+    assert_holds(pack, paths)
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".lock", ".npy"]
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "sums"])
-def test_a_damaged_pack_is_made_anew(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
-    paths, folder = write_noise(tmp_path / "a"), tmp_path / "packs"
-    assert Packs(folder, mode="auto").open(paths, **SIZE, purpose="test") is not None
+def test_a_damaged_pack_is_rebuilt(tmp_path: Path, harm: str, caplog: pytest.LogCaptureFixture) -> None:
+    paths, folder = write_noise(tmp_path / "a", 7), tmp_path / "packs"
+    open_pack(folder, paths)
     file = folder / packs_of(folder)[0]
     content = bytearray(file.read_bytes())
     if harm == "flip":
@@ -162,14 +157,12 @@ def test_a_damaged_pack_is_made_anew(tmp_path: Path, harm: str, caplog: pytest.L
         file.write_bytes(content[:-5])
     else:
         file.with_suffix(".json").write_text("{")
-    pack = Packs(folder, mode="auto").open(paths, **SIZE, purpose="test")
-    assert pack is not None
-    assert all(pack.read(path).tobytes() == Image.open(path).tobytes() for path in paths)
+    assert_holds(open_pack(folder, paths), paths)
     assert "damaged" in caplog.text
 
 
-def test_where_a_pack_cannot_be_the_files_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    paths = write_noise(tmp_path / "a")
+def test_without_a_pack_files_are_decoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = write_noise(tmp_path / "a", 7)
     images = ImageSet(paths, None, None)
     expected = PlainImages(images, CONFIG)[2][0]
     (tmp_path / "file").write_text("")
@@ -180,13 +173,13 @@ def test_where_a_pack_cannot_be_the_files_are_read(tmp_path: Path, caplog: pytes
     assert caplog.text.count("images are decoded in every epoch") == 1
 
 
-def test_a_pack_larger_than_half_the_memory_is_not_made_unless_asked_for(
+def test_a_pack_larger_than_half_the_memory_is_built_under_ram_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = write_noise(tmp_path / "a")
+    paths = write_noise(tmp_path / "a", 7)
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 5, "SC_PAGE_SIZE": 4096}[name])
     caplog.set_level(logging.INFO, logger="mprd")
     # 7 images of 32 x 16 x 3 are 10,752 bytes, half of the memory 10,240
     assert Packs(tmp_path / "packs", mode="auto").open(paths, **SIZE, purpose="test") is None
     assert "more than half of the memory" in caplog.text
-    assert Packs(tmp_path / "packs", mode="ram").open(paths, **SIZE, purpose="test") is not None
+    open_pack(tmp_path / "packs", paths, mode="ram")

@@ -13,17 +13,16 @@ import pytest
 import torch
 
 from mprd.backbone.network import Backbone
-from mprd.config.loading import load_config, parse_override
+from mprd.config.loading import load_config
 from mprd.data.datasets import load_dataset
-from mprd.data.recognition import TREE_PATTERNS, recognize
+from mprd.data.recognition import recognize
 from mprd.doctor import estimate, plans
 from mprd.doctor.checks import DatasetReport, examine
 from mprd.doctor.cli import app
 from mprd.engine.trainer import Hooks, Trainer
-from mprd.errors import UserError
 from mprd.train.cli import app as train_app
 from tests.conftest import TINY, write_crop
-from tests.trees import write_image, write_images, write_market
+from tests.trees import write_image, write_images, write_msmt17
 
 
 @pytest.fixture(autouse=True)
@@ -62,91 +61,19 @@ def paste(command: str, out: Path) -> None:
     assert not stop.value.code
 
 
-def write_msmt17(root: Path, *, train: str = "train", lists: bool = True) -> Path:
-    """Write MSMT17's official layout with one image a list."""
-    test = train.replace("train", "test")
-    for split, folder in (("train", train), ("val", train), ("query", test), ("gallery", test)):
-        name = f"0000/0000_00{len(split)}_01_0303morning_0008_0.jpg"
-        write_image(root / folder / name)
-        if lists:
-            (root / f"list_{split}.txt").write_text(f"{name} 0\n")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("write", "name", "preset"),
-    [
-        (write_market, "Market-1501", "market1501"),
-        (write_msmt17, "MSMT17 V1, official lists", "msmt17"),
-        (lambda root: write_msmt17(root, train="mask_train_v2"), "MSMT17 V2, official lists", "msmt17"),
-    ],
-)
-@pytest.mark.parametrize("place", ["", "inner", "outer/inner"])
-def test_published_layouts_are_recognized_also_nested(
-    write: Callable[[Path], Path], name: str, preset: str, place: str, tmp_path: Path
-) -> None:
-    write(tmp_path / place)
-    layout = recognize(tmp_path)
-    assert (layout.name, layout.preset, layout.root, layout.problem) == (name, preset, tmp_path / place, "")
-    depths = {"": "", "inner": "one folder below", "outer/inner": "two folders below"}
-    assert layout.place.startswith(depths[place])
-
-
-def test_a_folder_that_is_a_part_of_a_data_set_is_understood(tmp_path: Path) -> None:
-    layout = recognize(write_market(tmp_path) / "query")
-    assert layout.root == tmp_path
-    assert layout.place == f"{tmp_path / 'query'} is a part of it"
-
-
-@pytest.mark.parametrize(
-    ("names", "name", "preset"),
-    [
-        (["0001_c2_f0046182.jpg", "0001_c5_f0051341.jpg"], "DukeMTMC-reID", "dukemtmcreid"),
-        (["0000_c14_0031.jpg", "0001_c1_0001.jpg"], "MSMT17, Market layout", "msmt17"),
-        (["0001_c1_0001.jpg"], "Market layout", "market1501"),
-    ],
-)
-def test_data_sets_in_the_market_layout_are_told_apart_by_their_names(
-    names: list[str], name: str, preset: str, tmp_path: Path
-) -> None:
+def test_the_plan_reads_the_recognized_layout(tmp_path: Path) -> None:
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
-        write_images(tmp_path / folder, names)
+        write_images(tmp_path / folder, ["0001_c2_f0046182.jpg", "0001_c5_f0051341.jpg"])
     layout = recognize(tmp_path)
-    assert (layout.name, layout.preset) == (name, preset)
-    assert plans.base_plan(layout, "recommended").config().data.dataset == preset
-    assert plans.base_plan(layout, "paper").preset == preset
+    assert plans.base_plan(layout, "recommended").config().data.dataset == "dukemtmcreid"
+    assert plans.base_plan(layout, "paper").preset == "dukemtmcreid"
 
 
-@pytest.mark.parametrize("lists", [True, False])
-def test_missing_lists_of_msmt17_are_named(lists: bool, tmp_path: Path) -> None:
-    write_msmt17(tmp_path, lists=lists)
-    (tmp_path / "list_query.txt").unlink(missing_ok=True)
+def test_missing_lists_are_a_problem(tmp_path: Path) -> None:
+    (write_msmt17(tmp_path) / "list_query.txt").unlink()
     found = examine(tmp_path)
     assert found.command is None
-    wanted = "list_query.txt missing" if lists else "list_train.txt, list_val.txt, list_query.txt, list_gallery.txt"
-    assert wanted in texts(found, "problem")
-
-
-@pytest.mark.parametrize(
-    ("names", "pattern"),
-    [
-        (["0001_c1_1.jpg", "a/0002_c3_1.jpg"], r"(?P<pid>-?\d+)_c(?P<camid>\d+)"),
-        (["0001_003_02_x.jpg"], r"(?P<pid>\d+)_\d{3}_(?P<camid>\d{2})_"),
-        (["ann/c1_1.jpg", "bob/c12.jpg"], r"^(?P<pid>[^/]+)/c(?P<camid>\d+)[^/]*$"),
-        (["cam1/a.jpg", "cam2/b.jpg"], r"^[cC](?:am|amera)?[-_]?(?P<camid>\d+)/"),
-        (["ann/1.jpg", "bob/1.jpg"], r"^(?P<pid>[^/]+)/[^/]+$"),
-        (["1.jpg", "bob/1.jpg"], "."),
-    ],
-)
-def test_the_convention_of_names_in_a_tree_is_recognized(names: list[str], pattern: str, tmp_path: Path) -> None:
-    write_images(tmp_path, names)
-    layout = recognize(tmp_path)
-    assert (layout.name, layout.pattern) == ("folder of crops", pattern)
-
-
-def test_every_pattern_survives_the_command_line() -> None:
-    for pattern in TREE_PATTERNS:
-        assert parse_override(f"data.name_pattern={pattern}") == {"data": {"name_pattern": pattern}}
+    assert "list_query.txt missing" in texts(found, "problem")
 
 
 def hide_ids(root: Path) -> None:
@@ -282,13 +209,6 @@ def test_a_missing_folder_exits_with_2_an_empty_one_with_1(tmp_path: Path, capfd
         f"problem: {tmp_path}: no images, and no data set one or two folders below\n"
         "training would fail: see the problem above\n",
     )
-
-
-def test_several_data_sets_are_refused_by_name(tmp_path: Path) -> None:
-    write_market(tmp_path / "a")
-    write_market(tmp_path / "b")
-    with pytest.raises(UserError, match=r"2 data sets inside \(a, b\)"):
-        recognize(tmp_path)
 
 
 def test_the_recommended_is_proposed_where_its_weights_and_the_time_are_there(
