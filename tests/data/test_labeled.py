@@ -1,4 +1,4 @@
-"""Which images are labeled: all of a few identities, from file names or from a file of one's own."""
+"""The labeled images: all of a few identities, from file names or from a file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "labels.csv"
 
 
-def test_all_images_of_the_drawn_identities_are_labelled() -> None:
+def test_all_images_of_the_drawn_identities_are_labeled() -> None:
     pids = [4, 9, 4, 7, 9, 9]
     rows, chosen = choose(named(pids), 2, seed=3)
     assert len(set(chosen)) == 2
@@ -55,20 +55,16 @@ def test_drawn_identities_depend_on_the_seed_alone() -> None:
     assert choose(images, 5, seed=1) != choose(images, 5, seed=2)
 
 
-@pytest.mark.parametrize("images", [named([1, 2]), NAMELESS])
-def test_no_labelled_identities_are_no_images(images: ImageSet) -> None:
-    assert choose(images, 0) == ([], [])
+def test_zero_labeled_identities_are_no_images() -> None:
+    assert choose(named([1, 2]), 0) == choose(NAMELESS, 0) == ([], [])
 
 
-def test_more_identities_than_there_are_is_refused(labels: Path) -> None:
+def test_more_identities_than_there_are_are_refused(labels: Path) -> None:
     with pytest.raises(UserError, match=r"meta\.num_ids must be at most 2, the training identities, but got 3"):
         choose(named([1, 2, 1]), 3)
     labels.write_text("file,identity\ntrain/a.jpg,ann\ntrain/b.jpg,ann\n")
     with pytest.raises(UserError, match=r"meta\.num_ids must be at most 1, the identities of .*labels\.csv, but got 2"):
         choose(NAMELESS, 2, labels=labels)
-
-
-def test_without_identities_anywhere_some_are_refused() -> None:
     with pytest.raises(UserError, match=r"meta\.num_ids must be 0 without identities in .* or in meta\.labels"):
         choose(NAMELESS, 5)
 
@@ -77,10 +73,10 @@ def test_without_identities_anywhere_some_are_refused() -> None:
     "file,identity\ntrain/d.jpg,ann\ntrain/a.jpg,bob\ntrain/c.jpg,ann\ntrain/a.jpg,bob\n",
     "\ufefffile,identity\r\ntrain/d.jpg, ann\r\n\r\n./train/a.jpg,bob\r\ntrain/c.jpg,ann\r\n",
 ])  # fmt: skip
-def test_a_file_tells_who_is_on_some_images(text: str, labels: Path) -> None:
+def test_a_file_lists_the_identities_of_some_images(text: str, labels: Path) -> None:
     labels.write_text(text, newline="", encoding="utf-8")
     assert choose(NAMELESS, 2, labels=labels) == ([0, 2, 3], [1, 0, 0])
-    # names that tell otherwise are not asked
+    # the file has precedence over names
     assert choose(ImageSet(NAMELESS.paths, np.arange(5), None), 2, labels=labels) == ([0, 2, 3], [1, 0, 0])
 
 
@@ -98,7 +94,7 @@ def test_a_file_tells_who_is_on_some_images(text: str, labels: Path) -> None:
         (b"\xff\xfe\x00", r"labels.csv is no CSV"),
     ],
 )
-def test_a_wrong_file_is_refused_by_its_line(text: str | bytes | None, message: str, labels: Path) -> None:
+def test_a_faulty_file_is_refused_with_its_line(text: str | bytes | None, message: str, labels: Path) -> None:
     if text is not None:
         labels.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=r"^meta\.labels: .*" + message):
@@ -114,7 +110,7 @@ def build(root: Path, *overrides: str) -> Trainer:
 
 
 def write_labels(trainer: Trainer, labels: Path, root: Path) -> list[str]:
-    """Write the labeled images of a trainer as a file; return its lines in the order of the images."""
+    """Write the labeled images of a trainer to a file; return its lines in the order of the images."""
     paths = trainer.dataset.train.paths
     chosen = zip(trainer.state.meta.ids.tolist(), trainer.state.meta.pids.tolist(), strict=True)
     lines = [f"{paths[row].relative_to(root)},number {pid}" for row, pid in chosen]
@@ -122,7 +118,7 @@ def write_labels(trainer: Trainer, labels: Path, root: Path) -> list[str]:
     return lines
 
 
-def test_a_file_trains_as_the_same_identities_in_names_do(tiny_root: Path, labels: Path, tmp_path: Path) -> None:
+def test_a_file_trains_as_the_same_identities_in_names(tiny_root: Path, labels: Path, tmp_path: Path) -> None:
     by_name = build(tiny_root)
     lines = write_labels(by_name, labels, tiny_root)
     by_file = build(tiny_root, *FOLDER, f"meta.labels={labels}", "meta.all_listed=true")
@@ -132,7 +128,7 @@ def test_a_file_trains_as_the_same_identities_in_names_do(tiny_root: Path, label
         fit(trainer)
     assert torch.equal(by_name.state.memory.features, by_file.state.memory.features)
     assert torch.equal(by_name.state.positives.ids, by_file.state.positives.ids)
-    # and a checkpoint remembers who was labeled
+    # a checkpoint holds the labeled images
     checkpoint.save(by_file.state.state_dict(), tmp_path / "last.pt")
     labels.write_text("\n".join(["file,identity", *lines[1:]]))
     changed = build(tiny_root, *FOLDER, f"meta.labels={labels}")
@@ -141,7 +137,7 @@ def test_a_file_trains_as_the_same_identities_in_names_do(tiny_root: Path, label
 
 
 def largest_positives(trainer: Trainer) -> tuple[int, int]:
-    """Return the most positives of any image under its own camera and under others."""
+    """Return the largest number of positives of an image under its own camera and under others."""
     assert trainer.camids is not None
     most = [0, 0]
     for i, row in enumerate(trainer.state.positives.ids.tolist()):
@@ -154,8 +150,8 @@ def largest_positives(trainer: Trainer) -> tuple[int, int]:
 @pytest.mark.parametrize(
     "settings", [(), ("pairs.decide=likelihood",), ("pairs.labeller=reciprocal",)], ids=["gcn", "eq7", "reciprocal"]
 )
-def test_no_image_has_more_positives_than_a_labelled_one(tiny_root: Path, settings: tuple[str, ...]) -> None:
-    # a network that knows nothing yet calls nearly all positive, so that the limit alone holds P down
+def test_no_image_has_more_positives_than_a_labeled_one(tiny_root: Path, settings: tuple[str, ...]) -> None:
+    # an untrained network accepts nearly all pairs, so that the limit alone bounds P
     loose = ("pairs.mu=0.01", "pairs.reciprocal=0", "neighbors.k=8", "neighbors.k_max=8", *settings)
     limited, free = build(tiny_root, *loose), build(tiny_root, *loose, "pairs.limit=false")
     for trainer in (limited, free):
@@ -165,7 +161,7 @@ def test_no_image_has_more_positives_than_a_labelled_one(tiny_root: Path, settin
     assert max(largest_positives(free)) > 2
 
 
-def test_a_file_limits_positives_only_where_it_lists_whole_identities(tiny_root: Path, labels: Path) -> None:
+def test_a_file_limits_positives_where_it_lists_whole_identities(tiny_root: Path, labels: Path) -> None:
     write_labels(build(tiny_root), labels, tiny_root)
     assert build(tiny_root, *FOLDER, f"meta.labels={labels}").limit is None
     whole = build(tiny_root, *FOLDER, f"meta.labels={labels}", "meta.all_listed=true").limit
@@ -176,7 +172,7 @@ def test_a_file_limits_positives_only_where_it_lists_whole_identities(tiny_root:
 
 
 @pytest.mark.parametrize("all_listed", [True, False])
-def test_labels_are_judged_by_whole_identities_where_no_others_are_known(
+def test_labels_are_evaluated_on_whole_identities_where_no_others_are_known(
     tiny_root: Path, labels: Path, all_listed: bool
 ) -> None:
     write_labels(build(tiny_root), labels, tiny_root)

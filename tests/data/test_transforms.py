@@ -1,7 +1,10 @@
+"""Augmentation of one image: each operator by hand, and the ranges and frequencies of the parameters."""
+
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +34,7 @@ def draw(
 
 
 def picture(rows: list[list[int]]) -> Image.Image:
-    """Draw a gray picture."""
+    """Return a gray image."""
     return Image.fromarray(np.array(rows, dtype=np.uint8)).convert("RGB")
 
 
@@ -40,7 +43,7 @@ def gray(pixels: torch.Tensor) -> np.ndarray:
     return (pixels[0].double().numpy() * IMAGENET_STD[0] + IMAGENET_MEAN[0]) * 255
 
 
-def test_normalization_takes_off_the_imagenet_mean_and_divides_by_the_deviation() -> None:
+def test_normalization_uses_the_imagenet_mean_and_deviation() -> None:
     pixels = normalize(Image.new("RGB", (2, 3), (255, 0, 51)))
     assert pixels.shape == (3, 3, 2)
     assert pixels.dtype == torch.float32
@@ -48,23 +51,24 @@ def test_normalization_takes_off_the_imagenet_mean_and_divides_by_the_deviation(
     torch.testing.assert_close(pixels[:, 0, 0], torch.tensor(expected), rtol=0, atol=1e-6)
 
 
-def test_nothing_drawn_leaves_the_image_as_it_is() -> None:
-    rows = [[0, 50], [100, 250]]
-    np.testing.assert_allclose(gray(augment(picture(rows), STILL, height=2, width=2)), rows, atol=1e-3)
+@pytest.mark.parametrize(
+    ("changes", "rows", "expected"),
+    [
+        ({}, [[0, 50], [100, 250]], [[0, 50], [100, 250]]),
+        ({"flip": True}, [[0, 50], [100, 250]], [[50, 0], [250, 100]]),
+        (
+            {"crop": (0.25, 0.5, 0.5, 0.5)},
+            [[0, 0, 0, 0], [0, 0, 10, 20], [0, 0, 30, 40], [0, 0, 0, 0]],
+            [[10, 20], [30, 40]],
+        ),
+    ],
+)
+def test_flip_and_crop(changes: dict[str, Any], rows: list[list[int]], expected: list[list[int]]) -> None:
+    pixels = augment(picture(rows), replace(STILL, **changes), height=2, width=2)
+    np.testing.assert_allclose(gray(pixels), expected, atol=1e-3)
 
 
-def test_a_flip_swaps_left_and_right() -> None:
-    pixels = augment(picture([[0, 50], [100, 250]]), replace(STILL, flip=True), height=2, width=2)
-    np.testing.assert_allclose(gray(pixels), [[50, 0], [250, 100]], atol=1e-3)
-
-
-def test_a_crop_keeps_its_box_alone() -> None:
-    rows = [[0, 0, 0, 0], [0, 0, 10, 20], [0, 0, 30, 40], [0, 0, 0, 0]]
-    pixels = augment(picture(rows), replace(STILL, crop=(0.25, 0.5, 0.5, 0.5)), height=2, width=2)
-    np.testing.assert_allclose(gray(pixels), [[10, 20], [30, 40]], atol=1e-3)
-
-
-def test_a_rotation_is_counter_clockwise_and_bares_the_mean_colour() -> None:
+def test_a_rotation_is_counter_clockwise_and_exposes_the_mean_color() -> None:
     rows = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
     turned = augment(picture(rows), replace(STILL, angle=90.0), height=3, width=3)
     np.testing.assert_allclose(gray(turned), [[30, 60, 90], [20, 50, 80], [10, 40, 70]], atol=1.01)
@@ -73,7 +77,7 @@ def test_a_rotation_is_counter_clockwise_and_bares_the_mean_colour() -> None:
     assert tilted[:, 0, 0].abs().max() < 0.5 / 255 / 0.224 + 1e-6
 
 
-def test_brightness_scales_contrast_spreads_around_the_mean_and_saturation_mixes_with_grey() -> None:
+def test_brightness_scales_contrast_spreads_around_the_mean_and_saturation_blends_with_gray() -> None:
     flat = picture([[100, 200]])
     brighter = augment(flat, replace(STILL, brightness=1.2), height=1, width=2)
     np.testing.assert_allclose(gray(brighter), [[120, 240]], atol=1)
@@ -91,7 +95,7 @@ def test_grayscale_gives_three_equal_channels_of_luma() -> None:
     torch.testing.assert_close((pixels * std + mean) * 255, torch.full((3, 1, 1), 60.0), rtol=0, atol=1)
 
 
-def test_blur_spreads_a_dot_and_keeps_the_light() -> None:
+def test_blur_spreads_a_dot_and_keeps_its_sum() -> None:
     rows = np.zeros((64, 32), dtype=np.uint8)
     rows[32, 16] = 255
     pixels = gray(augment(picture(rows.tolist()), replace(STILL, blur=0.01), height=64, width=32))
@@ -100,7 +104,7 @@ def test_blur_spreads_a_dot_and_keeps_the_light() -> None:
     assert pixels.sum() == pytest.approx(255, abs=20)
 
 
-def test_the_erased_box_takes_the_mean_and_the_rest_stays() -> None:
+def test_the_erased_box_gets_the_mean_color() -> None:
     white = Image.new("RGB", (8, 8), (255, 255, 255))
     pixels = augment(white, replace(STILL, erase=(0.25, 0.5, 0.5, 0.25)), height=8, width=8)
     expected = torch.zeros(8, 8, dtype=torch.bool)
@@ -108,12 +112,12 @@ def test_the_erased_box_takes_the_mean_and_the_rest_stays() -> None:
     assert torch.equal((pixels == 0).all(0), expected)
 
 
-def test_what_is_drawn_lies_in_the_stated_ranges() -> None:
+def test_parameters_are_in_the_configured_ranges() -> None:
     for params in map(draw, range(400)):
         top, left, height, width = params.crop
         assert height * width >= 0.64 - 1e-9
         assert height * width <= 1 + 1e-9
-        # 2 to 3 where the image is twice as high as wide; whole where nothing fitted
+        # 2 to 3 for an image twice as high as wide
         assert 2 - 1e-9 <= 2 * height / width <= 3 + 1e-9
         assert 0 <= top <= 1 - height
         assert 0 <= left <= 1 - width
@@ -125,7 +129,7 @@ def test_what_is_drawn_lies_in_the_stated_ranges() -> None:
         assert params.blur == 0
 
 
-def test_what_is_drawn_is_as_frequent_as_stated() -> None:
+def test_cameras_flips_and_erasing_have_the_configured_frequencies() -> None:
     drawn = [draw(image) for image in range(1200)]
     cameras = Counter(params.camera for params in drawn)
     # 200 each; four standard deviations are 52
@@ -136,7 +140,7 @@ def test_what_is_drawn_is_as_frequent_as_stated() -> None:
     assert abs(sum(params.erase is not None for params in drawn) - 600) < 69
 
 
-def test_the_perturbed_copy_adds_grayscale_and_blur_and_erases_nothing() -> None:
+def test_the_perturbed_copy_has_grayscale_and_blur_and_no_erasing() -> None:
     drawn = [draw(image, view="perturbed") for image in range(400)]
     assert all(params.erase is None for params in drawn)
     # 80 and 200; four standard deviations are 32 and 40
@@ -146,20 +150,14 @@ def test_the_perturbed_copy_adds_grayscale_and_blur_and_erases_nothing() -> None
     assert all(0.001 <= sigma <= 0.01 for sigma in blurred)
 
 
-def test_what_is_drawn_depends_on_seed_epoch_image_and_view() -> None:
+def test_parameters_depend_on_seed_epoch_image_and_view() -> None:
     first = draw()
     assert draw() == first
     others = [draw(seed=1), draw(epoch=1), draw(image=1), draw(view="perturbed")]
     assert len({first.crop, *(params.crop for params in others)}) == 5
 
 
-def test_drawing_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    draw()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_a_setting_that_is_off_changes_nothing_else() -> None:
+def test_a_setting_changes_its_own_parameter_alone() -> None:
     still = DataConfig(height=64, width=32, rotation=0, colour_jitter=0, erasing_probability=0)
     for image in range(20):
         with_all, without = draw(image), draw(image, config=still)
@@ -168,13 +166,10 @@ def test_a_setting_that_is_off_changes_nothing_else() -> None:
         assert (without.crop, without.flip, without.camera) == (with_all.crop, with_all.flip, with_all.camera)
 
 
-def test_a_box_takes_the_first_attempt_that_fits() -> None:
+def test_a_box_is_the_first_attempt_that_fits() -> None:
     attempts = [(1.0, 1.0), (0.0, 0.5), (0.0, 0.0)]
     # area 1 at ratio 1.5 is too high; then area 0.64 at ratio 1.25: sqrt(0.8) high, sqrt(0.512) wide
     box = draw_box(iter(attempts), 0.5, 0.25, area=(0.64, 1), ratio=(2, 3), frame=2)
     height, width = 0.8**0.5, 0.512**0.5
     assert box == pytest.approx((0.5 * (1 - height), 0.25 * (1 - width), height, width), abs=1e-12)
-
-
-def test_no_box_is_drawn_where_none_fits() -> None:
     assert draw_box(iter([(1.0, 1.0)]), 0, 0, area=(0.64, 1), ratio=(2, 3), frame=2) is None

@@ -1,4 +1,4 @@
-"""A batch's augmentation, held against one image at a time."""
+"""Augmentation of a batch equals that of its images one at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from PIL import Image
 from mprd.config.schema import DataConfig
 from mprd.data.transforms import IMAGENET_STD, AugmentParams, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import BatchParams, augment_batch, draw_batch, normalize_batch
-from mprd.runtime.seeding import draw_uniforms
 
 CONFIG = DataConfig(height=64, width=32)
 NUM_IMAGES = 24
@@ -20,7 +19,7 @@ STILL = AugmentParams(0, (0.0, 0.0, 1.0, 1.0), False, 0.0, 1.0, 1.0, 1.0, False,
 
 
 def pictures(height: int, width: int) -> list[Image.Image]:
-    """Draw patches of colour under noise, with hard edges, flat parts and both ends of the scale."""
+    """Return patches of color and noise, with hard edges, flat parts and both ends of the scale."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (NUM_IMAGES, 6, 3, 3)).repeat(-(-height // 6), 1).repeat(-(-width // 3), 2)
     noise = random.normal(0, 15, (NUM_IMAGES, height, width, 3)) * (np.arange(width)[:, None] > width // 2)
@@ -37,44 +36,27 @@ def draw_each(view: View = "train", config: DataConfig = CONFIG) -> list[Augment
 
 
 def stack(params: list[AugmentParams]) -> BatchParams:
-    """Put one image's numbers under another's."""
+    """Stack the parameters of images."""
     rows = [replace(one, erase=one.erase or (0.0,) * 4) for one in params]
     return BatchParams(*(np.array([getattr(row, field.name) for row in rows]) for field in fields(BatchParams)))
 
 
 def level_errors(images: list[Image.Image], params: list[AugmentParams]) -> torch.Tensor:
-    """Return how many levels of 0 to 255 lie between the batch and one image at a time, `[B, 3, H, W]`."""
+    """Return the difference between the batch and single images, in levels of 0 to 255, `[B, 3, H, W]`."""
     expected = torch.stack([augment(i, p, height=64, width=32) for i, p in zip(images, params, strict=True)])
     found = augment_batch(as_pixels(images), stack(params), height=64, width=32)
     return (found - expected).abs() * torch.tensor(IMAGENET_STD).view(3, 1, 1) * 255
 
 
-@pytest.mark.parametrize("key", [(0, 0, 100), (7, 3, 101), (2**40 + 5, 19, 0), (1, 2**33, 2**35)])
-def test_numbers_of_an_id_are_those_of_a_generator_of_its_own(key: tuple[int, int, int]) -> None:
-    ids = [0, 1, 12935, 2**31]
-    drawn = draw_uniforms(*key[:2], ids, key[2], num_draws=54)
-    words = np.random.SeedSequence(key).generate_state(2, np.uint64)
-    for row, number in zip(drawn, ids, strict=True):
-        alone = np.random.Generator(np.random.Philox(key=words, counter=[0, number, 0, 0])).random(54)
-        assert np.array_equal(row, alone)
-
-
-def test_numbers_differ_by_seed_epoch_id_and_key_and_fill_the_unit_interval() -> None:
-    rows = [draw_uniforms(*key[:2], [key[2]], key[3], num_draws=200)[0] for key in np.eye(5, 4, dtype=int).tolist()]
-    assert len({row.tobytes() for row in rows}) == 5
-    assert all(0 <= row.min() < 0.05 and 0.95 < row.max() < 1 and abs(row.mean() - 0.5) < 0.1 for row in rows)
-    assert draw_uniforms(0, 0, [], 0, num_draws=3).shape == (0, 3)
-
-
 @pytest.mark.parametrize("view", ["train", "perturbed"])
-def test_a_batch_draws_what_each_image_draws_alone(view: View) -> None:
+def test_the_parameters_of_a_batch_are_those_of_its_images(view: View) -> None:
     drawn = draw_batch(3, 1, images=np.arange(NUM_IMAGES), view=view, num_cameras=4, config=CONFIG)
     for field in fields(BatchParams):
         expected = getattr(stack(draw_each(view)), field.name)
         assert np.array_equal(getattr(drawn, field.name), expected), field.name
 
 
-def test_a_crop_that_never_fits_is_the_whole_image_and_such_a_box_erases_nothing() -> None:
+def test_a_crop_that_never_fits_is_the_whole_image_and_such_an_erased_box_is_empty() -> None:
     config = DataConfig(height=16, width=256, crop_area=(1, 1), erasing_probability=1, erasing_area=(1, 1))
     drawn = draw_batch(0, 0, images=np.arange(40), view="train", num_cameras=1, config=config)
     assert (drawn.crop == (0, 0, 1, 1)).all()
@@ -82,7 +64,7 @@ def test_a_crop_that_never_fits_is_the_whole_image_and_such_a_box_erases_nothing
 
 
 @pytest.mark.parametrize("name", ["flip", "brightness", "contrast", "saturation", "grayscale", "erase"])
-def test_flips_jitter_grayscale_and_erasing_are_the_same_to_the_bit(name: str) -> None:
+def test_flips_jitter_grayscale_and_erasing_are_bitwise_equal(name: str) -> None:
     view: View = "perturbed" if name == "grayscale" else "train"
     drawn = [replace(STILL, **{name: getattr(params, name)}) for params in draw_each(view)]
     assert len({getattr(params, name) for params in drawn}) > 1
@@ -101,7 +83,7 @@ def test_resizing_rotation_and_blur_differ_by_one_level_in_few_pixels(name: str,
 
 
 @pytest.mark.parametrize("view", ["train", "perturbed"])
-def test_all_changes_together_differ_by_a_hundredth_of_a_level_on_average(view: View) -> None:
+def test_all_operators_together_differ_by_a_hundredth_of_a_level_on_average(view: View) -> None:
     errors = level_errors(pictures(128, 64), draw_each(view))
     assert errors.mean() < 0.01
     assert errors.max() < 6
@@ -115,7 +97,7 @@ def test_an_image_does_not_depend_on_the_others_of_its_batch() -> None:
         assert torch.equal(augment_batch(pixels[rows], params.rows(rows), height=64, width=32), together[rows])
 
 
-def test_normalizing_a_batch_gives_the_bits_of_one_image() -> None:
+def test_normalization_of_a_batch_is_bitwise_that_of_its_images() -> None:
     images = pictures(16, 8)
     assert torch.equal(normalize_batch(as_pixels(images)), torch.stack([normalize(image) for image in images]))
 
