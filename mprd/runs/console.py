@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,9 +39,12 @@ FIGURES = (
 )
 """Columns of metrics.jsonl that tables show, with their labels."""
 
+SHORT_NAMES = {"last epoch": "last", "by label-free score": "label-free"}
+"""Titles of a table that fits 80 columns."""
+
 
 class EpochLines:
-    """Show a progress bar for the running epoch if on a terminal, and print a line for each finished epoch."""
+    """Show a progress bar for the running epoch if on a terminal, and print a row for each finished epoch."""
 
     def __init__(self, console: Console, *, num_epochs: int) -> None:
         self.console = console
@@ -48,13 +54,15 @@ class EpochLines:
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            TextColumn("left in this phase"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
         self.task: TaskID | None = None
+        self.titles = ""
 
     def __enter__(self) -> EpochLines:
         self.progress.start()
@@ -77,10 +85,13 @@ class EpochLines:
         )
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Print the line of a finished epoch."""
-        self.console.print(
-            epoch_line(row, self.num_epochs, self.seconds_left(row["epoch"])), highlight=False, soft_wrap=True
-        )
+        """Print the row of a finished epoch, under titles when they change."""
+        cells = epoch_cells(row, self.num_epochs, self.seconds_left(row["epoch"]))
+        titles = "".join(title.rjust(width) for title, width, _ in cells)
+        if titles != self.titles:
+            self.console.print(titles, style="bold", highlight=False, soft_wrap=True)
+            self.titles = titles
+        self.console.print("".join(cell.rjust(width) for _, width, cell in cells), highlight=False, soft_wrap=True)
 
     def seconds_left(self, epoch: int) -> float:
         """Estimate the remaining seconds from the epochs of this process."""
@@ -122,19 +133,36 @@ class ImageLine:
         return self.num_done / max(1e-9, time.monotonic() - self.started)
 
 
-def epoch_line(row: dict[str, Any], num_epochs: int, seconds_left: float) -> str:
-    """Format the figures of an epoch as one line."""
-    parts = [f"epoch {row['epoch'] + 1:>2}/{num_epochs}"]
-    parts += [f"{name} {row[key]:.3f}" for key, name in (("cnn_loss", "loss"), ("gcn_loss", "gcn")) if is_set(row, key)]
-    parts.append(f"|P| {row['positives']:.1f}")
+def epoch_cells(row: dict[str, Any], num_epochs: int, seconds_left: float) -> list[tuple[str, int, str]]:
+    """Return title, width and text of each cell of an epoch's row; at most 79 characters wide in all."""
     # shares over all images are preferred; without identities only those of labeled images exist
-    source, of = ("pair", "") if "pair_precision" in row else ("labelled", " of labeled")
-    shares = {f"{source}_precision": f"prec{of}", f"{source}_recall": f"rec{of}", "mAP": "mAP", "rank1": "R1"}
-    parts += [f"{name} {100 * row[key]:.1f}" for key, name in shares.items() if is_set(row, key)]
-    if is_set(row, "images_per_second"):
-        parts.append(f"{row['images_per_second']:.0f} img/s")
-    parts.append(f"{seconds_left / 60:.1f} min left")
-    return "  ".join(parts)
+    source, of = ("pair", "") if "pair_precision" in row else ("labelled", " known")
+    figures = (
+        ("loss", 7, "cnn_loss", ".3f", 1),
+        ("gcn", 7, "gcn_loss", ".3f", 1),
+        ("|P|", 7, "positives", ".1f", 1),
+        (f"prec{of}", 6 + len(of), f"{source}_precision", ".1f", 100),
+        (f"rec{of}", 6 + len(of), f"{source}_recall", ".1f", 100),
+        ("mAP", 6, "mAP", ".1f", 100),
+        ("R1", 6, "rank1", ".1f", 100),
+        ("img/s", 7, "images_per_second", ".0f", 1),
+    )
+    cells = [("epoch", 7, f"{row['epoch'] + 1}/{num_epochs}")]
+    cells += [
+        (title, width, format(scale * row[key], form) if is_set(row, key) else "-")
+        for title, width, key, form, scale in figures
+    ]
+    return [*cells, ("left", 8, str(timedelta(seconds=round(seconds_left))))]
+
+
+def closing_lines(folder: Path) -> str:
+    """Name a finished run's files and the next commands to type."""
+    return (
+        f"files  {folder}\n"
+        "         table.txt  curves.png  metrics.jsonl  checkpoints/last.pt\n"
+        f"next   mprd report {folder}\n"
+        f"       mprd search {folder} --gallery CROPS --query IMAGE"
+    )
 
 
 def is_set(row: dict[str, Any], key: str) -> bool:
@@ -144,16 +172,18 @@ def is_set(row: dict[str, Any], key: str) -> bool:
 
 def final_table(rows: list[dict[str, Any]], untrained: dict[str, float]) -> Table:
     """Return the figures of the epochs that `chosen_rows` picks, and of the untrained network."""
-    columns = {f"{name}\n(epoch {row['epoch'] + 1})": row for name, row in chosen_rows(rows).items()}
+    columns = {
+        f"{SHORT_NAMES.get(name, name)}\nepoch {row['epoch'] + 1}": row for name, row in chosen_rows(rows).items()
+    }
     return figure_table(columns | ({"untrained": untrained} if untrained else {}))
 
 
 def figure_table(columns: dict[str, dict[str, Any]]) -> Table:
     """Return a table with the figures of each row as a column, in percent."""
-    table = Table(title="Result, in percent")
-    table.add_column("figure")
+    table = Table(title="Result, in percent", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for key, name in FIGURES:
         if any(is_set(row, key) for row in columns.values()):
             table.add_row(name, *(f"{100 * row[key]:.1f}" if is_set(row, key) else "-" for row in columns.values()))

@@ -27,7 +27,7 @@ from mprd.engine.trainer import CHECK_STEPS, Hooks, Trainer, fit, ignore
 from mprd.errors import Interrupted, UserError
 from mprd.evaluate.epoch_metrics import COLLAPSED, epoch_row, untrained_row
 from mprd.parallel.backends import choose_builder, choose_search
-from mprd.runs.console import EpochLines, final_table
+from mprd.runs.console import EpochLines, closing_lines, final_table
 from mprd.runs.curves import plot_curves
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder, write_text
@@ -148,7 +148,7 @@ def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> N
     plain.print(table)
     write_text(folder.path / "table.txt", plain.export_text())
     console.print(table)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+    console.print(closing_lines(folder.path), highlight=False, soft_wrap=True)
 
 
 class Lines(Protocol):
