@@ -299,7 +299,7 @@ def histogram_rank1(root: Path, *, mode: str, columns: slice) -> float:
 
 
 def test_a_color_histogram_fails_across_cameras_unless_their_colors_are_alike(tmp_path: Path) -> None:
-    size = {"num_train_ids": 1, "num_test_ids": 40, "num_cameras": 5}
+    size = {"num_train_ids": 1, "num_test_ids": 40, "num_cameras": 5, "images_per_camera": 2}
     apart, alike = (draw(tmp_path / str(gap), **size, camera_gap=gap) for gap in (1, 0))
     for mode in ("RGB", "HSV"):
         assert histogram_rank1(apart, mode=mode, columns=slice(0, 64)) < 0.1

@@ -19,7 +19,7 @@ from mprd.errors import UserError
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
 from mprd.train.mailbox import Mailbox
-from tests.runtime.test_distributed import CALM
+from tests.engine.test_workers import CALM
 
 from .test_cli import SLOW, arguments, one_thread, settings, without_times
 
