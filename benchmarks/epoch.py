@@ -21,7 +21,7 @@ from PIL import Image
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.engine.trainer import Hooks, Trainer
+from mprd.engine.trainer import Trainer
 from mprd.memory import FeatureMemory
 from mprd.runtime.device import cudnn_benchmark
 
@@ -65,7 +65,7 @@ def main() -> None:
     size = (config.train.batch_size, 3, config.data.height, config.data.width)
     with tempfile.TemporaryDirectory() as folder:
         dataset = repeated_dataset(Path(folder) / "crop.png", args.num_images)
-        trainer = Trainer(config, dataset, device=device, hooks=Hooks())
+        trainer = Trainer(config, dataset, device=device)
     trainer.state.memory = FeatureMemory(clustered_memory(args.num_images, 2048).to(device))
     backbone = trainer.state.backbone.train()
     labeller = trainer.build_labeller()
@@ -88,7 +88,7 @@ def main() -> None:
     # as in an epoch
     with cudnn_benchmark():
         full, bare = interleaved_medians(mprd_steps, bare_steps, runs=args.runs or (3 if args.quick else 5))
-    stats = trainer.state.stats
+    stats = trainer.stats
     report(
         benchmark="epoch",
         ratio=full / bare,
@@ -98,7 +98,7 @@ def main() -> None:
         bare_ms=1000 * bare / steps,
         num_images=args.num_images,
         batch=list(size),
-        neighbors_per_image=stats.mean("k", "labeled"),
+        neighbors_per_image=stats.mean("k", "labelled"),
         quick=args.quick,
     )
 

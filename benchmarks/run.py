@@ -21,7 +21,8 @@ from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.engine.callbacks import Callbacks
+from mprd.engine.trainer import Trainer, fit
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.train.profiler import Profile
 
@@ -91,7 +92,7 @@ def main() -> None:
         ends.append(time.perf_counter())
         print(f"epoch {len(rows)}: {ends[-1] - started:.1f} s, loss {rows[-1]['cnn_loss']:.3f}", flush=True)
 
-    trainer = Trainer(config, random_dataset(sizes, packs), device=device, hooks=Hooks(after_epoch=after_epoch))
+    trainer = Trainer(config, random_dataset(sizes, packs), device=device, callbacks=Callbacks(after_epoch=after_epoch))
     profile = Profile(device, Path(tempfile.gettempdir()) / "trace.json")
     if args.profile:
         profile.attach(trainer)

@@ -21,7 +21,8 @@ from common import report
 
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
-from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.engine.callbacks import Callbacks
+from mprd.engine.trainer import Trainer, fit
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
 from mprd.runtime.distributed import joined_workers
@@ -37,13 +38,13 @@ def train(rank: int, num_workers: int, port: int, config: Config, folder: Path) 
     seconds: list[float] = []
 
     def after_epoch(trainer: Trainer) -> None:
-        sums = trainer.state.stats.sums
+        sums = trainer.stats.sums
         seconds.append(sums["gcn_seconds"] + sums["cnn_seconds"])
 
     dataset = open_dataset(config, RunFolder(folder / "run"))
     device = torch.device("cpu")
     trainer = Trainer(
-        config, dataset, device=device, hooks=Hooks(after_epoch=after_epoch), workers=joined_workers(device)
+        config, dataset, device=device, callbacks=Callbacks(after_epoch=after_epoch), workers=joined_workers(device)
     )
     trainer.fill_memory()
     fit(trainer)

@@ -32,7 +32,7 @@ ORDER = [
 
 DOORS = {
     "ray": {
-        *("parallel/ray_actors", "parallel/ray_neighbors", "parallel/ray_subgraphs"),
+        *("parallel/cluster", "parallel/ray_actors", "parallel/ray_neighbors", "parallel/ray_subgraphs"),
         *("train/ray_workers", "tune/ray_trials"),
     },
     "optuna": {"tune/optuna_backend"},

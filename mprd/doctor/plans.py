@@ -15,7 +15,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.data.recognition import TREE_PATTERNS, Layout
 from mprd.doctor.estimate import Cost, estimate_cost
-from mprd.engine.trainer import Hooks, Trainer
+from mprd.engine.trainer import Trainer
 from mprd.runtime.device import choose_device
 
 MAX_HOURS = 48
@@ -112,7 +112,7 @@ def try_out(plan: Plan, dataset: ReidDataset) -> Plan:
     style = dataset.style_paths if config.data.camera_style == "camstyle" else None
     bare = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": "none"})})
     device = choose_device(config.train.device)
-    trainer = Trainer(bare, replace(dataset, style_paths=style), device=device, hooks=Hooks())
+    trainer = Trainer(bare, replace(dataset, style_paths=style), device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.train.threads or threads)
     try:

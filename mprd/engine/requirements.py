@@ -1,4 +1,4 @@
-"""What a data set must have for some settings, looked at before anything is computed."""
+"""What some settings need of a data set, checked before anything is computed."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def eta(
     end: float = 0.1,
     step_epoch: float = 0.5,
 ) -> float:
-    """Return the weight of the meta gradient in Eq. 10, never rising with the epoch.
+    """Return the weight of the meta gradient in Eq. 10, which never rises with the epoch.
 
     The paper gives no formula. `step` falls to `end` once the share `step_epoch` of the epochs has passed.
     """

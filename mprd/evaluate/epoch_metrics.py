@@ -33,7 +33,7 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
 
 def training_row(trainer: Trainer) -> dict[str, Any]:
     """Return what describes the epoch without any identity: losses, schedules, sizes of P, label-free scores."""
-    state, stats = trainer.state, trainer.state.stats
+    state, stats = trainer.state, trainer.stats
     memory = state.memory.features
     generated = generator(trainer.config.train.seed, RngStream.COLLAPSE, state.epoch)
     return {
@@ -43,10 +43,10 @@ def training_row(trainer: Trainer) -> dict[str, Any]:
         "gcn_loss": stats.mean("gcn_loss", "gcn_steps"),
         "lr_backbone": state.optimizer.param_groups[0]["lr"],
         "lr_new": state.optimizer.param_groups[1]["lr"],
-        "gamma": trainer.gamma(),
-        "eta": trainer.eta(),
+        "gamma": trainer.gamma,
+        "eta": trainer.eta,
         "positives": float(state.positives.counts().float().mean()),
-        "neighbors": stats.mean("k", "labeled"),
+        "neighbors": stats.mean("k", "labelled"),
         "neighbors_capped": int(stats.sums.get("k_capped", 0)),
         "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=generated),
         "label_free_score": label_quality.neighborhood_agreement(memory, trainer.camids),
@@ -56,7 +56,7 @@ def training_row(trainer: Trainer) -> dict[str, Any]:
 
 def speed_row(trainer: Trainer) -> dict[str, Any]:
     """Return the seconds of both phases, and images per second."""
-    stats = trainer.state.stats
+    stats = trainer.stats
     return {
         "gcn_seconds": stats.sums.get("gcn_seconds", 0.0),
         "cnn_seconds": stats.sums.get("cnn_seconds", 0.0),
@@ -72,8 +72,8 @@ def measure_labels(trainer: Trainer) -> dict[str, float | None]:
     if trainer.pids is None:
         return quality
     quality |= label_quality.pair_quality(state.positives, trainer.pids, trainer.camids)
-    if trainer.state.stats.candidates:
-        judged = torch.cat([part.to(trainer.device) for part in trainer.state.stats.candidates])
+    if trainer.stats.candidates:
+        judged = torch.cat([part.to(trainer.device) for part in trainer.stats.candidates])
         # pairs of a labeled image would flatter the GCN that was trained on them
         judged = judged[~torch.isin(judged[:, 0].long(), trainer.state.meta.ids)]
         first, second = judged[:, :2].long().unbind(1)
@@ -84,7 +84,7 @@ def measure_labels(trainer: Trainer) -> dict[str, float | None]:
         quality["jaccard_auc"] = label_quality.auc(judged[:, 4], is_true)
         if is_due(trainer):
             # the best score without learning; of all images at once, so only where an evaluation takes its time anyway
-            scores = trainer.lists().similarities.between(first, second)
+            scores = trainer.frozen_lists().similarities.between(first, second)
             quality["reciprocal_auc"] = label_quality.auc(scores, is_true)
         if trainer.config.pairs.decide == "agreement":
             quality["agreement_auc"] = label_quality.auc(judged[:, 5], is_true)

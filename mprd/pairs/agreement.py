@@ -1,8 +1,8 @@
-"""How far two images agree about all others: a second look at likelihoods, over the whole graph of candidates.
+"""Agreement of two images: the cosine of their rows of likelihoods, over the whole graph of candidates.
 
-Not in the paper, whose Eq. 7 asks of each pair alone. Two images of one person are likely mates of the same images, and
-of the same images only; a pair that was judged wrongly stands alone in that.
-Shapes: N images, K candidates of an image, B rows asked for.
+Not in the paper, whose Eq. 7 looks at each pair alone. Two images of one identity have high likelihoods with the same
+other images; a pair with a wrong likelihood lacks this support.
+Shapes: N images, K candidates of an image, B query rows.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 from mprd.pairs.rules import PADDING
 
 POWER = 3
-"""Of a likelihood in an image's row: the many doubtful candidates would otherwise outweigh the few sure ones."""
+"""Exponent of a likelihood in an image's row: without it many doubtful candidates outweigh the few sure ones."""
 
 
 def likelihood_graph(candidates: Tensor, likelihoods: Tensor) -> Tensor:
     """Return the row of each image: its likelihoods to all images to the power of 3, 1 to itself, of unit length.
 
-    A pair that is a candidate one way alone counts both ways; of two likelihoods the larger counts.
+    A pair that is a candidate in one direction counts in both; of two likelihoods the larger counts.
 
     Args:
         candidates: `[N, K]`, NN_k padded with -1.
-        likelihoods: `[N, K]`, g_ij; whatever stands at padding does not count.
+        likelihoods: `[N, K]`, g_ij; values at padding are ignored.
 
     Returns:
         Sparse `[N, N]`, coalesced.
@@ -39,7 +39,7 @@ def likelihood_graph(candidates: Tensor, likelihoods: Tensor) -> Tensor:
     weights = weights**POWER
     first, second = keys // num_images, keys % num_images
     lengths = weights.new_zeros(num_images).index_add_(0, first, weights.square()).sqrt()
-    # sorted and free of duplicates, as `unique` leaves them
+    # `unique` returns sorted keys without duplicates
     return torch.sparse_coo_tensor(
         torch.stack([first, second]),
         weights / lengths[first],
@@ -50,5 +50,5 @@ def likelihood_graph(candidates: Tensor, likelihoods: Tensor) -> Tensor:
 
 
 def agreements(graph: Tensor, rows: Tensor) -> Tensor:
-    """Return how far the images `rows` `[B]` agree with every image, `[B, N]` in 0..1: the cosines of their rows."""
+    """Return the agreement of the images `rows` `[B]` with every image, `[B, N]` in 0..1: the cosines of their rows."""
     return torch.sparse.mm(graph, graph.index_select(0, rows).to_dense().T).T

@@ -1,6 +1,6 @@
-"""Cluster-Contrast (Dai et al., ACCV 2022), the yardstick: DBSCAN's clusters as classes, and a memory of centroids.
+"""Cluster-Contrast (Dai et al., ACCV 2022), a baseline: DBSCAN's clusters as classes, and a memory of centroids.
 
-Nothing of MPRD is in it; it runs in the same loop so that both can be held against each other.
+It uses no part of MPRD; it runs in the same loop so that both can be compared.
 Shapes: N images, C clusters, B batch, D feature size.
 """
 
@@ -25,9 +25,9 @@ OUTLIER = -1
 
 
 def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) -> ClusterMemory | None:
-    """Cluster the images as Cluster-Contrast does before each epoch; None, and a warning, where no two are found.
+    """Cluster the images as Cluster-Contrast does before each epoch; None, with a warning, for fewer than two clusters.
 
-    Unit features `[N, D]`, compared as they are or, under `neighbors.standardise`, standardised by camera.
+    Unit features `[N, D]` are compared as they are or, under `neighbors.standardise`, standardized by camera.
     """
     compared = standardize_by_camera(features, camids) if config.neighbors.standardise else features
     labels = cluster_images(compared, config.clusters)
@@ -42,7 +42,7 @@ def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512)
 
     Clusters are counted from 0, outliers are -1. Distances above `eps` are never stored.
     """
-    # scikit-learn takes a second to import, and only this labeller needs it
+    # scikit-learn takes a second to import
     from scipy.sparse import csr_array
     from sklearn.cluster import DBSCAN
 
@@ -52,7 +52,7 @@ def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512)
         near = (distances <= c.eps).nonzero()
         rows.append((near[:, 0] + block.start).cpu())
         columns.append(near[:, 1].cpu())
-        # a stored distance of exactly 0 would be taken for none
+        # a sparse matrix drops explicit zeros
         values.append(distances[near[:, 0], near[:, 1]].clamp(min=1e-9).double().cpu())
     entries = (torch.cat(values).numpy(), (torch.cat(rows).numpy(), torch.cat(columns).numpy()))
     graph = csr_array(entries, shape=(num_images, num_images))
@@ -61,12 +61,12 @@ def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512)
 
 
 def is_same_cluster(labels: Tensor, ids: Tensor) -> Tensor:
-    """Mark the images of each image's cluster, boolean `[B, N]`; an outlier has none."""
+    """Mark the images of each image's cluster, boolean `[B, N]`; outliers have none."""
     return (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
 
 
 def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
-    """List the images of each image's cluster, `[B, W]` padded with -1; an outlier has itself alone."""
+    """List the images of each image's cluster, `[B, W]` padded with -1; an outlier's list is itself."""
     is_member = is_same_cluster(labels, ids)
     is_member[torch.arange(len(ids), device=ids.device), ids] = True
     width = int(is_member.sum(1).max())
@@ -79,7 +79,7 @@ def balanced_batches(
 ) -> list[list[int]]:
     """Draw an epoch of batches, each of `batch_size // num_instances` clusters and as many images of each.
 
-    Clusters come in random order, one round after the other, until as many images are drawn as are in clusters;
+    Clusters come in random order, in rounds, until as many images are drawn as are in clusters;
     images of a cluster are drawn without replacement where it has enough. Outliers are left out.
     """
     members = [(labels == cluster).nonzero().squeeze(1).tolist() for cluster in range(int(labels.max()) + 1)]
@@ -101,7 +101,7 @@ def draw(images: list[int], count: int, generator: torch.Generator) -> list[int]
 
 @dataclass
 class ClusterMemory:
-    """The centroids that stand for the clusters, and which image belongs to which."""
+    """The centroids of the clusters, and the cluster of each image."""
 
     centroids: Tensor
     """`[C, D]`, unit length."""
@@ -124,7 +124,7 @@ class ClusterMemory:
 
     @torch.no_grad()
     def update(self, features: Tensor, ids: Tensor, *, old_weight: float) -> None:
-        """Move each image's centroid towards its feature, one image after the other, in place."""
+        """Move each image's centroid towards its feature, image after image, in place."""
         for feature, label in zip(features.detach(), self.labels[ids].tolist(), strict=True):
             moved = old_weight * self.centroids[label] + (1 - old_weight) * feature
             self.centroids[label] = F.normalize(moved, dim=0)

@@ -1,4 +1,4 @@
-"""P_i: who counts as positive for whom (Eq. 7, Sec. 5.3).
+"""P_i, the positives of an image: the table of all, the threshold of Eq. 7, and the rules of Sec. 5.3.
 
 Shapes: B batch, N images, K candidates of an image, W width of the widest P_i, D feature size.
 A rule returns a boolean `[B, N]` in which an image's own index is always true (Alg. 1 line 1).
@@ -21,7 +21,7 @@ from mprd.neighbors.reciprocal import K1, K2, reciprocal_similarities
 
 @dataclass(frozen=True, eq=False)
 class MetaSet:
-    """Z: the labeled images, the only ones whose identities anything but evaluation may read (Sec. 4.2)."""
+    """Z: the labeled images (Sec. 4.2). Only evaluation reads identities of any other image."""
 
     ids: Tensor
     """`[Z]`, image ids; empty for MPRD(0id)."""
@@ -43,7 +43,7 @@ class MetaSet:
 
 
 def choose_meta(config: Config, dataset: ReidDataset, device: torch.device) -> MetaSet:
-    """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none where nobody asks."""
+    """Choose Z (Sec. 4.2): all images of `meta.num_ids` identities drawn with the seed; none if unused."""
     if not config.uses_meta:
         return MetaSet.empty(device)
     chosen = choose_labeled(dataset.train, dataset.root, config.meta, seed=config.train.seed)
@@ -82,13 +82,13 @@ class PositiveTable:
 
 @dataclass(frozen=True, eq=False)
 class PositiveLimit:
-    """How many positives an image has at most, under its own camera and under the others (not in the paper).
+    """Most positives of an image, under its own camera and under the others (not in the paper).
 
-    Whoever labels a few identities knows as well in how many images of which cameras each appears.
+    Labeled identities bound the number of positives per camera.
     """
 
     camids: Tensor
-    """`[N]`, the images' cameras; all the same where nobody knows."""
+    """`[N]`, the images' cameras; all 0 where they are unknown."""
     same: int
     """Positives under the image's own camera, itself left out."""
     other: int
@@ -96,7 +96,7 @@ class PositiveLimit:
 
     @classmethod
     def of_labelled(cls, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit:
-        """Measure the most that any image of Z has within Z, which must hold whole identities and not be empty."""
+        """Take the most that any image of Z has within Z, which must hold whole identities and not be empty."""
         camids = meta.ids.new_zeros(num_images) if camids is None else camids
         is_mate = meta.pids[:, None] == meta.pids
         is_near = camids[meta.ids][:, None] == camids[meta.ids]
@@ -109,7 +109,7 @@ class PositiveLimit:
         Args:
             rows: `[B]`, the images i.
             ids: `[B, W]`, P_i padded with -1; i is always kept.
-            scores: `[B, W]`; whatever stands at i and at padding does not count.
+            scores: `[B, W]`; values at i and at padding are ignored.
 
         Returns:
             `[B, W]`: -1 where a positive was dropped.
@@ -127,7 +127,7 @@ class PositiveLimit:
 
 
 def choose_limit(config: Config, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit | None:
-    """Measure the limit on Z; None where the settings want none."""
+    """Return the limit that Z sets; None where the settings have none."""
     return PositiveLimit.of_labelled(meta, camids, num_images) if config.limits_positives else None
 
 
@@ -197,7 +197,7 @@ def reciprocal(
 ) -> Tensor:
     """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
 
-    The best that is said of a pair without learning (Zhong et al., CVPR 2017); not in the paper.
+    The strongest training-free pair score (Zhong et al., CVPR 2017); not in the paper.
 
     Args:
         features: `[N, D]`, unit length.

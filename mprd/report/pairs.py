@@ -12,7 +12,7 @@ from mprd.engine.state import build_gcn
 from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
-from mprd.neighbors.lists import NeighborLists, list_features
+from mprd.neighbors.lists import FrozenLists, list_features
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.rules import PADDING, MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
@@ -75,7 +75,7 @@ def score_candidates(snapshot: Snapshot) -> CandidateScores:
     """
     snapshot.need_train()
     meta = choose_meta(snapshot.config, snapshot.need_dataset(), snapshot.memory.device)
-    lists = search_lists(snapshot)
+    lists = build_lists(snapshot)
     labeller = build_labeller(snapshot, lists, meta)
     tables = label_candidates(labeller, lists)
     where = lists.ids != PADDING
@@ -100,16 +100,15 @@ def has_gcn(snapshot: Snapshot) -> bool:
     return snapshot.config.pairs.labeller == "gcn" and snapshot.num_epochs > snapshot.config.train.warmup_epochs
 
 
-def search_lists(snapshot: Snapshot) -> NeighborLists:
-    """Search the neighbor lists of all images in the state's features."""
-    config = snapshot.config.neighbors
-    features = list_features(config.source, snapshot.memory, lambda: snapshot.extract(snapshot.need_train()))
-    lists = NeighborLists(features, snapshot.camids(), config)
-    lists.refresh()
-    return lists
+def build_lists(snapshot: Snapshot) -> FrozenLists:
+    """Return the neighbor lists of all images in the state's features."""
+    config, features = snapshot.config.neighbors, snapshot.memory
+    if config.source != "memory":
+        features = list_features(config.source, features, snapshot.extract(snapshot.need_train()))
+    return FrozenLists(features, snapshot.camids(), config)
 
 
-def build_labeller(snapshot: Snapshot, lists: NeighborLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:
+def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:
     """Build the labeler that training uses in this state."""
     config, memory = snapshot.config, snapshot.memory
     is_untrained = config.pairs.labeller == "gcn" and not has_gcn(snapshot)
@@ -132,7 +131,7 @@ def load_gcn(snapshot: Snapshot) -> PairGCN:
     return gcn
 
 
-def label_candidates(labeller: CandidateLabeller | RuleLabeller, lists: NeighborLists) -> dict[str, Tensor]:
+def label_candidates(labeller: CandidateLabeller | RuleLabeller, lists: FrozenLists) -> dict[str, Tensor]:
     """Return `likelihoods`, `is_positive` and, where they decide, `agreements` over the lists, `[N, K]` each.
 
     Empty for a labeler that scores no candidates.
@@ -154,7 +153,7 @@ def contained(candidates: Tensor, positives: Tensor) -> Tensor:
     return (candidates[:, :, None] == positives[:, None]).any(2) & (candidates != PADDING)
 
 
-def pair_scores(memory: Tensor, lists: NeighborLists, pairs: Tensor) -> dict[str, Tensor]:
+def pair_scores(memory: Tensor, lists: FrozenLists, pairs: Tensor) -> dict[str, Tensor]:
     """Return the scores of pairs `[P, 2]` that need no training, `[P]` each."""
     # an empty part gives the dtype where there are no pairs
     cosines, overlaps = [memory.new_zeros(0)], [memory.new_zeros(0)]

@@ -21,11 +21,12 @@ from mprd.config.loading import absolute
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.parallel.backends import count_actors
+from mprd.parallel.cluster import cluster, find_resources
 from mprd.runs.folder import RunFolder
 from mprd.runtime.device import CpuThreads, num_cores
 from mprd.train.local import finish
 from mprd.train.mailbox import Mailbox
-from mprd.train.ray_workers import choose_threads, cluster, find_resources, make_trainer
+from mprd.train.ray_workers import choose_threads, make_trainer
 from mprd.tune.outcome import prepare_folder, read_error, stop_reason, trial_line, write_error
 from mprd.tune.trial import State, Trial, trial_config
 from mprd.tune.trial_queue import TrialQueue
@@ -218,7 +219,7 @@ class QueueSearcher(Searcher):
         is_last = result["epoch"] + 1 >= self.config.train.epochs
         if self.queue.report(trial, result) and not is_last:
             self.stopped.add(trial_id)
-            Mailbox(self.queue.folder.run_folder(trial).path).ask_to_stop()
+            Mailbox(self.queue.folder.run_folder(trial).path).request_stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended, from its run folder."""

@@ -12,7 +12,7 @@ from mprd.config.loading import load_config
 from mprd.config.schema import Config, MetaConfig
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.labeled import choose_labeled
-from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.pairs.rules import PADDING
@@ -104,7 +104,7 @@ def test_a_faulty_file_is_refused_with_its_line(text: str | bytes | None, messag
 def build(root: Path, *overrides: str) -> Trainer:
     config: Config = load_config("demo", overrides=(*TINY, *overrides), values={"data": {"root": root}})
     dataset = load_dataset(config.data, cache_dir=root)
-    trainer = Trainer(config, dataset, device=torch.device("cpu"), hooks=Hooks())
+    trainer = Trainer(config, dataset, device=torch.device("cpu"))
     trainer.fill_memory()
     return trainer
 

@@ -19,7 +19,7 @@ from mprd.data.recognition import recognize
 from mprd.doctor import estimate, plans
 from mprd.doctor.checks import DatasetReport, examine
 from mprd.doctor.cli import app
-from mprd.engine.trainer import Hooks, Trainer
+from mprd.engine.trainer import Trainer
 from mprd.train.cli import app as train_app
 from tests.conftest import TINY, write_crop
 from tests.trees import write_image, write_images, write_msmt17
@@ -255,7 +255,7 @@ def test_an_estimate_leaves_the_network_as_it_was(source: str, num_extracted: in
     overrides = (*TINY, "pairs.refresh=epoch", f"neighbors.source={source}")
     config = load_config("demo", overrides=overrides, values={"data": {"root": tiny_root}})
     dataset = load_dataset(config.data, cache_dir=tiny_root)
-    trainer = Trainer(config, dataset, device=torch.device("cpu"), hooks=Hooks())
+    trainer = Trainer(config, dataset, device=torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in trainer.state.backbone.state_dict().items()}
     found = estimate.estimate_cost(trainer)
     for name, tensor in trainer.state.backbone.state_dict().items():

@@ -10,8 +10,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from mprd.config.loading import load_config
-from mprd.engine.state import TrainState
-from mprd.engine.trainer import CHECK_STEPS, Hooks, Trainer, fit, ignore
+from mprd.engine.callbacks import Callbacks, ignore
+from mprd.engine.trainer import CHECK_STEPS, Trainer, fit
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.runtime.device import HostCopy, send
 from tests.conftest import TINY
@@ -43,12 +43,13 @@ def run(
     """
     config = load_config("demo", overrides=(*TINY, "train.epochs=2", *overrides), values={"data": {"root": root}})
     rows: Rows = []
-    hooks = Hooks(after_step=after_step, after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
-    trainer = Trainer(config, open_data(config), device=torch.device(device), hooks=hooks)
+    callbacks = Callbacks(after_step, lambda trainer: rows.append(epoch_row(trainer)))
+    trainer = Trainer(config, open_data(config), device=torch.device(device), callbacks=callbacks)
     trainer.fill_memory()
     if start is not None:
-        trainer.state.load_state_dict(start, path=root)
-    state = fit(trainer).state_dict()
+        trainer.load_state_dict(start, path=root)
+    fit(trainer)
+    state = trainer.state_dict()
     return {name: part.cpu() for name, part in state.items() if isinstance(part, torch.Tensor)}, rows
 
 
@@ -74,8 +75,9 @@ def without(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
 def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(tiny_root: Path) -> None:
     saved: list[Any] = []
 
-    def save(state: TrainState, _num_steps: int) -> None:
-        saved.append(tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state.state_dict()))
+    def save(trainer: Trainer, _num_steps: int) -> None:
+        state = trainer.state_dict()
+        saved.append(tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state))
 
     settings = SETTINGS["as in the paper"]
     with pretended_gpu():
@@ -91,8 +93,8 @@ def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(tiny_root: Path)
     [
         ("gcn", ("gcn.variant=reciprocal", "neighbors.source=mean"), 0),
         ("cnn", ("pairs.decide=agreement", "pairs.mu=0.1"), 0),
-        # the numbers of neighbors and of pairs
-        ("cnn", SETTINGS["as in the paper"], 1),
+        # where neighbors and pairs are, and the widths of lists
+        ("cnn", SETTINGS["as in the paper"], 8),
     ],
 )
 def test_a_step_on_a_gpu_synchronizes_for_the_sizes_of_live_lists_alone(
@@ -101,9 +103,10 @@ def test_a_step_on_a_gpu_synchronizes_for_the_sizes_of_live_lists_alone(
     waits: list[int] = []
     last: tuple[int, int] = (-1, 0)
 
-    def note(state: TrainState, _num_steps: int) -> None:
+    def note(trainer: Trainer, _num_steps: int) -> None:
         # from the end of the previous step of the epoch, so that fetching the next batch counts
         nonlocal last
+        state = trainer.state
         if state.phase == phase and last[0] == state.epoch and (state.step - 1) % CHECK_STEPS:
             waits.append(gpu.waits - last[1])
         last = (state.epoch if state.phase == phase else -1, gpu.waits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from mprd import losses
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
-from mprd.engine.state import TrainState
-from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.engine.callbacks import Backends, Callbacks
+from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, NonFiniteLoss, UserError
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.neighbors.exact import find_neighbors
@@ -45,8 +45,8 @@ def open_data(config: Config) -> ReidDataset:
     return dataclasses.replace(load_dataset(config.data, cache_dir=folder), packs=Packs(folder, mode=config.data.cache))
 
 
-def train(config: Config, *, hooks: Hooks | None = None, dataset: ReidDataset | None = None) -> Trainer:
-    trainer = Trainer(config, dataset or open_data(config), device=CPU, hooks=hooks or Hooks())
+def train(config: Config, dataset: ReidDataset | None = None, **around: Any) -> Trainer:
+    trainer = Trainer(config, dataset or open_data(config), device=CPU, **around)
     trainer.fill_memory()
     fit(trainer)
     return trainer
@@ -61,8 +61,8 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     return {name: value}
 
 
-def assert_same_state(first: TrainState, second: TrainState) -> None:
-    """Hold every tensor and number of two states against each other, bit by bit; wall times aside."""
+def assert_same_state(first: Trainer, second: Trainer) -> None:
+    """Compare every tensor and number of two trainers bit by bit, wall times aside."""
     a, b = flatten(first.state_dict()), flatten(second.state_dict())
     assert a.keys() == b.keys()
     for name in a:
@@ -75,8 +75,8 @@ def assert_same_state(first: TrainState, second: TrainState) -> None:
 @pytest.mark.parametrize("labeller", LABELLERS)
 def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, tiny_root: Path) -> None:
     rows: list[dict[str, Any]] = []
-    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
-    train(changed(tiny_config, tiny_root, f"pairs.labeller={labeller}"), hooks=hooks)
+    callbacks = Callbacks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    train(changed(tiny_config, tiny_root, f"pairs.labeller={labeller}"), callbacks=callbacks)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert all(np.isfinite(row["cnn_loss"]) and 0 <= row["mAP"] <= 1 for row in rows)
     assert all((row["gcn_loss"] is None) == (labeller != "gcn") for row in rows)
@@ -119,21 +119,21 @@ def test_every_variant_of_the_tables_trains(overrides: tuple[str, ...], tiny_con
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_config: Config, tiny_root: Path) -> None:
     first = train(tiny_config)
     torch.rand(7)  # the global generator is nobody's business
-    assert_same_state(first.state, train(tiny_config).state)
+    assert_same_state(first, train(tiny_config))
     other = train(changed(tiny_config, tiny_root, "train.seed=1"))
     assert not torch.equal(first.state.memory.features, other.state.memory.features)
 
 
 def test_loader_processes_do_not_change_the_result(tiny_config: Config, tiny_root: Path) -> None:
-    assert_same_state(train(tiny_config).state, train(changed(tiny_config, tiny_root, "data.num_workers=2")).state)
+    assert_same_state(train(tiny_config), train(changed(tiny_config, tiny_root, "data.num_workers=2")))
 
 
-def first_loss(config: Config, root: Path, *overrides: str) -> tuple[float, TrainState]:
+def first_loss(config: Config, root: Path, *overrides: str) -> tuple[float, Trainer]:
     """Train for an epoch; return its CNN loss and the state it ends in."""
-    losses: list[Any] = []
-    hooks = Hooks(after_epoch=lambda trainer: losses.append(trainer.state.stats.mean("cnn_loss", "images")))
-    state = train(changed(config, root, "train.epochs=1", *overrides), hooks=hooks).state
-    return losses[0], state
+    found: list[Any] = []
+    callbacks = Callbacks(after_epoch=lambda trainer: found.append(trainer.stats.mean("cnn_loss", "images")))
+    trainer = train(changed(config, root, "train.epochs=1", *overrides), callbacks=callbacks)
+    return found[0], trainer
 
 
 def test_packed_images_give_the_bits_of_files_and_a_batch_at_once_nearly_so(
@@ -162,7 +162,7 @@ def with_shuffled_pids(trainer: Trainer) -> ReidDataset:
 def test_no_label_outside_z_reaches_training(tiny_config: Config) -> None:
     first = train(tiny_config)
     second = train(tiny_config, dataset=with_shuffled_pids(first))
-    assert_same_state(first.state, second.state)
+    assert_same_state(first, second)
 
 
 def test_labels_of_z_reach_the_gcn(tiny_config: Config, tiny_root: Path) -> None:
@@ -171,17 +171,17 @@ def test_labels_of_z_reach_the_gcn(tiny_config: Config, tiny_root: Path) -> None
     assert not torch.equal(first.state.gcn.theta_2, second.state.gcn.theta_2)
 
 
-def stop_after(trainer_step: int, path: Path) -> Hooks:
+def stop_after(trainer_step: int, path: Path) -> Callbacks:
     """Save and stop after so many steps of all phases together."""
     seen = [0]
 
-    def after_step(state: TrainState, num_steps: int) -> None:
+    def after_step(trainer: Trainer, _num_steps: int) -> None:
         seen[0] += 1
         if seen[0] == trainer_step:
-            checkpoint.save(state.state_dict(), path)
+            checkpoint.save(trainer.state_dict(), path)
             raise Interrupted("stop")
 
-    return Hooks(after_step=after_step)
+    return Callbacks(after_step=after_step)
 
 
 # 24 images: an epoch is 3 GCN steps and 3 CNN steps; the first, the last, both phases, both ends of an epoch
@@ -196,11 +196,11 @@ def test_resuming_at_any_step_ends_in_the_same_bits(
     whole = train(config)
     path = tmp_path / "last.pt"
     with pytest.raises(Interrupted):
-        train(config, hooks=stop_after(num_steps, path))
-    resumed = Trainer(config, open_data(config), device=CPU, hooks=Hooks())
-    resumed.state.load_state_dict(checkpoint.load(path), path=path)
+        train(config, callbacks=stop_after(num_steps, path))
+    resumed = Trainer(config, open_data(config), device=CPU)
+    resumed.load_state_dict(checkpoint.load(path), path=path)
     fit(resumed)
-    assert_same_state(whole.state, resumed.state)
+    assert_same_state(whole, resumed)
 
 
 @pytest.mark.parametrize(("source", "num_searches"), [("clean", 3), ("memory", 6)])
@@ -216,7 +216,7 @@ def test_lists_of_clean_features_are_searched_once_an_epoch(
     epochwise = ("pairs.refresh=epoch", "neighbors.metric=cosine", f"neighbors.source={source}")
     config = changed(tiny_config, tiny_root, *epochwise)
     # 3 epochs, each with a GCN phase and a labelling pass
-    train(config, hooks=Hooks(search_all=search))
+    train(config, backends=Backends(search_all=search))
     assert len(searched) == num_searches
 
 
@@ -224,13 +224,14 @@ def test_lists_are_drawn_from_the_mean_of_memory_and_clean_features(tiny_config:
     config = changed(tiny_config, tiny_root, "neighbors.source=mean", "neighbors.metric=cosine", "train.epochs=2")
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def look(state: TrainState, _: int) -> None:
+    def look(trainer: Trainer, _num_steps: int) -> None:
+        state = trainer.state
         # in the GCN's epoch neither network nor memory has moved since the lists were drawn
         if state.phase == "gcn" and state.step == 1 and state.epoch == 1:
             clean = trainer.extract(trainer.plain_images)
-            seen.append((clean, state.memory.features.clone(), trainer.lists().source.clone()))
+            seen.append((clean, state.memory.features.clone(), trainer.frozen_lists().source.clone()))
 
-    trainer = Trainer(config, open_data(config), device=CPU, hooks=Hooks(after_step=look))
+    trainer = Trainer(config, open_data(config), device=CPU, callbacks=Callbacks(after_step=look))
     trainer.fill_memory()
     fit(trainer)
     (clean, memory, drawn) = seen[0]
@@ -244,15 +245,15 @@ def test_cluster_contrast_resumes_within_an_epoch(tiny_config: Config, tiny_root
     small = ("pairs.labeller=dbscan", "clusters.k1=6", "clusters.k2=2", "clusters.min_samples=3", "clusters.eps=0.7")
     config, path = changed(tiny_config, tiny_root, *small), tmp_path / "last.pt"
     clusters: list[Any] = []
-    whole = train(config, hooks=Hooks(after_epoch=lambda trainer: clusters.append(trainer.state.clusters)))
+    whole = train(config, callbacks=Callbacks(after_epoch=lambda trainer: clusters.append(trainer.state.clusters)))
     assert all(found is not None for found in clusters)
     with pytest.raises(Interrupted):
-        train(config, hooks=stop_after(2, path))
-    resumed = Trainer(config, open_data(config), device=CPU, hooks=Hooks())
-    resumed.state.load_state_dict(checkpoint.load(path), path=path)
+        train(config, callbacks=stop_after(2, path))
+    resumed = Trainer(config, open_data(config), device=CPU)
+    resumed.load_state_dict(checkpoint.load(path), path=path)
     assert resumed.state.step == 2
     fit(resumed)
-    assert_same_state(whole.state, resumed.state)
+    assert_same_state(whole, resumed)
 
 
 def test_labels_by_the_batch_and_by_the_epoch_agree_while_the_memory_stands_still(
@@ -268,72 +269,62 @@ def test_labels_by_the_batch_and_by_the_epoch_agree_while_the_memory_stands_stil
     assert not torch.equal(moving.state.memory.features, by_epoch.state.memory.features)
 
 
-def record_memory(order: str, config: Config, root: Path) -> tuple[list[torch.Tensor], Trainer]:
-    """Return what the loss of the first CNN step compared with: the memory's rows at that moment."""
-    seen: list[torch.Tensor] = []
+def memory_at_first_loss(order: str, config: Config, root: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Return what the loss of the first CNN step is taken against."""
+    seen: list[Tensor] = []
+    trainer = Trainer(changed(config, root, f"memory.update={order}"), open_data(config), device=CPU)
+    plain = losses.binomial_deviance
 
-    class Watched(Trainer):
-        def cnn_loss(self, similarities: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-            seen.append(self.state.memory.features.clone())
-            return super().cnn_loss(similarities, positives)
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(trainer.state.memory.features.clone())
+        return plain(*args, **kwargs)
 
-    trainer = Watched(changed(config, root, f"memory.update={order}"), open_data(config), device=CPU, hooks=Hooks())
-    trainer.fill_memory()
-    trainer.train_cnn_epoch()
-    return seen, trainer
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "binomial_deviance", watched)
+        trainer.fill_memory()
+        trainer.train_cnn_epoch()
+    return seen[0]
 
 
-def test_the_memory_moves_before_or_after_the_loss_as_set(tiny_config: Config, tiny_root: Path) -> None:
-    start = Trainer(tiny_config, open_data(tiny_config), device=CPU, hooks=Hooks())
+def test_the_memory_moves_before_or_after_the_loss_as_set(
+    tiny_config: Config, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = Trainer(tiny_config, open_data(tiny_config), device=CPU)
     start.fill_memory()
-    before, _ = record_memory("before", tiny_config, tiny_root)
-    after, _ = record_memory("after", tiny_config, tiny_root)
-    changed_rows = [(memory[0] != start.state.memory.features).any(1).sum().item() for memory in (before, after)]
+    before, after = (memory_at_first_loss(o, tiny_config, tiny_root, monkeypatch) for o in ("before", "after"))
+    changed_rows = [(memory != start.state.memory.features).any(1).sum().item() for memory in (before, after)]
     assert changed_rows == [8, 0]
 
 
 def test_every_image_is_trained_on_once_an_epoch(tiny_config: Config, tiny_root: Path) -> None:
+    config = changed(tiny_config, tiny_root, "train.batch_size=7", "train.epochs=1")
     ids: list[int] = []
 
     class Watched(Trainer):
-        def cnn_step(self, images: torch.Tensor, batch: torch.Tensor, labeller: Any) -> None:
+        def cnn_step(self, images: Tensor, batch: Tensor, *rest: Any) -> None:
             ids.extend(batch.tolist())
-            super().cnn_step(images, batch, labeller)
+            super().cnn_step(images, batch, *rest)
 
-    config = changed(tiny_config, tiny_root, "train.batch_size=7", "train.epochs=1")
-    trainer = Watched(config, open_data(config), device=CPU, hooks=Hooks())
+    trainer = Watched(config, open_data(config), device=CPU)
     trainer.fill_memory()
     fit(trainer)
     assert sorted(ids) == list(range(24))
 
 
-def break_loss(config: Config, name: str) -> Callable[[], None]:
-    """Return a training run whose loss becomes NaN in its second CNN step."""
-    calls = [0]
+def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = losses.binomial_deviance, []
 
-    class Broken(Trainer):
-        def cnn_loss(self, similarities: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-            calls[0] += 1
-            return super().cnn_loss(similarities, positives) * (float("nan") if calls[0] == 2 else 1.0)
+    def broken(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(args)
+        return plain(*args, **kwargs) * (float("nan") if len(calls) == 2 else 1.0)
 
-    trainer = Broken(config, open_data(config), device=CPU, hooks=Hooks())
-
-    def run() -> None:
-        trainer.fill_memory()
-        weights = []
-        try:
-            fit(trainer)
-        finally:
-            weights.append(trainer.state.step)
-            assert all(torch.isfinite(p).all() for p in trainer.state.backbone.parameters())
-            assert weights == [1]
-
-    return run
-
-
-def test_a_loss_that_is_no_number_stops_before_the_step(tiny_config: Config) -> None:
+    monkeypatch.setattr(losses, "binomial_deviance", broken)
+    trainer = Trainer(tiny_config, open_data(tiny_config), device=CPU)
+    trainer.fill_memory()
     with pytest.raises(NonFiniteLoss, match="the CNN loss is nan in epoch 0, step 1"):
-        break_loss(tiny_config, "CNN")()
+        fit(trainer)
+    assert trainer.state.step == 1
+    assert all(torch.isfinite(p).all() for p in trainer.state.backbone.parameters())
 
 
 def test_settings_that_do_not_fit_the_data_are_refused(tiny_config: Config, tiny_root: Path) -> None:
@@ -345,42 +336,29 @@ def test_settings_that_do_not_fit_the_data_are_refused(tiny_config: Config, tiny
 
 def test_a_checkpoint_of_another_architecture_is_refused(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    checkpoint.save(train(changed(tiny_config, tiny_root, "train.epochs=1")).state.state_dict(), path)
+    checkpoint.save(train(changed(tiny_config, tiny_root, "train.epochs=1")).state_dict(), path)
     other = changed(tiny_config, tiny_root, "backbone.name=resnet18")
-    trainer = Trainer(other, open_data(other), device=CPU, hooks=Hooks())
+    trainer = Trainer(other, open_data(other), device=CPU)
     with pytest.raises(UserError, match=r"last\.pt: the backbone of the checkpoint is of another architecture"):
-        trainer.state.load_state_dict(checkpoint.load(path), path=path)
+        trainer.load_state_dict(checkpoint.load(path), path=path)
 
 
-def test_bfloat16_changes_rounding_and_no_more(tiny_config: Config, tiny_root: Path) -> None:
+def test_bfloat16_and_the_layout_of_the_maps_change_rounding_and_no_more(tiny_config: Config, tiny_root: Path) -> None:
     loss, _ = first_loss(tiny_config, tiny_root)
-    rounded, state = first_loss(tiny_config, tiny_root, "train.precision=bf16")
+    assert first_loss(tiny_config, tiny_root, "train.channels_last=false")[0] == pytest.approx(loss, abs=1e-3)
+    rounded, trainer = first_loss(tiny_config, tiny_root, "train.precision=bf16")
     assert rounded != loss
     assert rounded == pytest.approx(loss, rel=0.02)
-    tensors = [state.memory.features, *state.backbone.parameters()]
+    tensors = [trainer.state.memory.features, *trainer.state.backbone.parameters()]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
 
 
-def test_cudnn_benchmarks_kernels_for_training_batches_alone(tiny_config: Config, tiny_root: Path) -> None:
-    # sizes of other batches are new in every epoch
-    config = changed(tiny_config, tiny_root, "train.epochs=1")
-    seen: set[tuple[str, bool]] = set()
-
-    def look(state: TrainState, _: int) -> None:
-        seen.add((state.phase, torch.backends.cudnn.benchmark))
-
-    before = torch.backends.cudnn.benchmark
-    train(config, hooks=Hooks(after_step=look, after_epoch=lambda trainer: look(trainer.state, 0)))
-    assert seen == {("gcn", before), ("cnn", True), ("evaluate", before)}
-
-
 def test_a_loss_found_broken_late_is_never_saved(tiny_config: Config) -> None:
-    state = Trainer(tiny_config, open_data(tiny_config), device=CPU, hooks=Hooks()).state
-    state.state_dict()
-    # what an accelerator leaves for the host to fetch
-    state.stats.waiting = {"cnn_loss": torch.tensor(float("inf")), "images": torch.tensor(8.0)}
-    with pytest.raises(NonFiniteLoss, match="the CNN loss is no number in epoch 0"):
-        state.state_dict()
+    trainer = Trainer(tiny_config, open_data(tiny_config), device=CPU)
+    trainer.state_dict()
+    trainer.stats.pending = {"cnn_loss": torch.tensor(float("inf")), "images": torch.tensor(8.0)}
+    with pytest.raises(NonFiniteLoss, match="the CNN loss is not finite in epoch 0"):
+        trainer.state_dict()
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
@@ -406,6 +384,6 @@ def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
     for setting, needs in ((plain, "neighbors.metric: camera"), ("neighbors.metric=csls", "neighbors.standardise")):
         config = changed(tiny_config, tiny_root, setting, "train.warmup_epochs=2", "train.epochs=2")
         with pytest.raises(UserError, match=rf"^{re.escape(needs)} needs cameras, and .* has none; "):
-            Trainer(config, blind, device=CPU, hooks=Hooks())
+            Trainer(config, blind, device=CPU)
     rule = changed(tiny_config, tiny_root, plain, "pairs.labeller=knn", "train.epochs=1")
     train(rule, dataset=blind)

@@ -15,7 +15,8 @@ from mprd.backbone import features
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.datasets import load_dataset
-from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.engine.callbacks import Callbacks
+from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.pairs.labellers import Labels, gather_labels
@@ -41,8 +42,8 @@ def run(workers: WorkerGroup, root: Path, overrides: tuple[str, ...]) -> dict[st
     config = load_config("demo", overrides=overrides, values={"data": {"root": root}})
     dataset = load_dataset(config.data, cache_dir=Path("unused"))
     rows: list[dict[str, Any]] = []
-    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
-    trainer = Trainer(config, dataset, device=CPU, hooks=hooks, workers=workers)
+    callbacks = Callbacks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    trainer = Trainer(config, dataset, device=CPU, callbacks=callbacks, workers=workers)
     trainer.fill_memory()
     fit(trainer)
     state = trainer.state
@@ -137,7 +138,7 @@ def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> N
 def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_config: Config) -> None:
     dataset = load_dataset(tiny_config.data, cache_dir=Path("unused"))
     with pytest.raises(UserError, match=r"train\.batch_size: a batch of 8 is too small for 9 workers"):
-        Trainer(tiny_config, dataset, device=CPU, hooks=Hooks(), workers=WorkerGroup(0, 9))
+        Trainer(tiny_config, dataset, device=CPU, workers=WorkerGroup(0, 9))
 
 
 def test_a_normalization_group_of_one_image_is_refused() -> None:

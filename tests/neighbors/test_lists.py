@@ -1,3 +1,5 @@
+"""Neighbor lists during an epoch: live around a batch, frozen for all images."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,11 +10,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mprd.config.schema import NeighborsConfig
-from mprd.neighbors.exact import NeighborTable, find_neighbors, rows_at_once
-from mprd.neighbors.lists import NeighborLists
-from mprd.pairs.rules import PADDING
+from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors
+from mprd.neighbors.lists import FrozenLists, LiveLists
 
 NUM_IMAGES = 40
+RULE = {"k": 2, "similarity": 0.6, "k_max": 12}
 
 
 def crowded_rows() -> Tensor:
@@ -22,44 +24,52 @@ def crowded_rows() -> Tensor:
     return normalize(shared + torch.randn(NUM_IMAGES, 8, generator=draw), dim=1)
 
 
-def test_around_a_batch_its_lists_and_those_of_its_neighbors_are_searched_and_no_others() -> None:
+def without_padding(ids: Tensor) -> list[int]:
+    return ids[ids != PADDING].tolist()
+
+
+def test_live_lists_hold_the_batch_and_its_neighbors_and_no_others() -> None:
     features, batch = crowded_rows(), torch.tensor([7, 0, 31])
-    lists = NeighborLists(features, None, NeighborsConfig(k=2, similarity=0.6, k_max=12))
-    everyones = find_neighbors(features, k=2, similarity=0.6, k_max=12)
-    near, num_entries, num_capped = lists.refresh_around(lists.search_batch(batch))
-    expected = [ids[ids != PADDING].tolist() for ids in everyones.ids[batch]]
-    assert [ids[ids != PADDING].tolist() for ids in near] == expected
-    assert near.shape[1] == max(map(len, expected)) > min(map(len, expected))
-    assert (num_entries, num_capped) == (sum(map(len, expected)), int(everyones.is_capped[batch].sum()))
-    searched = set(batch.tolist()).union(*expected)
+    lists = LiveLists(features, NeighborsConfig(**RULE))
+    expected = find_neighbors(features, **RULE)
+    near, is_capped = lists.of_batch(batch)
+    assert [without_padding(ids) for ids in near] == [without_padding(ids) for ids in expected.ids[batch]]
+    assert torch.equal(is_capped, expected.is_capped[batch])
+    searched = set(batch.tolist()) | set(without_padding(near))
     assert len(searched) < NUM_IMAGES
     for image in range(NUM_IMAGES):
-        found = lists.ids[image][lists.ids[image] != PADDING].tolist()
-        assert found == (everyones.ids[image][everyones.ids[image] != PADDING].tolist() if image in searched else [])
+        wanted = without_padding(expected.ids[image]) if image in searched else []
+        assert without_padding(lists.ids[image]) == wanted
 
 
-def test_lists_that_the_cap_cuts_are_told_of() -> None:
-    lists = NeighborLists(crowded_rows(), None, NeighborsConfig(k=2, similarity=-1.0, k_max=5))
-    near, num_entries, num_capped = lists.refresh_around(lists.search_batch(torch.tensor([3, 4])))
+def test_live_lists_follow_the_memory() -> None:
+    features, batch = crowded_rows(), torch.tensor([7, 0, 31])
+    lists = LiveLists(features, NeighborsConfig(**RULE))
+    lists.of_batch(batch)
+    features[7] = features[0]
+    assert lists.of_batch(torch.tensor([7]))[0][0, 0] == 0
+
+
+@pytest.mark.parametrize("kind", ["live", "frozen"])
+def test_lists_that_the_cap_cuts_are_marked(kind: str) -> None:
+    config = NeighborsConfig(k=2, similarity=-1.0, k_max=5)
+    lists = LiveLists(crowded_rows(), config) if kind == "live" else FrozenLists(crowded_rows(), None, config)
+    near, is_capped = lists.of_batch(torch.tensor([3, 4]))
     assert near.shape == (2, 5)
-    assert (num_entries, num_capped) == (10, 2)
+    assert is_capped.tolist() == [True, True]
 
 
-@pytest.mark.parametrize(
-    ("device", "memory_mb", "rows"), [("cuda", 4, 1048), ("cpu", 4, 512), ("cpu", 1, 262), ("cuda", 1, 262)]
-)
-def test_a_budget_says_how_many_rows_are_searched_at_a_time(device: str, memory_mb: int, rows: int) -> None:
-    assert rows_at_once(1000, torch.device(device), memory_mb=memory_mb) == rows
-    assert rows_at_once(10**9, torch.device(device), memory_mb=memory_mb) == 1
-
-
-def test_the_budget_reaches_every_search() -> None:
-    seen: list[Any] = []
+def test_frozen_lists_are_searched_once_and_when_first_needed() -> None:
+    calls: list[Any] = []
 
     def search_all(features: Tensor, **rule: Any) -> NeighborTable:
-        seen.append(rule["block_rows"])
+        calls.append(rule)
         return find_neighbors(features, **rule)
 
-    features = torch.eye(2000)
-    NeighborLists(features, None, NeighborsConfig(k=2, memory_mb=1), search_all).refresh()
-    assert seen == [131]
+    features = crowded_rows()
+    lists = FrozenLists(features, None, NeighborsConfig(**RULE), search_all=search_all)
+    assert calls == []
+    everyone = torch.arange(NUM_IMAGES)
+    assert torch.equal(lists.of_batch(everyone)[0], lists.ids)
+    assert torch.equal(lists.ids, find_neighbors(features, **RULE).ids)
+    assert len(calls) == 1

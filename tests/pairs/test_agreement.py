@@ -13,10 +13,11 @@ from torch import Tensor
 from mprd.config.loading import load_config
 from mprd.config.schema import ClustersConfig, Config, NeighborsConfig
 from mprd.data.datasets import load_dataset
-from mprd.engine.trainer import Hooks, Trainer, fit
+from mprd.engine.callbacks import Callbacks
+from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
-from mprd.neighbors.lists import NeighborLists
+from mprd.neighbors.lists import FrozenLists
 from mprd.pairs.agreement import POWER, agreements, likelihood_graph
 from mprd.pairs.labellers import CandidateLabeller, Labels, ListOverlap, agree
 from mprd.pairs.rules import PADDING
@@ -93,15 +94,13 @@ def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
 def test_images_of_one_cluster_are_positives_at_a_lower_agreement() -> None:
     # two groups of six around one direction each, and agreements that come from likelihoods alone
     features = F.normalize(torch.eye(2).repeat_interleave(6, 0) + 0.05 * torch.arange(24).view(12, 2) / 24)
-    lists = NeighborLists(features, None, NeighborsConfig(k=2))
+    lists = FrozenLists(features, None, NeighborsConfig(k=2))
     rule = ClustersConfig(mu=0.3, eps=0.5, k1=5, k2=2)
-    labeller = CandidateLabeller(
-        ListOverlap(), features, lists, mu=0.6, is_live=True, decide="agreement", clustering=rule
-    )
-    least = labeller.least_agreement()(torch.tensor([0, 7]))
+    labeller = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, decide="agreement", clustering=rule)
+    least = labeller.thresholds()(torch.tensor([0, 7]))
     torch.testing.assert_close(least, torch.tensor([[0.3] * 6 + [0.6] * 6, [0.6] * 6 + [0.3] * 6]))
-    without = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, is_live=True, clustering=ClustersConfig())
-    torch.testing.assert_close(without.least_agreement()(torch.tensor([0])), torch.full((1, 12), 0.6))
+    without = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, clustering=ClustersConfig())
+    torch.testing.assert_close(without.thresholds()(torch.tensor([0])), torch.full((1, 12), 0.6))
 
 
 def test_each_pair_has_the_threshold_that_is_asked_of_it() -> None:
@@ -130,8 +129,8 @@ def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config
     config = Config.model_validate(settings)
     rows = []
     dataset = load_dataset(config.data, cache_dir=tmp_path)
-    hooks = Hooks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
-    trainer = Trainer(config, dataset, device=torch.device("cpu"), hooks=hooks)
+    callbacks = Callbacks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
+    trainer = Trainer(config, dataset, device=torch.device("cpu"), callbacks=callbacks)
     trainer.fill_memory()
     state = fit(trainer)
     assert rows[-1]["agreement_auc"] != rows[-1]["gcn_auc"]

@@ -6,7 +6,8 @@ import torch
 
 from mprd.config.schema import Config, NeighborsConfig, PairsConfig
 from mprd.gcn.network import PairGCN
-from mprd.neighbors.lists import NeighborLists
+from mprd.neighbors.exact import NeighborTable
+from mprd.neighbors.lists import FrozenLists
 from mprd.pairs.labellers import CandidateLabeller, ListOverlap, RuleLabeller, choose_labeller
 from mprd.pairs.rules import MetaSet
 from mprd.subgraphs import build_serially
@@ -15,10 +16,9 @@ NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
 """Lists of 0 and 1 share 2 out of 2, 3, 4; those of 0 and 3 nothing out of 1, 2, 4, 5."""
 
 
-def lists_by_hand() -> NeighborLists:
-    lists = NeighborLists(torch.eye(6), None, NeighborsConfig(k=3, k_max=3))
-    lists.ids = torch.tensor(NEAR)
-    return lists
+def lists_by_hand() -> FrozenLists:
+    table = NeighborTable(torch.tensor(NEAR), torch.full((6,), 3), torch.zeros(6, dtype=torch.bool))
+    return FrozenLists(torch.eye(6), None, NeighborsConfig(k=3, k_max=3), search_all=lambda *_, **__: table)
 
 
 def by_hand(i: int, *, above: float) -> set[int]:
@@ -32,10 +32,7 @@ def by_hand(i: int, *, above: float) -> set[int]:
 
 
 def overlap_labeller(mu: float) -> CandidateLabeller:
-    # live, so that the lists written by hand are kept
-    labeller = CandidateLabeller(ListOverlap(), torch.eye(6), lists_by_hand(), mu=mu, is_live=True)
-    labeller.is_live = False
-    return labeller
+    return CandidateLabeller(ListOverlap(), torch.eye(6), lists_by_hand(), mu=mu)
 
 
 def test_candidates_whose_lists_overlap_enough_are_positives() -> None:
@@ -49,7 +46,7 @@ def test_candidates_whose_lists_overlap_enough_are_positives() -> None:
 def test_labels_are_the_same_from_graphs_that_somebody_else_built() -> None:
     ids = torch.arange(6)
     whole = overlap_labeller(0.3).label(ids)
-    parts = list(overlap_labeller(0.3).label_all(list(ids.split(4)), build_serially))
+    parts = list(overlap_labeller(0.3).label_chunks(list(ids.split(4)), build_serially))
     assert torch.equal(torch.cat([part.positives for part in parts]), whole.positives)
     torch.testing.assert_close(torch.cat([part.likelihoods for part in parts]), whole.likelihoods)
     torch.testing.assert_close(torch.cat([part.overlaps for part in parts]), whole.overlaps)
@@ -58,8 +55,7 @@ def test_labels_are_the_same_from_graphs_that_somebody_else_built() -> None:
 
 def test_the_gcn_is_told_apart_from_the_overlap_that_is_kept_beside_it() -> None:
     gcn = PairGCN(6, hidden=4, mlp_hidden=4, generator=torch.Generator().manual_seed(0))
-    labeller = CandidateLabeller(gcn, torch.eye(6), lists_by_hand(), mu=0.5, is_live=True)
-    labeller.is_live = False
+    labeller = CandidateLabeller(gcn, torch.eye(6), lists_by_hand(), mu=0.5)
     labels = labeller.label(torch.arange(2))
     assert labels.likelihoods is not None
     assert labels.overlaps is not None
@@ -83,4 +79,4 @@ def test_every_name_has_its_labeller() -> None:
     assert isinstance(jaccard, CandidateLabeller)
     assert isinstance(knn, RuleLabeller)
     assert (gcn.mu, jaccard.mu) == (0.6, 0.2)
-    assert isinstance(jaccard.judge, ListOverlap)
+    assert isinstance(jaccard.scorer, ListOverlap)

@@ -25,7 +25,8 @@ from mprd.errors import Interrupted, UserError
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.train.cli import app, launch
-from mprd.train.local import Signals, run_local
+from mprd.train.local import run_local
+from mprd.train.signals import Signals
 from tests.conftest import NAMELESS, TINY
 
 
@@ -140,13 +141,13 @@ def test_a_signal_in_the_middle_of_a_print_is_heard(tmp_path: Path) -> None:
 
     with (tmp_path / "told.txt").open("w+") as told:
         signals = Signals(Console(file=Busy()))
-        signals.ask(signal.SIGTERM, None)
+        signals.handle(signal.SIGTERM, None)
         assert signals.stop
         assert "stopping after this step" in (tmp_path / "told.txt").read_text()
     unheard = Signals(Console(file=io.StringIO()))  # without a descriptor, as in a notebook
-    unheard.ask(signal.SIGINT, None)
+    unheard.handle(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
-        unheard.ask(signal.SIGINT, None)
+        unheard.handle(signal.SIGINT, None)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_curves_are_drawn_now_and_then_and_at_the_end_hold_all_epochs(
         if is_stopped and row["epoch"] == 2:
             raise Interrupted("stopped")
 
-    monkeypatch.setattr("mprd.train.local.plot_curves", slowly)
+    monkeypatch.setattr("mprd.train.recorder.plot_curves", slowly)
     config = tiny_config.model_copy(update={"train": tiny_config.train.model_copy(update={"epochs": 4})})
     with pytest.raises(Interrupted) if is_stopped else nullcontext():
         run_local(config, RunFolder(tmp_path / "run"), resume=False, console=Console(quiet=True), on_row=stop)

@@ -12,8 +12,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from mprd.parallel.cluster import QUIET, find_resources
 from mprd.train.cli import launch
-from mprd.train.ray_workers import QUIET, find_resources
 
 from .test_cli import SLOW, arguments, one_thread, settings
 from .test_ray_workers import assert_same_bits, finish, first_worker, num_rows, wait_for

@@ -26,26 +26,26 @@ from .test_cli import SLOW, arguments, one_thread, settings, without_times
 # -- without a cluster ----------------------------------------------------------------------------
 
 
-def test_notices_are_read_once_and_in_order(tmp_path: Path) -> None:
+def test_messages_are_read_once_and_in_order(tmp_path: Path) -> None:
     writer, reader = Mailbox(tmp_path), Mailbox(tmp_path)
     assert reader.read() == []
     writer.open()
     writer.post("step", step=1)
     writer.post("epoch", row={"mAP": None})
     assert reader.read() == [{"kind": "step", "step": 1}, {"kind": "epoch", "row": {"mAP": None}}]
-    with writer.notices.open("a") as file:
+    with writer.messages.open("a") as file:
         file.write('{"kind": "log", ')
     assert reader.read() == []
-    with writer.notices.open("a") as file:
+    with writer.messages.open("a") as file:
         file.write('"text": "whole now"}\n')
     assert reader.read() == [{"kind": "log", "text": "whole now"}]
 
 
-def test_a_wish_to_stop_and_the_first_mistake_stay_on_the_board(tmp_path: Path) -> None:
+def test_a_stop_request_and_the_first_error_stay_in_the_mailbox(tmp_path: Path) -> None:
     writer, reader = Mailbox(tmp_path), Mailbox(tmp_path)
     writer.open()
     assert (reader.stop, reader.error) == (False, None)
-    reader.ask_to_stop()
+    reader.request_stop()
     writer.fail("no such file: x")
     writer.fail("another")
     assert (writer.stop, reader.error) == (True, "no such file: x")
@@ -82,7 +82,7 @@ def test_actors_beside_the_workers_count() -> None:
 
 
 def test_an_address_at_which_nothing_listens_is_named() -> None:
-    from mprd.train.ray_workers import check_address
+    from mprd.parallel.cluster import check_address
 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -146,7 +146,7 @@ def num_rows(run: Path) -> int:
 
 def first_worker(run: Path) -> int:
     """Return the process that the first worker last said it was."""
-    lines = (run / ".live" / "notices.jsonl").read_text().splitlines()
+    lines = (run / ".live" / "messages.jsonl").read_text().splitlines()
     return [json.loads(line)["pid"] for line in lines if '"started"' in line][-1]
 
 

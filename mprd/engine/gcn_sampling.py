@@ -1,24 +1,31 @@
-"""Pairs with labels for the GCN (Sec. 4.2), of one step or of several at once.
+"""The pairs of every step of a GCN epoch: from unlabeled images and from labeled ones (Sec. 4.2, Eq. 10).
 
-Shapes: A anchors, W width of P, K neighbors, R hard negatives, N images.
+Shapes: A anchors, W width of P, K neighbors, R hard negatives, N images, Z labeled images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mprd.losses import hard_negatives
-from mprd.pairs.rules import PADDING, PositiveTable
+from mprd.backbone.features import ordered_batches
+from mprd.losses import hard_negatives, pair_bce
+from mprd.neighbors.exact import PADDING
+from mprd.pairs.rules import MetaSet, PositiveTable
 from mprd.runtime.device import send
+from mprd.runtime.seeding import RngStream, generator
+
+CELLS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
+"""Similarities held at a time while pairs are drawn."""
 
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """Pairs, their labels, and the anchor in whose P_g^i or N_g^i each stands."""
+    """Pairs with their labels and the anchor whose P_g^i or N_g^i holds them."""
 
     pairs: Tensor
     """`[P, 2]` int64."""
@@ -31,10 +38,55 @@ class LabelledPairs:
         return len(self.pairs)
 
 
+@dataclass(frozen=True)
+class PairSources:
+    """What the pairs of a GCN epoch are drawn from; all of it is fixed for the epoch."""
+
+    positives: PositiveTable
+    memory: Tensor
+    """`[N, D]`."""
+    neighbor_ids: Tensor
+    """`[N, K]`, padded with -1."""
+    perturbed: Tensor
+    """`[N]`, the row of an image's perturbed copy behind the memory, -1 without one."""
+    meta: MetaSet
+    meta_pairs: Literal["random", "candidates"]
+    use: Literal["both", "unlabelled", "meta"]
+    is_first: bool
+    """Whether no P has been labeled yet: negatives are then drawn at random."""
+    r: float
+    """Hard negatives of Eq. 3."""
+
+
+@dataclass(frozen=True)
+class StepPairs:
+    """The pairs of one step, those of unlabeled anchors first."""
+
+    unlabelled: LabelledPairs
+    meta: LabelledPairs
+    num_anchors: int
+
+    def __len__(self) -> int:
+        return len(self.unlabelled) + len(self.meta)
+
+    @property
+    def pairs(self) -> Tensor:
+        """`[P, 2]`, in the order of the logits."""
+        return torch.cat([self.unlabelled.pairs, self.meta.pairs])
+
+    def losses(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L_G^u and L_G^m (Eq. 6) of logits `[P]`; a side without pairs costs 0."""
+        sides = zip(logits.tensor_split([len(self.unlabelled)]), (self.unlabelled, self.meta), strict=True)
+        unlabelled, meta = (
+            pair_bce(part, side.is_positive, side.anchors, num_anchors=self.num_anchors) for part, side in sides
+        )
+        return unlabelled, meta
+
+
 class StepDraws:
     """Random numbers for the anchors of several steps, a row each.
 
-    Each step draws from a generator of its own, so that how many steps are drawn at once changes nothing.
+    Each step has its own generator, so the number of steps drawn at once changes nothing.
     """
 
     def __init__(self, generators: Sequence[torch.Generator], counts: Sequence[int]) -> None:
@@ -50,12 +102,72 @@ class StepDraws:
         return self.rows(lambda draw, count: torch.randint(high, (count,), generator=draw))
 
     def rows(self, function: Callable[[torch.Generator, int], Tensor]) -> Tensor:
-        """Put the rows of all steps one behind the other."""
+        """Concatenate the rows of all steps."""
         return torch.cat([function(draw, count) for draw, count in self.steps])
 
 
-def join(parts: list[LabelledPairs]) -> LabelledPairs:
-    """Concatenate, anchors as they are."""
+def draw_epoch(sources: PairSources, *, batch_size: int, passes: int, seed: int, epoch: int) -> list[StepPairs]:
+    """Draw the pairs of every step: each step has n'/2 unlabeled and n'/2 labeled anchors (Sec. 4.2)."""
+    draw = generator(seed, RngStream.GCN_ORDER, epoch)
+    orders = [torch.randperm(len(sources.memory), generator=draw) for _ in range(passes)]
+    chunks = [chunk for order in orders for chunk in ordered_batches(order, max(1, batch_size // 2))]
+    draws = [generator(seed, RngStream.GCN_PAIRS, epoch, number) for number in range(len(chunks))]
+    many = steps_at_once(sources, num_anchors=max(map(len, chunks), default=1))
+    return [
+        step
+        for start in range(0, len(chunks), many)
+        for step in draw_steps(chunks[start : start + many], sources, draws[start : start + many])
+    ]
+
+
+def steps_at_once(sources: PairSources, *, num_anchors: int) -> int:
+    """Return the number of steps, of so many anchors each, whose pairs are drawn together."""
+    device = sources.memory.device
+    # each anchor is compared with all images, and its P with a neighbor list
+    width = len(sources.memory) + sources.positives.ids.shape[1] * sources.neighbor_ids.shape[1]
+    return max(1, CELLS_AT_ONCE.get(device.type, CELLS_AT_ONCE["cpu"]) // (num_anchors * width))
+
+
+def draw_steps(chunks: list[list[int]], sources: PairSources, draws: list[torch.Generator]) -> list[StepPairs]:
+    """Draw the pairs of some steps: for each anchor, and for one labeled image an anchor."""
+    counts = [*map(len, chunks)]
+    anchors = send([anchor for chunk in chunks for anchor in chunk], sources.memory.device)
+    steps = StepDraws(draws, counts)
+    nothing = no_pairs(anchors.device)
+    unlabelled = nothing if sources.use == "meta" else draw_unlabelled(anchors, sources, steps)
+    has_meta = sources.use != "unlabelled" and len(sources.meta) > 0
+    meta = draw_meta(anchors, sources, steps) if has_meta else nothing
+    sides = zip(split_steps(unlabelled, counts), split_steps(meta, counts), counts, strict=True)
+    return [StepPairs(first, second, num_anchors=count) for first, second, count in sides]
+
+
+def draw_unlabelled(anchors: Tensor, sources: PairSources, draws: StepDraws) -> LabelledPairs:
+    """Draw positives from P or from perturbed copies, negatives at random or from N* (Sec. 4.2 item 1)."""
+    positives = sources.positives
+    if sources.is_first:
+        negatives = random_negatives(anchors, positives, num_images=len(sources.memory), draws=draws)
+    else:
+        negatives = hard_negative_pairs(anchors, positives, sources.memory, r=sources.r, draws=draws)
+    return join_pairs(
+        [
+            perturbed_pairs(anchors, sources.perturbed[anchors]),
+            pseudo_positives(anchors, positives, sources.neighbor_ids, draws=draws),
+            negatives,
+        ]
+    )
+
+
+def draw_meta(images: Tensor, sources: PairSources, draws: StepDraws) -> LabelledPairs:
+    """Draw a z_j for each image x_i (Alg. 1 line 4), and its pairs (Sec. 4.2 item 2)."""
+    meta = sources.meta
+    drawn = send(draws.integers(len(meta)), images.device)
+    if sources.meta_pairs == "candidates":
+        return candidate_meta_pairs(meta.ids, meta.pids, drawn, images, sources.neighbor_ids, draws=draws)
+    return random_meta_pairs(meta.ids, meta.pids, drawn, images, draws=draws)
+
+
+def join_pairs(parts: list[LabelledPairs]) -> LabelledPairs:
+    """Concatenate; anchors keep their numbers."""
     return LabelledPairs(
         torch.cat([p.pairs for p in parts]),
         torch.cat([p.is_positive for p in parts]),
@@ -70,7 +182,7 @@ def no_pairs(device: torch.device) -> LabelledPairs:
 
 
 def split_steps(pairs: LabelledPairs, counts: Sequence[int]) -> list[LabelledPairs]:
-    """Part the pairs of several steps, with `counts[s]` anchors each, and count each step's anchors from 0."""
+    """Split the pairs of several steps, with `counts[s]` anchors each; anchors of a step count from 0."""
     device = pairs.anchors.device
     sizes = torch.tensor(counts)
     numbers = send(torch.arange(len(counts)).repeat_interleave(sizes), device)
@@ -82,7 +194,7 @@ def split_steps(pairs: LabelledPairs, counts: Sequence[int]) -> list[LabelledPai
 
 
 def label(first: Tensor, second: Tensor, wanted: Tensor, *, is_positive: bool) -> LabelledPairs:
-    """Pair `first` `[A]` with the wanted entries of `second` `[A, X]`; images are not paired with themselves."""
+    """Pair `first` `[A]` with the wanted entries of `second` `[A, X]`, but no image with itself."""
     wanted = wanted & (second != PADDING) & (second != first[:, None])
     anchors, columns = wanted.nonzero(as_tuple=True)
     pairs = torch.stack([first[anchors], second[anchors, columns]], dim=1)
@@ -97,10 +209,10 @@ def choose(is_valid: Tensor, counts: Tensor, draws: StepDraws) -> Tensor:
 
 
 def perturbed_pairs(anchors: Tensor, perturbed_ids: Tensor) -> LabelledPairs:
-    """Pair each image with its perturbed copy, as positives (Sec. 4.2 item 1, first iteration).
+    """Pair each image with its perturbed copy as a positive (Sec. 4.2 item 1, first iteration).
 
     Args:
-        perturbed_ids: `[A]`, the row of x'_i behind the memory, or -1 for anchors that take no such pair.
+        perturbed_ids: `[A]`, the row of x'_i behind the memory, -1 for anchors without a copy.
     """
     second = perturbed_ids[:, None]
     return label(anchors, second, torch.ones_like(second, dtype=torch.bool), is_positive=True)
@@ -127,7 +239,7 @@ def pseudo_positives(
 def random_negatives(anchors: Tensor, positives: PositiveTable, *, num_images: int, draws: StepDraws) -> LabelledPairs:
     """Pair each anchor with a random other image as a negative (Sec. 4.2 item 1, first iteration).
 
-    An image is passed over where it happens to stand in P_i.
+    An image that happens to be in P_i is skipped.
     """
     second = send(draws.integers(num_images), anchors.device)[:, None]
     is_known = (positives.ids[anchors] == second).any(1, keepdim=True)
@@ -149,8 +261,8 @@ def random_meta_pairs(
     """Pair labeled images by the paper's random rule (Sec. 4.2 item 2).
 
     For each drawn z: one other image of its identity (positive), one labeled image of another identity
-    (negative), and one image x_j of the training set (negative). Only labels of Z are read: an x_j outside Z
-    is of another identity because Z holds all images of its identities.
+    (negative), and one image x_j of the training set (negative). Only labels of Z are read: an x_j outside of Z
+    has another identity because Z holds all images of its identities.
 
     Args:
         meta_ids: `[Z]`, image ids of Z. meta_pids: `[Z]`, their identities.
@@ -163,7 +275,7 @@ def random_meta_pairs(
     same = choose(is_same & (others != first[:, None]), one, draws)
     different = choose(~is_same, one, draws)
     is_known_match = ((others == images[:, None]) & is_same).any(1)
-    return join(
+    return join_pairs(
         [
             label(first, others, same, is_positive=True),
             label(first, others, different, is_positive=False),
@@ -183,14 +295,14 @@ def candidate_meta_pairs(
 ) -> LabelledPairs:
     """Label each drawn z's own candidates NN_k(z), beside the random pairs.
 
-    Departs from Sec. 4.2 item 2: pairs drawn at random are far easier than the pairs that Eq. 7 judges, which
-    leaves mu uncalibrated; the candidates of a labeled image are of the judged kind.
+    Departs from Sec. 4.2 item 2: random pairs are far easier than the candidates that Eq. 7 thresholds, which leaves
+    mu uncalibrated.
     """
     first = meta_ids[drawn]
     near = neighbor_ids[first]
     hits = (near[:, :, None] == meta_ids[None, None]) & (meta_pids[drawn][:, None] == meta_pids[None])[:, None]
     is_match = hits.any(2)
-    return join(
+    return join_pairs(
         [
             random_meta_pairs(meta_ids, meta_pids, drawn, images, draws=draws),
             label(first, near, is_match, is_positive=True),

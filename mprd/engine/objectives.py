@@ -1,0 +1,93 @@
+"""What an epoch of the CNN minimizes: the loss of the pairs (Eq. 2), or of Cluster-Contrast's clusters.
+
+Shapes: B images of this worker, G images of the global batch, N images, D feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mprd import losses
+from mprd.backbone.features import ordered_batches
+from mprd.config.schema import ClustersConfig, Config
+from mprd.engine.state import TrainState
+from mprd.memory import FeatureMemory
+from mprd.pairs.clusters import ClusterMemory, balanced_batches
+from mprd.pairs.rules import PositiveTable
+
+
+class Objective(Protocol):
+    """The batches of an epoch, their loss, and what changes after a step."""
+
+    def batches(self, draw: torch.Generator) -> list[list[int]]:
+        """Draw the epoch's global batches of image ids."""
+
+    def loss(self, features: Tensor, ids: Tensor) -> Tensor:
+        """Return the mean loss of features `[B, D]` of the images `ids` `[B]`."""
+
+    def update(self, features: Tensor, ids: Tensor) -> None:
+        """Take over the features `[G, D]` of a global batch after its step."""
+
+
+@dataclass(frozen=True)
+class PairObjective:
+    """Pull P_i, push N_i* (Eq. 2), or MLCReID's MMCL, against the memory."""
+
+    memory: FeatureMemory
+    positives: PositiveTable
+    pair_loss: Callable[[Tensor, Tensor], Tensor]
+    """From similarities and P_i, both `[B, N]`, to a scalar."""
+    batch_size: int
+
+    def batches(self, draw: torch.Generator) -> list[list[int]]:
+        """Return every image once, in random order."""
+        return ordered_batches(torch.randperm(len(self.memory), generator=draw), self.batch_size)
+
+    def loss(self, features: Tensor, ids: Tensor) -> Tensor:
+        return self.pair_loss(features @ self.memory.features.T, self.positives.mask(ids))
+
+    def update(self, features: Tensor, ids: Tensor) -> None:
+        """Change nothing: the memory is updated under every objective."""
+
+
+@dataclass(frozen=True)
+class ClusterObjective:
+    """InfoNCE against the centroids of the clusters, which follow the features (Cluster-Contrast)."""
+
+    clusters: ClusterMemory
+    config: ClustersConfig
+    batch_size: int
+
+    def batches(self, draw: torch.Generator) -> list[list[int]]:
+        """Return several images each of some clusters a batch."""
+        size = self.config.num_instances
+        return balanced_batches(self.clusters.labels, batch_size=self.batch_size, num_instances=size, generator=draw)
+
+    def loss(self, features: Tensor, ids: Tensor) -> Tensor:
+        return self.clusters.loss(features, ids, temperature=self.config.temperature)
+
+    def update(self, features: Tensor, ids: Tensor) -> None:
+        self.clusters.update(features, ids, old_weight=self.config.old_weight)
+
+
+def choose_objective(config: Config, state: TrainState) -> Objective:
+    """Return the objective of this epoch: clusters where `dbscan` found any, else pairs."""
+    if state.clusters is not None:
+        return ClusterObjective(state.clusters, config.clusters, config.train.batch_size)
+    return PairObjective(state.memory, state.positives, choose_pair_loss(config), config.train.batch_size)
+
+
+def choose_pair_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return Eq. 2, or MMCL under the labeler `mlcr`."""
+    c = config.loss
+    if config.pairs.labeller == "mlcr":
+        return partial(losses.mmcl, delta=c.delta, r=c.r)
+    return partial(
+        losses.binomial_deviance, delta=c.delta, alpha=c.alpha, lambda_1=c.lambda_1, lambda_2=c.lambda_2, r=c.r
+    )
