@@ -35,7 +35,7 @@ TINY = (
     "gcn.mlp_hidden=8",
     "gcn.batch_size=16",
     "gcn.passes=1",
-    # so few images would agree about nobody after so few steps
+    # agreement needs more images and steps
     "pairs.decide=likelihood",
     "pairs.mu=0.5",
     "meta.num_ids=2",
@@ -50,17 +50,17 @@ NAMELESS = (
     "neighbors.metric=cosine",
     "neighbors.standardise=false",
 )
-"""What crops whose names tell neither identity nor camera want."""
+"""Settings for images whose names have neither identity nor camera."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Keep sums in one order, and leave the other cores alone."""
+    """Fix the order of sums, and leave the other cores to other workers."""
     torch.set_num_threads(1)
 
 
 def write_crop(path: Path, pid: int, camid: int, number: int) -> None:
-    """Write a crop in the identity's colours under the camera's light."""
+    """Write a crop in the identity's colors at the camera's brightness."""
     draw = np.random.default_rng([pid, camid, number])
     top, bottom = np.random.default_rng([99, pid]).uniform(40, 215, (2, 3))
     image = np.concatenate([np.tile(top, (20, 20, 1)), np.tile(bottom, (20, 20, 1))])
@@ -83,7 +83,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def nameless_root(tiny_root: Path, tmp_path: Path) -> Path:
-    """Copy the training crops under names that tell neither identity nor camera."""
+    """Copy the training crops under names without identity and camera."""
     root = tmp_path / "crops"
     root.mkdir()
     for number, path in enumerate(sorted((tiny_root / "bounding_box_train").iterdir())):
@@ -93,13 +93,13 @@ def nameless_root(tiny_root: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny_config(tiny_root: Path) -> Config:
-    """Return the demo's settings on the tiny data set."""
+    """Return the tiny settings with the tiny data set."""
     return load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a run folder of the tiny settings whose network is untrained, the same as last and as best."""
+    """Write a run folder of the tiny settings with an untrained network as both last and best checkpoint."""
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "untrained")
     config = load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
     folder.create(config)

@@ -1,4 +1,4 @@
-"""The result of a search: for each query the ranked gallery, with identities and cameras where names tell them."""
+"""The result of a search: for each query the ranked gallery, with the identities and cameras in its names."""
 
 from __future__ import annotations
 
