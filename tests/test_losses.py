@@ -1,4 +1,4 @@
-"""Eq. 2, Eq. 3, Eq. 6 and MMCL against slow loops written from the paper and against the oracle."""
+"""Eq. 2, Eq. 3, Eq. 6 and MMCL against slow loops written from the paper and published code (oracle files)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mprd.losses import binomial_deviance, hard_negatives, mmcl, pair_bce
+from mprd.losses import binomial_deviance, hard_negatives, mmcl, pair_bce, pair_weights
 
 ORACLE = Path(__file__).parent / "oracle"
 
@@ -19,7 +19,7 @@ def zeta(x: float) -> float:
 
 
 def slow_binomial_deviance(s: list[list[float]], p: list[list[bool]], num_hard: int) -> float:
-    """Eq. 2 with the values of Sec. 5.2, written out; exactly `num_hard` negatives a row."""
+    """Eq. 2 with the values of Sec. 5.2; `num_hard` negatives per row."""
     total = 0.0
     for row, is_positive in zip(s, p, strict=True):
         positives = [x for x, y in zip(row, is_positive, strict=True) if y]
@@ -43,7 +43,7 @@ def test_binomial_deviance_equals_the_loop() -> None:
     assert binomial_deviance(similarities, positives, r=3).item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_binomial_deviance_of_one_pair_is_what_the_hand_computes() -> None:
+def test_binomial_deviance_of_one_pair_by_hand() -> None:
     similarities = torch.tensor([[0.2, 0.2]], dtype=torch.float64)
     positives = torch.tensor([[True, False]])
     # both margins are met exactly: 5 log 2 + log 2
@@ -66,7 +66,7 @@ def test_a_row_without_negatives_has_only_the_positive_term() -> None:
     ("num_images", "num_positives", "r", "expected"),
     [(200, 1, 0.01, 1), (301, 1, 0.01, 3), (101, 1, 0.3, 30), (50, 10, 7, 7), (10, 8, 7, 2), (20, 1, 0.01, 1)],
 )
-def test_r_is_a_share_below_one_and_a_number_from_one_on(
+def test_r_is_a_share_below_one_and_otherwise_a_number(
     num_images: int, num_positives: int, r: float, expected: int
 ) -> None:
     similarities = torch.rand(1, num_images, generator=torch.Generator().manual_seed(2))
@@ -101,6 +101,9 @@ def test_pair_bce_takes_each_anchors_means_first() -> None:
     loss = pair_bce(logits, is_positive, anchors, num_anchors=3)
     # the second anchor has no pair; it still counts in n'
     assert loss.item() == pytest.approx((first + 0 + third) / 3, abs=1e-12)
+    # two positives share the first anchor's mean
+    weights = pair_weights(is_positive, anchors, num_anchors=3)
+    assert weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_pair_bce_of_no_pairs_is_zero_and_of_many_has_the_right_gradient() -> None:

@@ -1,9 +1,11 @@
-"""Checkpoints are written whole or not at all, and loading one runs no code."""
+"""Checkpoints are complete or absent, and faulty ones are refused with the file named."""
 
 from __future__ import annotations
 
-import pickle
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,30 +14,58 @@ from mprd.errors import UserError
 from mprd.runtime import checkpoint
 
 
-def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, tiny_disk: None) -> None:
+def test_a_state_round_trips(tmp_path: Path) -> None:
+    state = {"weights": torch.arange(3.0), "epoch": 2, "name": "x"}
+    checkpoint.save(state, tmp_path / "a" / "last.pt")
+    loaded = checkpoint.load(tmp_path / "a" / "last.pt")
+    assert loaded.pop("weights").tolist() == [0, 1, 2]
+    assert loaded == {"epoch": 2, "name": "x", "format": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (RuntimeError("write failed\nat zip.cc"), r"\(write failed\); is the disk full\?"),
+    ],
+)
+def test_a_failed_write_keeps_the_old_file(
+    error: Exception, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save({"epoch": 1}, path)
-    with pytest.raises(UserError, match=r"last\.pt: cannot save the checkpoint"):
-        checkpoint.save({"epoch": 2, "big": torch.rand(10**6)}, path)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match=rf"last\.pt: cannot save the checkpoint: .*{reason}"):
+        checkpoint.save({"epoch": 2}, path)
     assert checkpoint.load(path)["epoch"] == 1
-    assert list(tmp_path.iterdir()) == [path]
+    assert os.listdir(tmp_path) == ["last.pt"]
 
 
-def test_a_damaged_or_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt: not a readable checkpoint"):
-        checkpoint.load(tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"absent\.pt: there is no checkpoint"):
-        checkpoint.load(tmp_path / "absent.pt")
-
-
-def test_loading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple:
-            return (Path.touch, (tmp_path / "sprung",))
-
-    path = tmp_path / "trap.pt"
-    path.write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(UserError, match=r"trap\.pt"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no checkpoint"),
+        (b"text", "not a readable checkpoint"),
+        ({"format": 0}, "not a checkpoint of this version"),
+        ([1], "not a checkpoint of this version"),
+    ],
+)
+def test_a_missing_damaged_or_foreign_file_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(UserError, match=rf"last\.pt: {message}"):
         checkpoint.load(path)
-    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
+    state = torch.nn.Linear(2, 2).state_dict()
+    with pytest.raises(UserError, match=r"a\.pt: the GCN of the checkpoint is of another architecture"):
+        checkpoint.load_module(torch.nn.Linear(2, 3), state, path=Path("a.pt"), name="GCN")
