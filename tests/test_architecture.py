@@ -37,7 +37,7 @@ DOORS = {
     },
     "optuna": {"tune/optuna_backend"},
     "faiss": {"neighbors/approximate", "search/index"},
-    "torch_geometric": {"gcn/network"},
+    "torch_geometric": {"gcn/reference"},
     "onnxruntime": {"export/formats"},
     "wandb": {"train/trackers"},
     "mlflow": {"train/trackers"},

@@ -1,4 +1,4 @@
-"""G: the neighborhood of a pair to a likelihood (Sec. 3.2)."""
+"""G, which predicts the likelihood g_ij from the neighborhood of a pair (Sec. 3.2)."""
 
 from mprd.lazy import lazy_names
 

@@ -1,4 +1,4 @@
-"""What the nodes of a pair's graph bring to the GCN: features, labels, and how near they are to the two ends."""
+"""Inputs of the GCN for the nodes of a pair's graph: features, labels, and similarities to the two ends."""
 
 # P pairs, W leaves, V = 2 + W nodes (i, j, leaves), N images, D feature size, C input columns
 from __future__ import annotations
@@ -16,41 +16,41 @@ from mprd.subgraphs import NUM_LABELS, SubgraphBatch, overlap
 Variant = Literal["paper", "structure", "reciprocal"]
 NUM_SCALARS = 3
 SIMILARITY_SCALE = 4
-"""What k-reciprocal similarities are multiplied with: of mates they are about 0.4, and inputs want the size of 1."""
+"""Factor of k-reciprocal similarities, which are far below 1 even for images of one person, to bring inputs near 1."""
 CELLS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**24}
-"""Numbers that one [P, V, H] tensor of a chunk may hold: in the cache, or in a part of the device's memory."""
+"""Entries of one [P, V, H] tensor of a chunk: fits the CPU cache, or a small part of the GPU memory."""
 
 
 def feature_columns(memory: Tensor, *, variant: Variant) -> Tensor:
-    """List the node inputs that an image has in every graph, [N, C]: its feature for `paper`, else none."""
+    """Return the node inputs that an image has in every graph, [N, C]: its feature for `paper`, else none."""
     return memory if variant == "paper" else memory[:, :0]
 
 
 def feature_scale(num_features: int) -> float:
-    """Say what features are multiplied with, D^0.5: unit rows have entries of about D^-0.5, one-hot labels of 1."""
+    """Return the factor of features, D^0.5, which gives entries of unit rows the size of one-hot labels."""
     return math.sqrt(num_features)
 
 
 def label_columns(labels: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """List the node inputs that stand for the DRNL label, one-hot [..., 3]."""
+    """Return the node inputs for the DRNL label, one-hot [..., 3]."""
     return F.one_hot(labels, NUM_LABELS).to(dtype)
 
 
 def pair_columns(
     memory: Tensor, pairs: Tensor, nodes: Tensor, *, variant: Variant, similarities: SimilarityTable | None
 ) -> Tensor:
-    """List the node inputs that depend on the pair, [P, V, C].
+    """Return the node inputs that depend on the pair, [P, V, C].
 
-    None for `paper`; the cosines to its ends for `structure`; for `reciprocal` the k-reciprocal `similarities` to them
-    as well. The larger of two comes first, so that G cannot tell (i, j) from (j, i). `nodes` int64 [P, V], -1
-    where absent, whose inputs are 0.
+    None for `paper`; the cosines to both ends for `structure`; those and the k-reciprocal `similarities` to both ends
+    for `reciprocal`. The larger of the two is first, so (i, j) and (j, i) have equal inputs. `nodes` int64 [P, V], -1
+    for absent nodes, which have inputs 0.
     """
     if variant == "paper":
         return memory.new_empty((*nodes.shape, 0))
     to_ends = [cosines_to_ends(memory, pairs, nodes)]
     if variant == "reciprocal":
         if similarities is None:
-            raise ValueError("gcn.variant: reciprocal looks similarities up, but got none")
+            raise ValueError("gcn.variant: reciprocal needs similarities, but got none")
         found = similarities.between(nodes.clamp(min=0)[:, :, None], pairs[:, None])
         to_ends.append(SIMILARITY_SCALE * found.to(memory.dtype))
     columns = [column for both in to_ends for column in (both.amax(2), both.amin(2))]
@@ -58,10 +58,8 @@ def pair_columns(
 
 
 def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
-    """Multiply each node's feature with those of its pair, [P, V, 2]; meaningless for absent nodes.
-
-    A few pairs at a time: their features would be D / H times the size of all else in a chunk.
-    """
+    """Return the cosines of each node to both ends of its pair, [P, V, 2]; arbitrary for absent nodes."""
+    # few pairs at a time, since their gathered features are D / H times larger than other tensors of a chunk
     size = max(1, 4 * cells_per_chunk(memory.device) // max(1, nodes.shape[1] * memory.shape[1]))
     return torch.cat(
         [
@@ -72,10 +70,10 @@ def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
 
 
 def pair_scalars(memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
-    """List what can be said of a pair without a network, [P, 3].
+    """Return the training-free scores of each pair, [P, 3].
 
-    Its cosine; the overlap (Jaccard index) of its lists; and the same softly, the sum over all leaves of the smaller
-    cosine to the two ends over that of the larger, negative cosines counted as 0.
+    They are its cosine, the overlap (Jaccard index) of its lists, and a soft overlap: the sum over all leaves of the
+    smaller cosine to the two ends, divided by that of the larger, with negative cosines as 0.
     """
     cosines = cosines_to_ends(memory, subgraphs.pairs, subgraphs.nodes).clamp(min=0)
     cosines = cosines * (subgraphs.nodes >= 0)[:, :, None]
@@ -85,12 +83,12 @@ def pair_scalars(memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
 
 
 def cells_per_chunk(device: torch.device) -> int:
-    """Say how many numbers a tensor of one chunk may hold on this device."""
+    """Return the most entries of a chunk's tensor on this device."""
     return CELLS_PER_CHUNK.get(device.type, CELLS_PER_CHUNK["cpu"])
 
 
 def count_columns(num_features: int, variant: Variant) -> tuple[int, int, int]:
-    """Count the input columns of feature, label and pair, by listing them for nothing."""
+    """Return the numbers of input columns for feature, label and pair, taken from empty inputs."""
     memory = torch.empty(0, num_features)
     nothing = torch.empty(0, 2, dtype=torch.int64)
     of_pair = pair_columns(memory, nothing, nothing, variant=variant, similarities=SimilarityTable.empty())
