@@ -147,8 +147,8 @@ def test_the_fewest_images_and_rows() -> None:
     assert find_neighbors(unit_rows(2), k=1, similarity=0.6).ids.tolist() == [[1], [0]]
     table = find_neighbors(at_degrees(0, 1, 2), k=1, similarity=-1, k_max=64)
     assert (table.counts.tolist(), table.num_capped) == ([2, 2, 2], 0)
-    nobody = torch.empty(0, dtype=torch.int64)
-    assert find_neighbors(unit_rows(5), k=2, similarity=0.6, rows=nobody).ids.shape == (0, 2)
+    nothing = torch.empty(0, dtype=torch.int64)
+    assert find_neighbors(unit_rows(5), k=2, similarity=0.6, rows=nothing).ids.shape == (0, 2)
     for num_images in (0, 1, 3):
         with pytest.raises(UserError, match=r"neighbors\.k must not exceed"):
             find_neighbors(unit_rows(num_images), k=3, similarity=0.6)

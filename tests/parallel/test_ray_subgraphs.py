@@ -35,9 +35,9 @@ def test_batches_hold_the_graphs_of_eq_4_in_order(cluster: None) -> None:
     batches = list(build(pairs, table, sizes))
     assert [len(batch) for batch in batches] == sizes
     assert [graph for batch in batches for graph in graphs(batch)] == slow_graphs(LISTS, pairs)
-    nobody = torch.empty(0, 2, dtype=torch.int64)
-    assert [len(batch) for batch in build(nobody, table, [0, 0])] == [0, 0]
-    assert list(build(nobody, table, [])) == []
+    nothing = torch.empty(0, 2, dtype=torch.int64)
+    assert [len(batch) for batch in build(nothing, table, [0, 0])] == [0, 0]
+    assert list(build(nothing, table, [])) == []
     with pytest.raises(TypeError, match="pairs must be int64"):
         list(build(torch.zeros(2, 2), table, [2]))
     with pytest.raises(ValueError, match="sizes must sum to the 700 pairs, but sum to 2"):
