@@ -180,7 +180,12 @@ def own_index(targets: Tensor, num_images: int) -> Tensor:
 
 
 def knn(memory: Tensor, targets: Tensor, *, k: int) -> Tensor:
-    """Mark the k images most similar to each target, and itself: "KNN" (Table 1)."""
+    """Mark the k images most similar to each target, and itself: "KNN" (Table 1).
+
+    >>> memory = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    >>> knn(memory, torch.tensor([0]), k=1).tolist()
+    [[True, True, False, False]]
+    """
     own = own_index(targets, len(memory))
     similarities = (memory[targets] @ memory.T).masked_fill(own, -torch.inf)
     nearest = similarities.topk(min(k, len(memory) - 1), dim=1).indices
@@ -188,7 +193,12 @@ def knn(memory: Tensor, targets: Tensor, *, k: int) -> Tensor:
 
 
 def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
-    """Mark the images whose cosine to a target is above a threshold, and itself: "SS" (Table 1)."""
+    """Mark the images whose cosine to a target is above a threshold, and itself: "SS" (Table 1).
+
+    >>> memory = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    >>> ss(memory, torch.tensor([0]), similarity=0.5).tolist()
+    [[True, True, True, False]]
+    """
     return (memory[targets] @ memory.T > similarity) | own_index(targets, len(memory))
 
 
@@ -204,6 +214,10 @@ def reciprocal(
 
     Returns:
         Ids `[N, W]`, padded with -1.
+
+    >>> features = torch.tensor([[1.0, 0.0], [0.96, 0.28], [0.28, 0.96], [0.0, 1.0]])
+    >>> reciprocal(features, above=0.4, k1=1, k2=1).tolist()
+    [[0, 1], [0, 1], [2, 3], [2, 3]]
     """
     blocks, width = [], 1
     for targets, similarities in reciprocal_similarities(features, k1=k1, k2=k2):
@@ -213,7 +227,11 @@ def reciprocal(
 
 
 def supervised(pids: Tensor, targets: Tensor) -> Tensor:
-    """Mark the images of each target's identity: "Super." (Table 1)."""
+    """Mark the images of each target's identity: "Super." (Table 1).
+
+    >>> supervised(torch.tensor([7, 8, 7]), torch.tensor([0])).tolist()
+    [[True, False, True]]
+    """
     return pids[targets][:, None] == pids[None]
 
 
@@ -245,6 +263,10 @@ def mplp(memory: Tensor, targets: Tensor, *, t: float) -> Tensor:
 
     Returns:
         Boolean `[B, N]`.
+
+    >>> memory = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+    >>> mplp(memory, torch.tensor([0]), t=0.7).tolist()
+    [[True, True, False, False]]
     """
     memory, targets = torch.as_tensor(memory), torch.as_tensor(targets)
     if len(targets) == 0:
