@@ -78,7 +78,6 @@ def test_options_that_pages_name_exist(page: Path) -> None:
 WITHOUT_EXAMPLE = {"mprd.feature_file.FeatureFile", "mprd.metrics.RankMetrics"}
 # has its example on the page
 WITHOUT_EXAMPLE |= {"mprd.engine.fit"}
-WITHOUT_EXAMPLE |= {"mprd.gcn.PairGCN"}
 
 
 def documented() -> dict[str, list[str]]:

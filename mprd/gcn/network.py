@@ -37,7 +37,15 @@ PAIRS_PER_GROUP = 2**15
 
 
 class PairGCN(nn.Module):
-    """Two graph convolutions, max-pooling, a 1-D convolution and two fully connected layers -> a logit (Sec. 3.2)."""
+    """Two graph convolutions, max-pooling, a 1-D convolution and two fully connected layers -> a logit (Sec. 3.2).
+
+    >>> memory = torch.eye(4)
+    >>> neighbor_ids = torch.tensor([[1, 2], [0, 2], [0, 1], [2, -1]])
+    >>> gcn = PairGCN(4, generator=torch.Generator().manual_seed(0))
+    >>> likelihoods, overlaps = gcn.predict(memory, neighbor_ids, torch.tensor([[0, 1], [0, 3]]))
+    >>> likelihoods.shape, overlaps.tolist()  # 2 is the only other neighbor of 0 and 1, and one of two of 0 and 3
+    (torch.Size([2]), [1.0, 0.5])
+    """
 
     def __init__(
         self,
