@@ -31,15 +31,16 @@ def run_trials_locally(queue: TrialQueue, config: Config, console: Console) -> N
 def run_trial_locally(queue: TrialQueue, config: Config, trial: Trial) -> tuple[State, str | None]:
     """Run one trial, from its checkpoint where there is one; return how it ended, and why."""
     folder = queue.folder.run_folder(trial)
-
-    def report(row: dict[str, Any]) -> None:
-        if queue.report(trial, row) and row["epoch"] + 1 < config.train.epochs:
-            raise TrialStopped
-
     try:
+        own = trial_config(config, trial)
+
+        def report(row: dict[str, Any]) -> None:
+            if queue.report(trial, row) and row["epoch"] + 1 < own.train.epochs:
+                raise TrialStopped
+
         resume = prepare_folder(folder)
         with (folder.path / "log.txt").open("a") as log:
-            run_local(trial_config(config, trial), folder, resume=resume, console=Console(file=log), on_row=report)
+            run_local(own, folder, resume=resume, console=Console(file=log), on_row=report)
     except TrialStopped:
         return "stopped", stop_reason(queue)
     except Interrupted:

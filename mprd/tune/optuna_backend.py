@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from mprd.tune.study import SEED, Choice, Grid, Point, Settings, Stop, Study
@@ -20,12 +20,13 @@ STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed
 
 
 class OptunaStudy:
-    """An Optuna study in an SQLite file, driven by ask and tell."""
+    """An Optuna study, driven by ask and tell."""
 
-    def __init__(self, database: Path, study: Study, *, objective: str, known: set[int]) -> None:
-        """Open or create the file.
+    def __init__(self, storage: str | BaseStorage, study: Study, *, objective: str, known: set[int]) -> None:
+        """Open or create the study.
 
         Args:
+            storage: URL of a database, or an Optuna storage.
             known: numbers of the trials in the study folder; other running trials are closed as failed.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -33,7 +34,7 @@ class OptunaStudy:
         self.has_points = bool(study.points)
         self.running: dict[int, optuna.Trial] = {}
         self.study = optuna.create_study(
-            storage=f"sqlite:///{database}",
+            storage=storage,
             study_name=study.name,
             direction="maximize",
             load_if_exists=True,

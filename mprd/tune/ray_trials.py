@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -168,6 +169,18 @@ def run_trial(spec: dict[str, Any]) -> None:
         write_error(folder, error)
 
 
+@dataclass
+class RunningTrial:
+    """A trial that Tune runs."""
+
+    trial: Trial
+    folder: RunFolder
+    num_epochs: int = 0
+    started: float = field(default_factory=time.monotonic)
+    is_stopped: bool = False
+    """Whether the pruner asked it to stop."""
+
+
 class QueueSearcher(Searcher):
     """Suggest the trials of the queue to Tune, and record Tune's results in the queue."""
 
@@ -180,9 +193,7 @@ class QueueSearcher(Searcher):
         self.console = console
         self.num_gpus = num_gpus
         self.threads = threads
-        self.running: dict[str, Trial] = {}
-        self.started: dict[str, float] = {}
-        self.stopped: set[str] = set()
+        self.running: dict[str, RunningTrial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing: Tune saves its searcher, but the study folder holds the state."""
@@ -195,48 +206,56 @@ class QueueSearcher(Searcher):
         """Restore nothing, as the study folder holds the state."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        """Start the next trial."""
-        trial = self.queue.next()
-        if trial is None:
-            return Searcher.FINISHED
-        self.running[trial_id], self.started[trial_id] = trial, time.monotonic()
-        return {
-            # as one string, because Tune would name folders after every setting
-            "config": trial_config(self.config, trial).model_dump_json(),
-            "folder": str(self.queue.folder.run_folder(trial).path),
-            "num_gpus": self.num_gpus,
-            "threads": self.threads,
-        }
+        """Start the next trial whose settings are valid."""
+        while (trial := self.queue.next()) is not None:
+            running = RunningTrial(trial, self.queue.folder.run_folder(trial))
+            try:
+                config = trial_config(self.config, trial)
+            except UserError as error:
+                self.finish(running, "failed", str(error))
+                continue
+            running.num_epochs = config.train.epochs
+            self.running[trial_id] = running
+            return {
+                # as one string, because Tune would name folders after every setting
+                "config": config.model_dump_json(),
+                "folder": str(running.folder.path),
+                "num_gpus": self.num_gpus,
+                "threads": self.threads,
+            }
+        return Searcher.FINISHED
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an epoch, and ask the trial to stop itself where the pruner stops it.
 
         If Tune killed it, its workers would keep their resources where Ray runs without a dashboard.
         """
-        if "epoch" not in result or trial_id in self.stopped:
+        running = self.running[trial_id]
+        if "epoch" not in result or running.is_stopped:
             return
-        trial = self.running[trial_id]
-        is_last = result["epoch"] + 1 >= self.config.train.epochs
-        if self.queue.report(trial, result) and not is_last:
-            self.stopped.add(trial_id)
-            Mailbox(self.queue.folder.run_folder(trial).path).request_stop()
+        is_last = result["epoch"] + 1 >= running.num_epochs
+        if self.queue.report(running.trial, result) and not is_last:
+            running.is_stopped = True
+            Mailbox(running.folder.path).request_stop()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended, from its run folder."""
-        trial = self.running.pop(trial_id)
-        state, reason = self.outcome(trial_id, trial)
-        trial = self.queue.finish(trial, state, reason)
-        seconds = time.monotonic() - self.started.pop(trial_id)
-        self.console.print(trial_line(self.queue, trial, seconds), highlight=False, soft_wrap=True)
+        running = self.running.pop(trial_id)
+        self.finish(running, *self.outcome(running))
 
-    def outcome(self, trial_id: str, trial: Trial) -> tuple[State, str | None]:
+    def outcome(self, running: RunningTrial) -> tuple[State, str | None]:
         """Return how a trial ended, and why."""
-        folder = self.queue.folder.run_folder(trial)
-        reason = read_error(folder)
+        reason = read_error(running.folder)
         if reason is not None:
             return "failed", reason
-        if trial_id in self.stopped:
+        if running.is_stopped:
             return "stopped", stop_reason(self.queue)
-        if len(folder.read_rows()) < self.config.train.epochs:
+        if len(running.folder.read_rows()) < running.num_epochs:
             return "failed", "its process was lost, and again after going on; see ray/ in the study folder"
         return "finished", None
+
+    def finish(self, running: RunningTrial, state: State, reason: str | None) -> None:
+        """Record the end of a trial, and print its line."""
+        trial = self.queue.finish(running.trial, state, reason)
+        seconds = time.monotonic() - running.started
+        self.console.print(trial_line(self.queue, trial, seconds), highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from mprd.tune.folder import StudyFolder
 from mprd.tune.plots import draw_plots
 from mprd.tune.results import NAMES, PointResult, average_points, choose_best, order_agreement, trial_row
 from mprd.tune.study import Objective, Study
-from mprd.tune.trial import trial_config
+from mprd.tune.trial import Trial, trial_config
 
 LABEL_FREE = ("label_free_score", "silhouette")
 COLUMNS = (*LABEL_FREE, "mAP", "rank1", "pair_precision", "pair_recall")
@@ -67,7 +67,7 @@ def read_results(folder: StudyFolder, study: Study, objective: Objective) -> Stu
     """Read the run folders of all trials."""
     trials = folder.read_trials()
     rows = [trial_row(folder, trial, study) for trial in trials]
-    points = average_points(trials, rows)
+    points = average_points(study, trials, rows, objective=objective)
     return StudyResults(study, objective, rows, points, choose_best(points, objective))
 
 
@@ -110,14 +110,12 @@ def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
 
 def write_best(folder: StudyFolder, config: Config, results: StudyResults, best: PointResult) -> None:
     """Write all settings of the best point, for `mprd train --config`."""
-    objective = results.objective
-    trial = next(t for t in folder.read_trials() if t.point == best.name and t.state == "finished")
+    study, objective = results.study, results.objective
+    trial = Trial(0, best.name, best.settings, best.seeds[0])
     settings = trial_config(config, trial).model_dump(mode="json")
     figures = ", ".join(f"{NAMES[key]} {best.figures[key]}" for key in (objective, "mAP") if key in best.figures)
-    head = (
-        f"# {results.study.name}: {best.name} is best by {NAMES[objective]} over {len(best.seeds)} seed(s)\n"
-        f"# {figures}\n"
-    )
+    seeds = f"{len(best.seeds)} of {len(study.seeds)} seeds"
+    head = f"# {study.name}: {best.name} is best by {NAMES[objective]} over {seeds}\n# {figures}\n"
     write_text(folder.path / "best.yaml", head + yaml.safe_dump(settings, sort_keys=False))
 
 

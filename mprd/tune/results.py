@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from mprd.runs.console import FIGURES
 from mprd.tune.folder import StudyFolder
@@ -38,6 +39,7 @@ class PointResult:
     name: str
     settings: Settings
     seeds: tuple[int, ...]
+    """Distinct, ascending."""
     figures: dict[str, MeanStd]
 
 
@@ -59,18 +61,33 @@ def trial_row(folder: StudyFolder, trial: Trial, study: Study) -> dict[str, Any]
     return row | {key: last.get(key) for key in NAMES}
 
 
-def average_points(trials: list[Trial], rows: list[dict[str, Any]]) -> list[PointResult]:
-    """Average the finished trials of each point over their seeds, in order of first appearance."""
-    groups: dict[str, list[tuple[Trial, dict[str, Any]]]] = {}
+def average_points(
+    study: Study, trials: list[Trial], rows: list[dict[str, Any]], *, objective: Objective
+) -> list[PointResult]:
+    """Average the finished trials of each point over their seeds, repeats of a seed first, in order of appearance.
+
+    A trial without the objective is left out, such as one whose run folder was removed.
+    """
+    points: dict[str, tuple[Trial, dict[int, list[dict[str, Any]]]]] = {}
     for trial, row in zip(trials, rows, strict=True):
-        if trial.state == "finished":
-            groups.setdefault(trial.point, []).append((trial, row))
+        if trial.state == "finished" and is_number(row[objective]):
+            _, by_seed = points.setdefault(study.key(trial.point, trial.settings), (trial, {}))
+            by_seed.setdefault(trial.seed, []).append(row)
     return [
-        PointResult(
-            name, group[0][0].settings, tuple(trial.seed for trial, _ in group), averages([r for _, r in group])
-        )
-        for name, group in groups.items()
+        PointResult(first.point, first.settings, tuple(sorted(by_seed)), averages([*map(mean_row, by_seed.values())]))
+        for first, by_seed in points.values()
     ]
+
+
+def mean_row(repeats: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Average the figures of trials with equal settings and seed; None where one of them has none."""
+    figures = averages(repeats)
+    return {key: figures[key].mean if key in figures else None for key in NAMES}
+
+
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Return whether a figure is known and finite."""
+    return value is not None and math.isfinite(value)
 
 
 def averages(rows: list[dict[str, Any]]) -> dict[str, MeanStd]:
@@ -87,25 +104,19 @@ def choose_best(points: list[PointResult], objective: Objective) -> PointResult 
     """Return the point with the highest mean among those with the most seeds, so that one lucky seed cannot win."""
     most = max((len(point.seeds) for point in points), default=0)
     complete = [point for point in points if len(point.seeds) == most]
-    return max(complete, key=lambda point: point.figures[objective].mean, default=None)
+    # by name in case of a tie, so that the order of the trials does not matter
+    return min(complete, key=lambda point: (-point.figures[objective].mean, point.name), default=None)
 
 
 def order_agreement(points: list[PointResult], key: str) -> float | None:
-    """Return the rank correlation of a figure with mAP over the points; None for fewer than `MIN_POINTS`."""
+    """Return Spearman's rank correlation of a figure with mAP over the points.
+
+    None for fewer than `MIN_POINTS`, and where one of both is constant.
+    """
+    from scipy.stats import spearmanr
+
     both = [point.figures for point in points if {"mAP", key} <= point.figures.keys()]
-    if len(both) < MIN_POINTS:
+    figures, maps = ([point[name].mean for point in both] for name in (key, "mAP"))
+    if len(both) < MIN_POINTS or len(set(figures)) < 2 or len(set(maps)) < 2:
         return None
-    return rank_correlation([figures[key].mean for figures in both], [figures["mAP"].mean for figures in both])
-
-
-def rank_correlation(first: list[float], second: list[float]) -> float | None:
-    """Return Spearman's rank correlation, with mean ranks for ties; None where one side is constant."""
-    if len(set(first)) < 2 or len(set(second)) < 2:
-        return None
-    return statistics.correlation(mean_ranks(first), mean_ranks(second))
-
-
-def mean_ranks(values: list[float]) -> list[float]:
-    """Return ranks from the smallest value; equal values share their mean rank."""
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 for value in values]
+    return float(spearmanr(figures, maps).statistic)

@@ -94,6 +94,8 @@ def run_and_report(folder: StudyFolder, *, trials: int | None, launcher: str, ra
     queue = open_queue(folder, trials=trials)
     study, config, console = queue.study, folder.read_config(), Console()
     check_data(config, queue)
+    if trials is not None and trials > queue.num_trials:
+        console.print(f"--trials {trials}: {study.name} has only {queue.num_trials}, every point with every seed")
     console.print(
         f"{study.name}: {queue.num_left} of {queue.num_trials} trials to run in {folder.path}", soft_wrap=True
     )
@@ -136,7 +138,7 @@ def open_optuna(folder: StudyFolder, study: Study, *, objective: Objective) -> O
         logging.getLogger("mprd").warning("optuna is not installed: no %s, no importance", folder.database.name)
         return None
     known = {trial.optuna_number for trial in folder.read_trials() if trial.optuna_number is not None}
-    return OptunaStudy(folder.database, study, objective=objective, known=known)
+    return OptunaStudy(f"sqlite:///{folder.database}", study, objective=objective, known=known)
 
 
 def check_data(config: Config, queue: TrialQueue) -> None:

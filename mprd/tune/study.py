@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -40,16 +44,33 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def check_distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Raise ValueError for a value that is listed twice: its trials would be repeats."""
+    twice = next((value for number, value in enumerate(values) if value in values[:number]), None)
+    if len(set(values)) < len(values):
+        raise ValueError(f"{twice} is listed twice")
+    return values
+
+
+Values = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(check_distinct)]
+
+
 class Grid(Part):
     """All of a list of values."""
 
-    grid: tuple[Value, ...] = Field(min_length=1)
+    grid: Values
+
+    def values(self) -> tuple[Value, ...]:
+        return self.grid
 
 
 class Choice(Part):
     """One of a list of values, drawn by the sampler."""
 
-    choice: tuple[Value, ...] = Field(min_length=1)
+    choice: Values
+
+    def values(self) -> tuple[Value, ...]:
+        return self.choice
 
 
 class Range(Part):
@@ -64,6 +85,10 @@ class Range(Part):
     def is_integer(self) -> bool:
         """Return whether integers are drawn: both ends are."""
         return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def values(self) -> Sequence[Value] | None:
+        """Return the integers of the range; None for real numbers."""
+        return range(int(self.low), int(self.high) + 1) if self.is_integer else None
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
@@ -142,7 +167,9 @@ class Study(Part):
     """Named sets of settings, instead of a space."""
     set: dict[str, Value] = {}
     """Settings of all trials."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(check_distinct)] = (
+        0,
+    )
     """Every point is run with each seed."""
     sampler: Literal["grid", "tpe", "random"] = "grid"
     """The whole grid in order, tree-structured Parzen estimation, or uniform."""
@@ -182,7 +209,16 @@ class Study(Part):
     @property
     def num_trials(self) -> int:
         """Return the number of trials."""
-        return self.trials if self.trials is not None else len(self.grid()) * len(self.seeds)
+        limits = [limit for limit in (self.trials, self.max_trials) if limit is not None]
+        return min(limits)
+
+    @property
+    def max_trials(self) -> int | None:
+        """Return the number of distinct points times seeds; None where a setting is a real number."""
+        if self.points:
+            return len(self.points) * len(self.seeds)
+        sizes = [len(values) for dimension in self.space.values() if (values := dimension.values()) is not None]
+        return math.prod(sizes) * len(self.seeds) if len(sizes) == len(self.space) else None
 
     @property
     def varied(self) -> list[str]:
@@ -192,10 +228,23 @@ class Study(Part):
 
     def grid(self) -> list[Point]:
         """Return the points of a grid in order; empty where points are drawn."""
-        if self.points or self.sampler != "grid":
-            return list(self.points)
-        values = [dimension.grid for dimension in self.space.values() if isinstance(dimension, Grid)]
-        return [name_point(dict(zip(self.space, chosen, strict=True))) for chosen in itertools.product(*values)]
+        return [*self.all_points()] if self.sampler == "grid" else []
+
+    def all_points(self) -> Iterator[Point]:
+        """Yield every point of a finite space in order."""
+        if self.points:
+            yield from self.points
+            return
+        values = [dimension.values() or () for dimension in self.space.values()]
+        names: set[str] = set()
+        for chosen in itertools.product(*values):
+            point = name_point(dict(zip(self.space, chosen, strict=True)), taken=names)
+            names.add(point.name)
+            yield point
+
+    def key(self, name: str, settings: Settings) -> str:
+        """Return what identifies a point in this study: a given name, or else the settings."""
+        return name if self.points else json.dumps(settings, sort_keys=True)
 
 
 SPACES = {"grid": "grids", "tpe": "choice or low and high", "random": "choice or low and high"}
@@ -212,10 +261,14 @@ def check_names(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def name_point(settings: Settings) -> Point:
-    """Name a point after its settings."""
-    label = ", ".join(f"{name.rsplit('.', 1)[-1]}={show(value)}" for name, value in settings.items())
-    return Point(name=label, set=settings)
+def name_point(settings: Settings, *, taken: Collection[str] = ()) -> Point:
+    """Name a point after its settings, with rounded numbers unless that name is taken."""
+
+    def label(write: Callable[[Any], str]) -> str:
+        return ", ".join(f"{name.rsplit('.', 1)[-1]}={write(value)}" for name, value in settings.items())
+
+    rounded = label(show)
+    return Point(name=label(str) if rounded in taken else rounded, set=settings)
 
 
 def nest(settings: Settings) -> dict[str, Any]:

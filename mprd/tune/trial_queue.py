@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mprd.tune.folder import StudyFolder
+from mprd.tune.results import is_number
 from mprd.tune.study import Objective, Point, Study, name_point
 from mprd.tune.trial import State, Trial
 
 if TYPE_CHECKING:
     from mprd.tune.optuna_backend import OptunaStudy
+
+MAX_REDRAWS = 20
+"""Draws of earlier points in a row."""
+MAX_LISTED = 1000
+"""Points among which one is chosen after these."""
 
 
 class TrialQueue:
@@ -32,7 +40,7 @@ class TrialQueue:
         self.folder = folder
         self.study = study
         self.objective: Objective = objective
-        self.num_trials = num_trials
+        self.num_trials = num_trials if study.max_trials is None else min(num_trials, study.max_trials)
         self.optuna = optuna
         self.trials = folder.read_trials()
         self.to_retry = [trial for trial in self.trials if trial.state == "running"]
@@ -50,13 +58,13 @@ class TrialQueue:
 
     def next(self) -> Trial | None:
         """Start the next trial; return None when all are started."""
+        trial: Trial | None
         if self.to_retry:
             trial = self.retry(self.to_retry.pop(0))
-        elif len(self.trials) < self.num_trials:
-            trial = self.plan(len(self.trials))
         else:
-            return None
-        self.record(trial)
+            trial = self.plan() if len(self.trials) < self.num_trials else None
+        if trial is not None:
+            self.record(trial)
         return trial
 
     def retry(self, trial: Trial) -> Trial:
@@ -66,26 +74,51 @@ class TrialQueue:
             trial = dataclasses.replace(trial, optuna_number=number)
         return dataclasses.replace(trial, state="running", reason=None)
 
-    def plan(self, number: int) -> Trial:
-        """Choose point and seed of a new trial.
+    def plan(self) -> Trial | None:
+        """Choose a pair of point and seed that has not run yet; return None where there is none.
 
         A grid runs all points with the first seed before the next seed, so that a shortened study covers every point.
         A drawn point runs with all seeds in a row, so that its mean guides the sampler.
         """
-        seeds, point = self.study.seeds, None
+        key, seeds = self.study.key, self.study.seeds
+        tried = {(key(trial.point, trial.settings), trial.seed) for trial in self.trials}
         if self.grid:
-            point, seed = self.grid[number % len(self.grid)], seeds[number // len(self.grid) % len(seeds)]
+            pairs = ((point, seed) for seed in seeds for point in self.grid)
         else:
-            seed = seeds[number % len(seeds)]
-            if number % len(seeds):
-                first = self.trials[number - number % len(seeds)]
-                point = Point(name=first.point, set=first.settings)
-        optuna_number = None
-        if self.optuna is not None:
-            optuna_number, settings = self.optuna.ask(point, seed)
-            point = point or name_point(settings)
-        assert point is not None
-        return Trial(number, point.name, dict(point.set), seed, optuna_number=optuna_number)
+            drawn = [Point(name=trial.point, set=trial.settings) for trial in self.trials]
+            pairs = ((point, seed) for point in drawn for seed in seeds)
+        new = ((point, seed) for point, seed in pairs if (key(point.name, point.set), seed) not in tried)
+        point, seed = next(new, (None, seeds[0]))
+        number = None
+        if point is None:
+            point, number = self.draw(seed)
+        elif self.optuna is not None:
+            number, _ = self.optuna.ask(point, seed)
+        if point is None:
+            return None
+        return Trial(len(self.trials), point.name, dict(point.set), seed, optuna_number=number)
+
+    def draw(self, seed: int) -> tuple[Point | None, int | None]:
+        """Draw a new point by the sampler; return it with its number in Optuna, or None where all have run.
+
+        Draws of earlier points are closed as failed. After `MAX_REDRAWS` of them any new point is taken.
+        """
+        if self.optuna is None or self.grid:
+            return None, None
+        tried = {self.study.key(trial.point, trial.settings) for trial in self.trials}
+        names = {trial.point for trial in self.trials}
+        for _ in range(MAX_REDRAWS):
+            number, settings = self.optuna.ask(None, seed)
+            point = name_point(settings, taken=names)
+            if self.study.key(point.name, settings) not in tried:
+                return point, number
+            self.optuna.tell(number, "failed", None, "repeats an earlier point")
+        left = [*islice((p for p in self.study.all_points() if self.study.key(p.name, p.set) not in tried), MAX_LISTED)]
+        if not left:
+            return None, None
+        point = random.Random(len(tried)).choice(left)
+        number, _ = self.optuna.ask(point, seed)
+        return point, number
 
     def record(self, trial: Trial) -> None:
         """Write a trial in place of its earlier state."""
@@ -95,14 +128,14 @@ class TrialQueue:
     def report(self, trial: Trial, row: dict[str, Any]) -> bool:
         """Report the objective of an epoch to Optuna; return whether to stop the trial."""
         value = row.get(self.objective)
-        if self.optuna is None or trial.optuna_number is None or value is None:
+        if self.optuna is None or trial.optuna_number is None or not is_number(value):
             return False
         return self.optuna.report(trial.optuna_number, row["epoch"], value)
 
     def finish(self, trial: Trial, state: State, reason: str | None = None) -> Trial:
         """Record how a trial ended; one that finished without the objective counts as failed."""
         value = self.last_row(trial).get(self.objective)
-        if state == "finished" and value is None:
+        if state == "finished" and not is_number(value):
             state, reason = "failed", f"the run ended without {self.objective}"
         trial = dataclasses.replace(trial, state=state, reason=reason)
         if self.optuna is not None and trial.optuna_number is not None:

@@ -22,8 +22,13 @@ STUDY: dict[str, Any] = {
 }
 MIXED: dict[str, Any] = {
     "name": "mixed",
-    "doc": "One fails, one is poor.",
-    "points": [{"name": "sound"}, {"name": "broken", "set": {"backbone.weights": "no/such.pt"}}, {"name": "poor"}],
+    "doc": "One fails, one is stopped, one is as poor but at its end.",
+    "points": [
+        {"name": "sound"},
+        {"name": "broken", "set": {"backbone.weights": "no/such.pt"}},
+        {"name": "poor"},
+        {"name": "short", "set": {"train.epochs": 1}},
+    ],
     "stop": {"kind": "median", "grace_epochs": 1},
 }
 NAMES = ["000_mu=0.3_seed0", "001_mu=0.5_seed0", "002_mu=0.3_seed1", "003_mu=0.5_seed1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mprd.tune.results import NAMES, MeanStd, PointResult, averages, choose_best, order_agreement, rank_correlation
+from mprd.tune.results import NAMES, MeanStd, PointResult, averages, choose_best, order_agreement
 
 
 def point(name: str, mean: float, *seeds: int, **figures: float) -> PointResult:
@@ -32,15 +32,19 @@ def test_one_lucky_seed_does_not_make_the_best_point() -> None:
     assert choose_best([], "mAP") is None
 
 
-def test_an_order_needs_four_points() -> None:
-    points = [point("x", 0.1 * n, silhouette=0.9 - 0.1 * n) for n in range(4)]
-    assert order_agreement(points, "silhouette") == pytest.approx(-1)
-    assert order_agreement([*points[:3], point("x", 0.4)], "silhouette") is None
-
-
-def test_the_rank_correlation_gives_ties_their_mean_rank() -> None:
-    assert rank_correlation([1, 2, 3], [10, 20, 40]) == pytest.approx(1)
-    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: covariance 4.5 over sqrt(4.5 * 5)
-    assert rank_correlation([1, 2, 2, 5], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
-    assert rank_correlation([1, 1], [1, 2]) is None
+@pytest.mark.parametrize(
+    ("silhouettes", "expected"),
+    [
+        ((0.9, 0.8, 0.7, 0.6), -1),
+        # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: covariance 4.5 over sqrt(4.5 * 5)
+        ((0.1, 0.2, 0.2, 0.5), 4.5 / (4.5 * 5) ** 0.5),
+        ((0.5, 0.5, 0.5, 0.5), None),
+        ((0.1, 0.2, 0.3), None),
+    ],
+)
+def test_the_order_of_a_figure_is_compared_with_that_of_map(
+    silhouettes: tuple[float, ...], expected: float | None
+) -> None:
+    points = [point("x", 0.1 * number, silhouette=value) for number, value in enumerate(silhouettes)]
+    found = order_agreement([*points, point("without", 0.9)], "silhouette")
+    assert found == (None if expected is None else pytest.approx(expected))

@@ -105,8 +105,8 @@ def test_a_failing_trial_is_recorded_and_a_poor_one_stopped(launcher: str, tiny_
     out = tmp_path / "out"
     run("mixed", tiny_root, out, "train.epochs=3", launcher=launcher, trials=2)
     add_perfect_trials(out, "mixed")
-    run(None, None, out, launcher=launcher, trials=3)
-    sound, broken, poor = read_trials(out)
+    run(None, None, out, launcher=launcher, trials=4)
+    sound, broken, poor, short = read_trials(out)
     assert (sound["state"], sound["reason"]) == ("finished", None)
     assert broken["state"] == "failed"
     assert "no/such.pt" in broken["reason"]
@@ -114,6 +114,7 @@ def test_a_failing_trial_is_recorded_and_a_poor_one_stopped(launcher: str, tiny_
     assert "no/such.pt" in (out / "report.html").read_text()
     assert (poor["state"], poor["reason"]) == ("stopped", "poor label_free_score by the median rule")
     assert len(RunFolder(out / "trials" / "002_poor_seed0").read_rows()) < 3
+    assert short["state"] == "finished"
 
 
 @pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.ray)])

@@ -133,6 +133,8 @@ MU = {"pairs.mu": {"grid": [0.1]}}
         ({"space": {"pairs.mu": {"choice": [0.1]}}, "sampler": "tpe"}, "needs trials"),
         ({"space": MU, "sampler": "tp"}, "sampler must be 'grid', 'tpe' or 'random', but got 'tp'"),
         ({"space": MU, "stop": {"kind": "ashe"}}, "stop.kind must be 'asha' or 'median', but got 'ashe'"),
+        ({"space": MU, "seeds": [1, 2, 1]}, "seeds: 1 is listed twice"),
+        ({"space": {"pairs.mu": {"grid": [0.1, 0.1]}}}, "space.pairs.mu.grid: 0.1 is listed twice"),
         ({"space": MU, "seeds": [-1]}, "seeds.0 must be greater than or equal to 0, but got -1"),
         ({"points": [{"name": "a", "sett": {}}]}, "unknown key points.0.sett, did you mean set?"),
         ({"points": [{"name": "a"}, {"name": "a"}]}, "two points share a name: a, a"),
