@@ -80,7 +80,7 @@ def uneven_labels(rank: int) -> Labels:
     """Return one image's labels, each table wider on another worker."""
     ids = torch.full((1, 2 - rank), rank)
     positives, likelihoods = torch.full((1, 1 + rank), [LARGE_ID, 1][rank]), torch.full(ids.shape, 0.1)
-    return Labels(positives, ids, likelihoods, num_candidates=2 - rank, num_capped=2 + rank)
+    return Labels(positives, ids, likelihoods, is_capped=torch.tensor([rank == 1]))
 
 
 def work(workers: WorkerGroup, root: Path) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> N
         assert labels.candidates.tolist() == [[0, 0], [1, -1]]
         assert torch.equal(labels.likelihoods, torch.tensor([[0.1, 0.1], [0.1, 0.0]]))
         assert labels.overlaps is None
-        assert (labels.num_candidates, labels.num_capped) == (3, 5)
+        assert labels.is_capped.tolist() == [False, True]
 
 
 def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_config: Config) -> None:
