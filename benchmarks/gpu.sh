@@ -13,7 +13,7 @@ timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster" \
   tests/test_gpu.py tests/test_augment_batch.py tests/test_cache.py tests/test_engine.py tests/test_gcn.py tests/test_gcn_loss.py tests/test_neighbors.py tests/test_agreement.py \
   -k "gpu or cuda or recorded or batch or fused or bfloat or broken or pyg or reference"
 tests=$?
-timeout 430 "$python" benchmarks/run_all.py $quick --timeout 100 epoch run "run --cuda-graphs" input labelling neighbors evaluation
+timeout 430 "$python" benchmarks/run_all.py $quick --timeout 100 epoch run input labelling neighbors evaluation
 benchmarks=$?
 echo "tests: $tests, benchmarks: $benchmarks"
 exit $((tests | benchmarks))

@@ -19,22 +19,22 @@ from common import report
 
 from mprd.backbone.network import build_backbone, set_training_format
 from mprd.config.loading import load_config
-from mprd.config.schema import Config, SyntheticConfig
+from mprd.config.schema import Config
 from mprd.data.cache import Packs
 from mprd.data.camera_style import measure_colors
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import PlainImages, TrainImages
-from mprd.data.synthetic.dataset import write_dataset
+from mprd.data.synthetic.dataset import Drawing, write_dataset
 from mprd.runtime.device import cudnn_benchmark
 
 MOST_SINGLY = 256
 """Images timed one at a time, on any machine."""
 
 
-def settings(root: Path, *, height: int, width: int, augment: str) -> Config:
+def settings(root: Path, *, height: int, width: int) -> Config:
     """Return the paper's settings on drawn pedestrians."""
     sets = ("backbone.weights=none", "data.camera_style=colour", f"data.height={height}", f"data.width={width}")
-    return load_config("market1501", overrides=(*sets, f"data.augment={augment}"), values={"data": {"root": root}})
+    return load_config("market1501", overrides=sets, values={"data": {"root": root}})
 
 
 def rate(function: Callable[[], int], *, device: torch.device) -> float:
@@ -53,7 +53,7 @@ def rate(function: Callable[[], int], *, device: torch.device) -> float:
 
 def measure(dataset: ReidDataset, folder: Path, *, size: tuple[int, int], device: torch.device, count: int) -> dict:
     """Measure each way at one size."""
-    config = settings(dataset.root, height=size[0], width=size[1], augment="batch")
+    config = settings(dataset.root, height=size[0], width=size[1])
     ids = np.arange(count) % len(dataset.train)
     assert dataset.train.camids is not None
     style = measure_colors(dataset.train.paths, dataset.train.camids)
@@ -89,7 +89,7 @@ def measure(dataset: ReidDataset, folder: Path, *, size: tuple[int, int], device
 def network_rate(*, size: tuple[int, int], device: torch.device, batch: int = 32) -> float:
     """Return the images that ResNet-50 learns from in a second, forward and backward, in bf16 on a GPU."""
     precision = "bf16" if device.type == "cuda" else "float32"
-    sets = ("data.root=.", "backbone.weights=none", f"train.precision={precision}")
+    sets = ("data.root=.", "backbone.weights=none")
     config = load_config("market1501", overrides=sets)
     network = set_training_format(build_backbone(config.backbone).to(device), precision=precision).train()
     images = torch.randn(batch, 3, *size, device=device)
@@ -114,8 +114,8 @@ def main() -> None:
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_dataset(folder / "drawn", SyntheticConfig(num_train_ids=16, num_test_ids=2))
-        config = settings(folder / "drawn", height=64, width=32, augment="batch")
+        write_dataset(folder / "drawn", Drawing(num_train_ids=16, num_test_ids=2))
+        config = settings(folder / "drawn", height=64, width=32)
         dataset = load_dataset(config.data, cache_dir=folder)
         count = (64 if args.quick else 256) if device.type == "cpu" else 4096
         rates = {

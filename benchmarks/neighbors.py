@@ -13,7 +13,6 @@ from common import interleaved_medians, report
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.exact import NeighborTable, find_neighbors, rows_at_once
 
 NUM_FEATURES, IMAGES_PER_ID = 2048, 17
@@ -30,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     features = draw(4312 if options.quick else 12936).to(options.device)
-    block_rows = rows_at_once(len(features), features.device, memory_mb=NeighborsConfig().memory_mb)
+    block_rows = rows_at_once(len(features), features.device)
 
     def search() -> NeighborTable:
         return find_neighbors(features, k=K, similarity=SIMILARITY, k_max=K_MAX, block_rows=block_rows)

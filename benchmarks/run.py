@@ -59,7 +59,6 @@ def settings(args: argparse.Namespace) -> Config:
     """Return the paper's settings, in bf16."""
     sets = ["data.root=.", "data.camera_style=none", "backbone.weights=none", "eval.every=5", "eval.batch_size=256"]
     sets += [f"train.device={args.device}", f"train.epochs={args.epochs}", f"train.precision={args.precision}"]
-    sets += [f"train.compile={args.compile}", f"train.cuda_graphs={args.cuda_graphs}", "data.augment=batch"]
     sets += args.set or []
     if args.quick:
         sets += ["data.height=64", "data.width=32", "backbone.name=resnet18", "gcn.batch_size=256"]
@@ -72,8 +71,6 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--epochs", type=int, default=None, help="5 by default; the whole run has 40")
     parser.add_argument("--precision", default=None)
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--cuda-graphs", action="store_true")
     parser.add_argument("--profile", action="store_true", help="also print the table of parts; slower on a GPU")
     parser.add_argument("--set", action="append", metavar="SECTION.FIELD=VALUE")
     args = parser.parse_args()
@@ -122,8 +119,6 @@ def main() -> None:
         images_per_second=rows[-1]["images_per_second"],
         peak_device_gb=torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
         precision=args.precision,
-        compiled=args.compile,
-        cuda_graphs=args.cuda_graphs,
         size=[config.data.height, config.data.width],
         num_images=list(sizes),
         quick=args.quick,

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-ON_A_GPU = "run --cuda-graphs"
 ON_ANY = ("labelling", "neighbors", "evaluation", "epoch", "extract", "search", "input", "run")
 ON_CPUS = "workers"
-BENCHMARKS = (*ON_ANY, ON_A_GPU, ON_CPUS, "subgraphs")
+BENCHMARKS = (*ON_ANY, ON_CPUS, "subgraphs")
 """Scripts of this folder, with their options."""
 
 
@@ -28,7 +27,7 @@ def left_out(name: str) -> str | None:
         return "ray is not installed"
     if name == ON_CPUS and torch.cuda.is_available():
         return "of CPUs alone"
-    return "no GPU" if name == ON_A_GPU and not torch.cuda.is_available() else None
+    return None
 
 
 def run(name: str, *, quick: bool, timeout: float) -> dict:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mprd.errors import Interrupted, UserError
 
@@ -28,8 +29,23 @@ def run_command(command: Callable[[], None]) -> None:
         raise SystemExit(130) from None
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress warnings of loading that are given later, or in other words."""
+    logger = logging.getLogger("mprd")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 LAUNCHERS = ("ray", "local")
-PRESETS = "demo (the default), bench, recommended, market1501, dukemtmcreid or msmt17."
+PRESETS = (
+    "recommended (the default with --data), paper, demo (the default without) or bench; "
+    "market1501, dukemtmcreid, msmt17: paper on that layout."
+)
 
 
 def choose_launcher(name: str | None) -> str:

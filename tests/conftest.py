@@ -31,10 +31,7 @@ TINY = (
     "train.checkpoint_seconds=0",
     "neighbors.k=3",
     "neighbors.k_max=6",
-    "gcn.hidden=8",
-    "gcn.mlp_hidden=8",
     "gcn.batch_size=16",
-    "gcn.passes=1",
     # agreement needs more images and steps
     "pairs.decide=likelihood",
     "pairs.mu=0.5",

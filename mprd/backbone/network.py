@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import urllib.request
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ from mprd.errors import UserError
 from mprd.runtime.distributed import WorkerGroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from mprd.config.schema import BackboneConfig
 
 
@@ -37,7 +34,6 @@ class Backbone(nn.Module):
         self.num_features = num_channels * num_stripes
         self.neck = nn.BatchNorm1d(self.num_features)
         self.neck.bias.requires_grad_(bn_bias)
-        self.is_frozen_bn = False
         self.is_bf16 = False
         """Whether the trunk computes in bfloat16; pooling and what follows are float32."""
         self.batch_split = BatchSplit(WorkerGroup(), 0)
@@ -63,14 +59,6 @@ class Backbone(nn.Module):
         self.batch_split.sync_running_stats()
         return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
 
-    def train(self, mode: bool = True) -> Backbone:
-        """Switch modes; frozen batch norms stay in evaluation mode."""
-        super().train(mode)
-        if self.is_frozen_bn:
-            for module in batch_norms(self.trunk):
-                module.eval()
-        return self
-
 
 def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:
     """Set the precision of the trunk, `float32` or `bf16`, and its memory layout, in place."""
@@ -94,7 +82,6 @@ def build_backbone(config: BackboneConfig, *, workers: WorkerGroup | None = None
     trunk, num_channels = TRUNKS[config.name](config.last_stride)
     load_trunk_weights(trunk, config)
     backbone = Backbone(trunk, num_channels, num_stripes=config.num_stripes, bn_bias=config.bn_bias)
-    backbone.is_frozen_bn = config.freeze_bn
     backbone.batch_split = BatchSplit(workers or WorkerGroup(), config.bn_group)
     replace_batch_norms(backbone, backbone.batch_split)
     return backbone
@@ -256,19 +243,8 @@ def recalibrate_bn(backbone: Backbone, batches: Iterable[Tensor]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    with unfrozen_bn(backbone):
-        backbone.train()
-        for images in batches:
-            backbone(images)
+    backbone.train()
+    for images in batches:
+        backbone(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-@contextmanager
-def unfrozen_bn(backbone: Backbone) -> Iterator[None]:
-    """Let frozen batch norms switch to training mode within the context."""
-    frozen, backbone.is_frozen_bn = backbone.is_frozen_bn, False
-    try:
-        yield
-    finally:
-        backbone.is_frozen_bn = frozen

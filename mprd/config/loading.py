@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +12,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from mprd.config.nested import layered, nest
+from mprd.config.old_names import tell_old, upgrade
 from mprd.config.schema import Config, Preset
 from mprd.errors import UserError
 
@@ -26,13 +29,12 @@ def load_config(
 
     Raises UserError naming the preset, file or setting, with the nearest known name.
     """
-    settings = read_preset(preset)
-    if file is not None:
-        merge(settings, read_yaml(file))
-    for override in overrides:
-        merge(settings, parse_override(override))
-    merge(settings, values or {})
-    return build_config(settings)
+    return build_config(layered(read_preset(preset), read_given(file, overrides), values or {}))
+
+
+def read_given(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Read the nested settings of a YAML file and of dotted overrides, which win."""
+    return layered({} if file is None else read_yaml(file), *map(parse_override, overrides))
 
 
 def build_config(settings: dict[str, Any]) -> Config:
@@ -41,6 +43,14 @@ def build_config(settings: dict[str, Any]) -> Config:
         return Config.model_validate(settings)
     except ValidationError as error:
         raise UserError(explain(error)) from None
+
+
+def read_config(file: Path) -> Config:
+    """Read all settings that a run or study folder keeps, also those of earlier versions; raise UserError naming it."""
+    try:
+        return build_config(upgrade(read_yaml(file)))
+    except UserError as error:
+        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
 
 
 def absolute(config: Config) -> Config:
@@ -59,12 +69,18 @@ def read_preset(name: str) -> dict[str, Any]:
     if name not in get_args(Preset):
         known = ", ".join(get_args(Preset))
         raise UserError(f"unknown preset {name!r}{suggest(name, get_args(Preset))}; known: {known}")
-    settings = yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text()) or {}
-    if "base" not in settings:
-        return settings
-    base = read_preset(settings.pop("base"))
-    merge(base, settings)
-    return base
+    settings = read_packaged(name)
+    return layered(read_preset(settings.pop("base")), settings) if "base" in settings else settings
+
+
+def read_smoke() -> dict[str, Any]:
+    """Read the small sizes that `--smoke` lays over any preset."""
+    return read_packaged("smoke")
+
+
+def read_packaged(name: str) -> dict[str, Any]:
+    """Read a file of `mprd/presets`."""
+    return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text())
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -95,19 +111,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if isinstance(parsed, str):
         with contextlib.suppress(ValueError):
             parsed = float(parsed)
-    nested: Any = parsed
-    for name in reversed(key.strip().split(".")):
-        nested = {name: nested}
-    return nested
-
-
-def merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
-    """Lay nested settings over others, in place."""
-    for key, value in extra.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            merge(base[key], value)
-        else:
-            base[key] = value
+    return nest({key.strip(): parsed})
 
 
 def explain(error: ValidationError) -> str:
@@ -115,12 +119,16 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = setting_names()
-        return f"unknown setting {name}{suggest(name, known)}"
+        return explain_unknown(name)
     if first["type"] == "value_error":
         return first["msg"].removeprefix("Value error, ")
     message = first["msg"].removeprefix("Input ").replace("should be", "must be")
     return f"{name} {message}, but got {first['input']!r}"
+
+
+def explain_unknown(name: str) -> str:
+    """Return why a name is no setting: it is gone, with what is there instead, or it never was, with the nearest."""
+    return tell_old(name) or f"unknown setting {name}{suggest(name, setting_names())}"
 
 
 def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:

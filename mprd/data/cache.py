@@ -33,7 +33,7 @@ from mprd.runtime.device import memory_bytes, send, send_pixels
 
 logger = logging.getLogger("mprd")
 
-Mode = Literal["auto", "ram", "device", "none"]
+Mode = Literal["auto", "none"]
 Purpose = Literal["test", "train"]
 
 FORMAT = 1
@@ -58,20 +58,18 @@ class Pack:
         """Return a file's pixels as a PIL image."""
         return Image.fromarray(np.asarray(self.pixels[self.rows[path]]))
 
-    def gather(self, rows: np.ndarray, *, device: torch.device, mode: Mode) -> Tensor:
+    def gather(self, rows: np.ndarray, *, device: torch.device) -> Tensor:
         """Return rows of pixels on a device, uint8 `[B, H, W, 3]`."""
-        if device not in self.on_device and should_reside_on(device, self.pixels.nbytes, mode):
+        if device not in self.on_device and should_reside_on(device, self.pixels.nbytes):
             self.on_device[device] = torch.from_numpy(self.pixels).to(device)
         if device in self.on_device:
             return self.on_device[device][send(rows, device)]
         return send_pixels(torch.from_numpy(self.pixels)[torch.from_numpy(rows)], device)
 
 
-def should_reside_on(device: torch.device, num_bytes: int, mode: Mode) -> bool:
-    """Return whether to keep an array on the device: under `device`, or if it fits a quarter of the free memory."""
-    if device.type != "cuda" or mode == "ram":
-        return False
-    return mode == "device" or num_bytes <= torch.cuda.mem_get_info(device)[0] // 4
+def should_reside_on(device: torch.device, num_bytes: int) -> bool:
+    """Return whether to keep an array on an accelerator: if it fits a quarter of the free memory."""
+    return device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(device)[0] // 4
 
 
 class Packs:
@@ -114,13 +112,13 @@ class Packs:
         return Pack(pixels, {path: row for row, path in enumerate(paths)})
 
     def check_room(self, num_bytes: int) -> None:
-        """Raise OSError where a pack would fill the disk, or under `auto` need more than half of the memory."""
+        """Raise OSError where a pack would fill the disk, or need more than half of the memory."""
         self.folder.mkdir(parents=True, exist_ok=True)
         size = f"a pack of {num_bytes / 1e9:.1f} GB"
         if num_bytes + SPARE_BYTES > shutil.disk_usage(self.folder).free:
             raise OSError(f"{size} does not fit on the disk of {self.folder}")
-        if self.mode == "auto" and num_bytes > memory_bytes() // 2:
-            raise OSError(f"{size} is more than half of the memory (data.cache=ram packs it all the same)")
+        if num_bytes > memory_bytes() // 2:
+            raise OSError(f"{size} is more than half of the memory")
 
 
 def pack_key(paths: Sequence[Path], height: int, width: int, purpose: Purpose) -> str:

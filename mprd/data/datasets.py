@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from mprd.config.schema import DataConfig, SyntheticConfig
 from mprd.data.cache import Packs
 from mprd.data.camera_style import StyleFiles, find_style_files
 from mprd.data.layouts import STYLE_FOLDER, Crop, Splits, read_market, read_msmt17, read_tree
+from mprd.data.recognition import locate
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
@@ -69,6 +70,7 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
     Logs a warning where counts differ from the published ones, or where there is one camera only.
     Raises UserError naming a missing or empty folder, or the first name that does not parse.
     """
+    config = locate(config)
     if (config.root is None) != (config.dataset == "synthetic"):
         wanted = "takes no folder" if config.root else "needs a folder"
         raise UserError(f"data.root: data.dataset={config.dataset} {wanted}, but got {config.root}")
@@ -83,19 +85,20 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
         style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
     dataset = ReidDataset(config.dataset, root, train, query, gallery, len(camera_numbers), style)
     log_warnings(dataset)
-    return dataset
+    return dataset if config.max_images is None else take_some(dataset, config.max_images)
 
 
 def draw_synthetic(config: SyntheticConfig, cache_dir: Path) -> Path:
     """Draw the synthetic data set unless it exists; return its folder."""
-    from mprd.data.synthetic.dataset import FORMAT_VERSION, write_dataset
+    from mprd.data.synthetic.dataset import FORMAT_VERSION, Drawing, write_dataset
 
-    key = f"{FORMAT_VERSION} {config.model_dump_json()}"
+    drawing = Drawing(**config.model_dump())
+    key = f"{FORMAT_VERSION} {drawing.to_json()}"
     root = cache_dir / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         logger.info("drawing pedestrians into %s", root)
     # an existing folder is verified, not rewritten
-    write_dataset(root, config)
+    write_dataset(root, drawing)
     return root
 
 
@@ -155,6 +158,33 @@ def list_cameras(crops: Iterable[Crop]) -> tuple[int, ...]:
     return tuple(range(1, len(texts) + 1)) if len(known) < len(numbers) else tuple(sorted(known))
 
 
+def take_some(dataset: ReidDataset, most: int) -> ReidDataset:
+    """Keep about so many training images at most, and as many of query and gallery together, evenly spread.
+
+    Whole identities are kept where they are known; of query and gallery those that are in both.
+    """
+    train, query, gallery = dataset.train, dataset.query, dataset.gallery
+    kept = replace(dataset, train=train.select(some_rows(train.pids, len(train), most)))
+    if query.pids is None or gallery.pids is None:
+        return kept
+    pids = np.concatenate([query.pids, gallery.pids])
+    pids = pids[np.isin(pids, np.intersect1d(query.pids, gallery.pids))]
+    pids = pids[some_rows(pids, len(pids), most)]
+    query_rows, gallery_rows = (np.flatnonzero(np.isin(ids, pids)) for ids in (query.pids, gallery.pids))
+    return replace(kept, query=query.select(query_rows), gallery=gallery.select(gallery_rows))
+
+
+def some_rows(pids: np.ndarray | None, num_images: int, most: int) -> np.ndarray:
+    """Choose about `most` of the images `[m]`, all of at least two evenly spread identities where these are known."""
+    if num_images <= most:
+        return np.arange(num_images)
+    if pids is None:
+        return np.linspace(0, num_images - 1, most).astype(np.int64)
+    known = np.unique(pids)
+    count = max(2, most * len(known) // num_images)
+    return np.flatnonzero(np.isin(pids, known[np.linspace(0, len(known) - 1, count).astype(int)]))
+
+
 def find_style(
     train: ImageSet, root: Path, *, camera_numbers: tuple[int, ...], names_source: bool
 ) -> StyleFiles | None:
@@ -179,5 +209,7 @@ def log_warnings(dataset: ReidDataset) -> None:
         )  # fmt: skip
     if not len(query) or not len(gallery):
         logger.warning("%s: %d query and %d gallery images: no evaluation", dataset.root, len(query), len(gallery))
+    elif query.camids is None:
+        logger.warning("%s: no cameras in the file names, so no evaluation", dataset.root)
     if train.pids is not None and dataset.num_cameras == 1:
         logger.warning("%s: one camera only, so no query has a match under another camera", dataset.root)

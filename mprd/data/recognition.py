@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from mprd.config.schema import DataConfig
 from mprd.data.layouts import (
     MARKET_NAME,
     find_folder,
@@ -60,6 +61,11 @@ class Layout:
         return self.pattern is not None
 
     @property
+    def dataset(self) -> str:
+        """`data.dataset` that reads it."""
+        return "folder" if self.is_tree else self.preset
+
+    @property
     def splits(self) -> dict[str, Path]:
         """The existing image folders by split; MSMT17's `test` holds query and gallery."""
         found: dict[str, tuple[str, ...]]
@@ -91,6 +97,22 @@ def recognize(root: Path) -> Layout:
     else:
         layout = tree_layout(place)
     return layout if place == root else Layout(**{**vars(layout), "place": describe_place(root, place)})
+
+
+def locate(data: DataConfig) -> DataConfig:
+    """Return settings that name the layout, and the folder that has it, in place of `data.dataset: auto`.
+
+    A `data.name_pattern` of the user's makes the folder a tree of crops. Raises UserError where a layout is incomplete.
+    """
+    if data.dataset != "auto" or data.root is None:
+        return data
+    if data.name_pattern != TREE_PATTERNS[0]:
+        return data.model_copy(update={"dataset": "folder"})
+    layout = recognize(data.root)
+    if layout.problem:
+        raise UserError(layout.problem)
+    found = {"dataset": layout.dataset, "root": layout.root, "name_pattern": layout.pattern or data.name_pattern}
+    return data.model_copy(update=found)
 
 
 def find_place(root: Path, is_layout: Callable[[Path], bool]) -> Path | None:

@@ -43,6 +43,29 @@ NUM_DRAWS = 14 + 4 * NUM_ATTEMPTS
 
 
 @dataclass(frozen=True)
+class Strength:
+    """How far a training image is changed."""
+
+    jitter: float
+    """Range of brightness, contrast and saturation, as a share."""
+    rotation: float
+    """Largest rotation in degrees."""
+    crop_area: tuple[float, float]
+    """Range of the crop's share of the area."""
+    erasing: float
+    """Probability of random erasing."""
+    erased_area: tuple[float, float] = (0.02, 0.2)
+    """Range of the erased share of the area (MLCReID)."""
+
+
+STRENGTHS = {
+    "standard": Strength(jitter=0.2, rotation=10, crop_area=(0.64, 1), erasing=0.5),
+    "small": Strength(jitter=0.3, rotation=5, crop_area=(0.8, 1), erasing=0.3),
+}
+"""By `data.augmentation`: MLCReID's (Sec. 5.2: "similar to [24]"), and one chosen for 64 x 32 pixels."""
+
+
+@dataclass(frozen=True)
 class AugmentParams:
     """The random parameters of one image."""
 
@@ -70,20 +93,21 @@ def draw_params(
     Every parameter has a fixed position in the stream, so that a setting changes its own parameter alone.
     """
     draws = draw_uniforms(seed, epoch, [image], VIEW_KEYS[view], num_draws=NUM_DRAWS)[0].tolist()
-    jitter = config.colour_jitter
+    strength = STRENGTHS[config.augmentation]
+    jitter, rotation = strength.jitter, strength.rotation
     crops = in_pairs(draws[14 : 14 + 2 * NUM_ATTEMPTS])
     erased = in_pairs(draws[14 + 2 * NUM_ATTEMPTS :])
     is_train = view == "train"
-    erases = is_train and draws[9] < config.erasing_probability
+    erases = is_train and draws[9] < strength.erasing
     # Departs from MLCReID for images other than 2:1: CROP_RATIO is the ratio after resizing to 2:1
-    crop = draw_box(crops, draws[10], draws[11], area=config.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
+    crop = draw_box(crops, draws[10], draws[11], area=strength.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
     frame = config.height / config.width
-    erase = draw_box(erased, draws[12], draws[13], area=config.erasing_area, ratio=ERASING_RATIO, frame=frame)
+    erase = draw_box(erased, draws[12], draws[13], area=strength.erased_area, ratio=ERASING_RATIO, frame=frame)
     return AugmentParams(
         camera=int(draws[0] * num_cameras),
         crop=crop or (0.0, 0.0, 1.0, 1.0),
         flip=draws[1] < 0.5,
-        angle=scale_to(draws[2], -config.rotation, config.rotation),
+        angle=scale_to(draws[2], -rotation, rotation),
         brightness=scale_to(draws[3], 1 - jitter, 1 + jitter),
         contrast=scale_to(draws[4], 1 - jitter, 1 + jitter),
         saturation=scale_to(draws[5], 1 - jitter, 1 + jitter),

@@ -30,6 +30,7 @@ from mprd.data.transforms import (
     NUM_DRAWS,
     PIXEL_MEAN,
     PIXEL_STD,
+    STRENGTHS,
     VIEW_KEYS,
     View,
     scale_to,
@@ -71,20 +72,21 @@ def draw_batch(
 ) -> BatchParams:
     """Draw the parameters of images `[B]`; bitwise equal to those of `draw_params`."""
     draws = draw_uniforms(seed, epoch, images.tolist(), VIEW_KEYS[view], num_draws=NUM_DRAWS)
-    jitter = config.colour_jitter
+    strength = STRENGTHS[config.augmentation]
+    jitter, rotation = strength.jitter, strength.rotation
     is_train, is_perturbed = view == "train", view == "perturbed"
     crops, erased = np.split(draws[:, 14:], 2, axis=1)
-    crop = draw_boxes(crops, draws[:, 10:12], area=config.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
+    crop = draw_boxes(crops, draws[:, 10:12], area=strength.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
     crop[crop[:, 2] == 0] = (0.0, 0.0, 1.0, 1.0)
     frame = config.height / config.width
-    erase = draw_boxes(erased, draws[:, 12:14], area=config.erasing_area, ratio=ERASING_RATIO, frame=frame)
-    erase[~(is_train & (draws[:, 9] < config.erasing_probability))] = 0
+    erase = draw_boxes(erased, draws[:, 12:14], area=strength.erased_area, ratio=ERASING_RATIO, frame=frame)
+    erase[~(is_train & (draws[:, 9] < strength.erasing))] = 0
     factors = scale_to(draws[:, 3:6], 1 - jitter, 1 + jitter)
     return BatchParams(
         (draws[:, 0] * num_cameras).astype(np.int64),
         crop,
         draws[:, 1] < 0.5,
-        scale_to(draws[:, 2], -config.rotation, config.rotation),
+        scale_to(draws[:, 2], -rotation, rotation),
         factors[:, 0],
         factors[:, 1],
         factors[:, 2],

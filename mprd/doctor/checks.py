@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mprd.cli import quiet
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.recognition import Layout, recognize
 from mprd.doctor.files import (
@@ -101,18 +100,6 @@ def examine(root: Path, *, track: Track = lambda files, _total: files) -> Datase
     return report
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the log of loading, whose warnings are findings here."""
-    logger = logging.getLogger("mprd")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def check_layout(report: DatasetReport, layout: Layout) -> None:
     """Add the findings about folders and file names."""
     if layout.remark:
@@ -125,7 +112,7 @@ def check_layout(report: DatasetReport, layout: Layout) -> None:
 
 def check_images(report: DatasetReport, layout: Layout, track: Track) -> None:
     """Decode every image, add the findings, and choose the command."""
-    dataset = load_dataset(base_plan(layout, "paper").config().data, cache_dir=Path())
+    dataset = load_dataset(base_plan(layout, "paper").compose()[0].data, cache_dir=Path())
     paths = [path for images in (dataset.train, dataset.query, dataset.gallery) for path in images.paths]
     styles = list_style_files(dataset)
     files = read_files(paths + styles, track=lambda found: track(found, len(paths) + len(styles)))
@@ -144,7 +131,9 @@ def check_images(report: DatasetReport, layout: Layout, track: Track) -> None:
         report.findings.append(Finding("note", text))
     if not report.has_problem:
         skips = bool(bad_styles) or any(file.size is None for file in files)
-        report.plan, report.others = choose_plans(layout, leave_out(dataset, files), skips=skips)
+        readable = leave_out(dataset, files)
+        report.plan, report.others = choose_plans(layout, readable, skips=skips)
+        report.findings += [Finding("note", note) for note in report.plan.fit(readable)[1]]
         warn_about_memory(report)
 
 

@@ -1,4 +1,4 @@
-"""The command that trains on a data set: presets, the settings that the data need, and a trial of the first step."""
+"""The command that trains on a data set: a preset, and a trial of the first step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mprd.backbone.network import has_imagenet_weights
-from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
-from mprd.data.recognition import TREE_PATTERNS, Layout
+from mprd.data.recognition import Layout
 from mprd.doctor.estimate import Cost, estimate_cost
 from mprd.engine.trainer import Trainer
 from mprd.runtime.device import choose_device
+from mprd.train.recipe import compose, fit_to_data
 
 MAX_HOURS = 48
 """The longest estimate with which ResNet-50 is proposed; beyond it the small network is."""
@@ -46,26 +45,23 @@ class Plan:
     @property
     def command(self) -> str:
         """The shell command."""
-        preset = [] if self.preset == "demo" else ["--preset", self.preset]
+        preset = [] if self.preset == "recommended" else ["--preset", self.preset]
         sets = [word for setting in self.settings for word in ("--set", setting)]
         return shlex.join(["python", "-m", "mprd.train", *preset, "--data", str(self.root), *sets])
 
-    def config(self) -> Config:
-        """Return the settings of the command."""
-        return load_config(self.preset, overrides=self.settings, values={"data": {"root": self.root}})
+    def compose(self) -> tuple[Config, set[str]]:
+        """Return the settings of the command, and the names of those that it sets."""
+        return compose({"preset": self.preset, "data": self.root, "set_": self.settings})
+
+    def fit(self, dataset: ReidDataset) -> tuple[Config, list[str]]:
+        """Return the settings that the command would train with, and what it would leave out of the recipe."""
+        config, asked = self.compose()
+        return fit_to_data(config, dataset, asked=asked)
 
 
-def base_plan(layout: Layout, kind: str) -> Plan:
-    """Return the plan that reads a layout under one of the presets in TITLES."""
-    preset = layout.preset if kind == "paper" else kind
-    settings = []
-    if layout.is_tree:
-        settings.append("data.dataset=folder")
-        if layout.pattern != TREE_PATTERNS[0]:
-            settings.append(f"data.name_pattern={layout.pattern}")
-    elif load_config(preset, values={"data": {"root": layout.root}}).data.dataset != layout.preset:
-        settings.append(f"data.dataset={layout.preset}")
-    return Plan(TITLES[kind], preset, layout.root, tuple(settings))
+def base_plan(layout: Layout, preset: str, *, skips: bool = False) -> Plan:
+    """Return the plan of a preset, which recognizes the layout itself."""
+    return Plan(TITLES[preset], preset, layout.root, ("data.on_bad_image=skip",) if skips else ())
 
 
 def choose_plans(layout: Layout, dataset: ReidDataset, *, skips: bool) -> tuple[Plan, tuple[Plan, ...]]:
@@ -76,8 +72,8 @@ def choose_plans(layout: Layout, dataset: ReidDataset, *, skips: bool) -> tuple[
     Args:
         skips: whether there are unreadable images, to be left out.
     """
-    small, recommended, paper = (adapt(base_plan(layout, kind), dataset, skips=skips) for kind in TITLES)
-    if not has_imagenet_weights(recommended.config().backbone.name):
+    small, recommended, paper = (base_plan(layout, preset, skips=skips) for preset in TITLES)
+    if not has_imagenet_weights(recommended.compose()[0].backbone.name):
         recommended, paper = (replace(plan, remark=NO_WEIGHTS) for plan in (recommended, paper))
     else:
         recommended = try_out(recommended, dataset)
@@ -86,29 +82,12 @@ def choose_plans(layout: Layout, dataset: ReidDataset, *, skips: bool) -> tuple[
     return try_out(small, dataset), (recommended, paper)
 
 
-def adapt(plan: Plan, dataset: ReidDataset, *, skips: bool) -> Plan:
-    """Add the settings that the data set needs to a plan."""
-    config = plan.config()
-    settings = list(plan.settings)
-    num_ids = 0 if dataset.train.pids is None else len(np.unique(dataset.train.pids))
-    if num_ids < config.meta.num_ids:
-        # a single identity has no negative pair
-        settings.append(f"meta.num_ids={num_ids if num_ids > 1 else 0}")
-    if dataset.train.camids is None and config.needs_cameras is not None:
-        settings.append("neighbors.metric=cosine")
-        if config.neighbors.standardise:
-            settings.append("neighbors.standardise=false")
-    if skips:
-        settings.append("data.on_bad_image=skip")
-    return replace(plan, settings=tuple(settings))
-
-
 def try_out(plan: Plan, dataset: ReidDataset) -> Plan:
     """Build the trainer, with random weights, and add an estimate of the cost to the plan.
 
     Raises UserError where the training would.
     """
-    config = plan.config()
+    config, _ = plan.fit(dataset)
     style = dataset.style_paths if config.data.camera_style == "camstyle" else None
     bare = config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": "none"})})
     device = choose_device(config.train.device)

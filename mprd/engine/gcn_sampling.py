@@ -106,11 +106,11 @@ class StepDraws:
         return torch.cat([function(draw, count) for draw, count in self.steps])
 
 
-def draw_epoch(sources: PairSources, *, batch_size: int, passes: int, seed: int, epoch: int) -> list[StepPairs]:
+def draw_epoch(sources: PairSources, *, batch_size: int, seed: int, epoch: int) -> list[StepPairs]:
     """Draw the pairs of every step: each step has n'/2 unlabeled and n'/2 labeled anchors (Sec. 4.2)."""
     draw = generator(seed, RngStream.GCN_ORDER, epoch)
-    orders = [torch.randperm(len(sources.memory), generator=draw) for _ in range(passes)]
-    chunks = [chunk for order in orders for chunk in ordered_batches(order, max(1, batch_size // 2))]
+    order = torch.randperm(len(sources.memory), generator=draw)
+    chunks = ordered_batches(order, max(1, batch_size // 2))
     draws = [generator(seed, RngStream.GCN_PAIRS, epoch, number) for number in range(len(chunks))]
     many = steps_at_once(sources, num_anchors=max(map(len, chunks), default=1))
     return [

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mprd import losses
 from mprd.backbone.features import ordered_batches
-from mprd.config.schema import ClustersConfig, Config
+from mprd.config.schema import Config
 from mprd.engine.state import TrainState
 from mprd.memory import FeatureMemory
 from mprd.pairs.clusters import ClusterMemory, balanced_batches
@@ -61,25 +61,23 @@ class ClusterObjective:
     """InfoNCE against the centroids of the clusters, which follow the features (Cluster-Contrast)."""
 
     clusters: ClusterMemory
-    config: ClustersConfig
     batch_size: int
 
     def batches(self, draw: torch.Generator) -> list[list[int]]:
         """Return several images each of some clusters a batch."""
-        size = self.config.num_instances
-        return balanced_batches(self.clusters.labels, batch_size=self.batch_size, num_instances=size, generator=draw)
+        return balanced_batches(self.clusters.labels, batch_size=self.batch_size, generator=draw)
 
     def loss(self, features: Tensor, ids: Tensor) -> Tensor:
-        return self.clusters.loss(features, ids, temperature=self.config.temperature)
+        return self.clusters.loss(features, ids)
 
     def update(self, features: Tensor, ids: Tensor) -> None:
-        self.clusters.update(features, ids, old_weight=self.config.old_weight)
+        self.clusters.update(features, ids)
 
 
 def choose_objective(config: Config, state: TrainState) -> Objective:
     """Return the objective of this epoch: clusters where `dbscan` found any, else pairs."""
     if state.clusters is not None:
-        return ClusterObjective(state.clusters, config.clusters, config.train.batch_size)
+        return ClusterObjective(state.clusters, config.train.batch_size)
     return PairObjective(state.memory, state.positives, choose_pair_loss(config), config.train.batch_size)
 
 
@@ -88,6 +86,4 @@ def choose_pair_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
     c = config.loss
     if config.pairs.labeller == "mlcr":
         return partial(losses.mmcl, delta=c.delta, r=c.r)
-    return partial(
-        losses.binomial_deviance, delta=c.delta, alpha=c.alpha, lambda_1=c.lambda_1, lambda_2=c.lambda_2, r=c.r
-    )
+    return partial(losses.binomial_deviance, delta=c.delta, r=c.r)

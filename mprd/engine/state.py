@@ -22,6 +22,11 @@ from mprd.runtime.seeding import RngStream, generator
 
 Phase = Literal["gcn", "cnn", "evaluate"]
 
+MOMENTUM = 0.9
+"""Of SGD, for F and G (Sec. 5.2)."""
+WEIGHT_DECAY = 5e-4
+"""For F and G; not stated in the paper, MLCReID's value."""
+
 
 @dataclass
 class TrainState:
@@ -125,9 +130,6 @@ def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
         num_features,
         variant=config.variant,
         link=config.link,
-        hidden=config.hidden,
-        conv_channels=config.conv_channels,
-        mlp_hidden=config.mlp_hidden,
         read_out=config.read_out,
     )
 
@@ -138,13 +140,13 @@ def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: boo
         backbone, is_pretrained=is_pretrained, lr_backbone=config.lr_backbone, lr_new=config.lr_new
     )
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=is_fused(backbone))
+        return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=is_fused(backbone))
     return torch.optim.SGD(
         groups,
         lr=config.lr_new,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
+        momentum=MOMENTUM,
+        nesterov=config.optimizer == "nesterov",
+        weight_decay=WEIGHT_DECAY,
         fused=is_fused(backbone),
     )
 
@@ -153,13 +155,13 @@ def gcn_optimizer(gcn: PairGCN, config: GcnConfig) -> torch.optim.Optimizer:
     """Build the optimizer of Eq. 9."""
     if config.optimizer == "adam":
         return torch.optim.Adam(
-            gcn.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=is_fused(gcn)
+            gcn.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=is_fused(gcn)
         )
     return torch.optim.SGD(
         gcn.parameters(),
         lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
         fused=is_fused(gcn),
     )
 

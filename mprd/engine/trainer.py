@@ -117,8 +117,7 @@ class Trainer:
     @property
     def gamma(self) -> float:
         """This epoch's weight of the new feature (Eq. 1)."""
-        ends = {"start": self.config.memory.gamma_start, "end": self.config.memory.gamma_end}
-        return schedules.gamma(self.state.epoch, self.config.train.epochs, **ends)
+        return schedules.gamma(self.state.epoch, self.config.train.epochs)
 
     @property
     def eta(self) -> float:
@@ -131,7 +130,7 @@ class Trainer:
         train = self.config.train
         for group in self.state.optimizer.param_groups:
             start = group["base_lr"]
-            group["lr"] = schedules.learning_rate(self.state.epoch, start, step=train.lr_step, factor=train.lr_factor)
+            group["lr"] = schedules.learning_rate(self.state.epoch, start, step=train.lr_step)
 
     def begin_epoch(self, epoch: int) -> None:
         """Move to an epoch's first step, with empty statistics."""
@@ -178,7 +177,9 @@ class Trainer:
         if self.config.backbone.recalibrate_bn:
             batches = self.batches(self.plain_images, ordered_batches(order, self.config.eval.batch_size))
             recalibrate_bn(self.state.backbone, (images for images, _ in batches))
-        features = self.extract(self.plain_images, ids=order, mode=self.config.memory.start_mode)
+        # batch norms of random weights have no statistics yet
+        mode = "train" if self.config.backbone.weights == "none" else "eval"
+        features = self.extract(self.plain_images, ids=order, mode=mode)
         self.state.memory = FeatureMemory(features[order.argsort()])
 
     def update_memory(self, ids: Tensor, features: Tensor) -> None:
@@ -218,7 +219,6 @@ class Trainer:
             steps = draw_epoch(
                 self.pair_sources(inputs),
                 batch_size=self.config.gcn.batch_size,
-                passes=self.config.gcn.passes,
                 seed=self.config.train.seed,
                 epoch=state.epoch,
             )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mprd.cli import run_command
+
+if TYPE_CHECKING:
+    from mprd.evaluate.evaluation import Extra
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,12 +39,12 @@ def evaluate_and_print(
 
     from rich.console import Console
 
-    from mprd.config.schema import EvalConfig
     from mprd.evaluate.run import evaluate_run
     from mprd.runs.console import figure_table
     from mprd.runs.folder import RunFolder
 
-    extras = EvalConfig(rerank=rerank, standardise=standardise).extras
+    wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise}
+    extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
     row = evaluate_run(RunFolder(run), data=data, best=best, extras=extras)
     if as_json:
         print(json.dumps(row))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,6 @@ from mprd.evaluate.evaluation import can_evaluate, extract_sets, rank_sets
 from mprd.runtime.seeding import RngStream, generator
 
 if TYPE_CHECKING:
-    from mprd.config.schema import Extra
     from mprd.engine.trainer import Trainer
 
 COLLAPSED = 0.95
@@ -94,11 +92,7 @@ def measure_labels(trainer: Trainer) -> dict[str, float | None]:
 
 def retrieval_row(trainer: Trainer) -> dict[str, float]:
     """Evaluate when this epoch is due, or the last."""
-    config = trainer.config
-    if not is_due(trainer):
-        return {}
-    extras = config.eval.extras if trainer.state.epoch + 1 == config.train.epochs else ()
-    return evaluate_trainer(trainer, extras=extras)
+    return evaluate_trainer(trainer) if is_due(trainer) else {}
 
 
 def untrained_row(trainer: Trainer) -> dict[str, float]:
@@ -109,12 +103,12 @@ def untrained_row(trainer: Trainer) -> dict[str, float]:
     return evaluate_trainer(trainer) if can_evaluate(trainer.dataset) else {}
 
 
-def evaluate_trainer(trainer: Trainer, *, extras: Collection[Extra] = ()) -> dict[str, float]:
+def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
     """Extract query and gallery on all workers, and rank on the first; empty on the others."""
     features = extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
     if not trainer.workers.is_first:
         return {}
-    return rank_sets(*features, trainer.dataset, memory_mb=trainer.config.eval.memory_mb, extras=extras).row()
+    return rank_sets(*features, trainer.dataset).row()
 
 
 def is_due(trainer: Trainer) -> bool:

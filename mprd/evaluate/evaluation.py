@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from mprd.metrics import RankMetrics, rank_features, rank_metrics, re_rank
 from mprd.neighbors.camera_norm import CameraStatistics
 
 if TYPE_CHECKING:
-    from mprd.config.schema import Config, Extra
+    from mprd.config.schema import Config
+
+Extra = Literal["reranked", "standardised"]
+"""Post-processing of the field, reported beside the headline and never as it."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def evaluate(
             2025).
     """
     features = extract_sets(backbone, dataset, config, device=device)
-    return rank_sets(*features, dataset, memory_mb=config.eval.memory_mb, extras=extras)
+    return rank_sets(*features, dataset, extras=extras)
 
 
 def rank_sets(
@@ -79,7 +82,6 @@ def rank_sets(
     gallery_features: tuple[Tensor, Tensor],
     dataset: ReidDataset,
     *,
-    memory_mb: int,
     extras: Collection[Extra] = (),
 ) -> Evaluation:
     """Rank the gallery for each query.
@@ -98,10 +100,10 @@ def rank_sets(
         extra["reranked"] = rank_metrics(re_rank(q_after, g_after), *ids)
     if "standardised" in extras:
         standardised = standardize_sets(q_after, g_after, *ids[2:])
-        extra["standardised"] = rank_features(*standardised, *ids, memory_mb=memory_mb)
+        extra["standardised"] = rank_features(*standardised, *ids)
     return Evaluation(
-        rank_features(q_after, g_after, *ids, memory_mb=memory_mb),
-        rank_features(q_before, g_before, *ids, memory_mb=memory_mb),
+        rank_features(q_after, g_after, *ids),
+        rank_features(q_before, g_before, *ids),
         extra,
     )
 

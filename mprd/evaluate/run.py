@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from mprd.config.schema import Extra
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import can_evaluate, evaluate
+from mprd.evaluate.evaluation import Extra, can_evaluate, evaluate
 from mprd.model import load_model
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder

@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from mprd.backbone.network import Backbone
-from mprd.config.schema import SyntheticConfig
 from mprd.data.datasets import load_dataset
 from mprd.data.images import InferenceImages
-from mprd.data.synthetic.dataset import write_dataset
+from mprd.data.synthetic.dataset import Drawing, write_dataset
 from mprd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mprd.errors import UserError
 from mprd.model import Model
@@ -110,7 +109,7 @@ def sample_images(model: Model) -> tuple[Tensor, str]:
             pass
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "drawn"
-        write_dataset(root, SyntheticConfig(num_train_ids=2, num_test_ids=4, num_cameras=2, images_per_camera=2))
+        write_dataset(root, Drawing(num_train_ids=2, num_test_ids=4, num_cameras=2, images_per_camera=2))
         return prepare_sample(model, tuple(sorted(root.rglob("*.jpg")))), "drawn pedestrians"
 
 

@@ -32,6 +32,8 @@ from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_sub
 ReadOut = Literal["pooled", "scalars", "both"]
 KERNEL_SIZE, STRIDE = 5, 2
 """Of the 1-D convolution over the pooled vector, as in SEAL's code."""
+HIDDEN, CONV_CHANNELS, MLP_HIDDEN = 64, 4, 64
+"""Widths of the graph convolutions, the 1-D convolution and the MLP; not stated in the paper."""
 PAIRS_PER_GROUP = 2**15
 """Most pairs whose graphs `predict` builds at a time."""
 
@@ -53,9 +55,9 @@ class PairGCN(nn.Module):
         *,
         variant: Variant = "paper",
         link: Link = "keep",
-        hidden: int = 64,
-        conv_channels: int = 4,
-        mlp_hidden: int = 64,
+        hidden: int = HIDDEN,
+        conv_channels: int = CONV_CHANNELS,
+        mlp_hidden: int = MLP_HIDDEN,
         read_out: ReadOut = "pooled",
         generator: torch.Generator | None = None,
     ) -> None:

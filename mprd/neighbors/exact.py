@@ -20,6 +20,8 @@ DENSITY_K = {"csls": 8, "camera": 5}
 PADDING = -1
 """Fills a list that is shorter than the widest."""
 NORM_TOLERANCE = 1e-3
+SIMILARITIES_MB = 256
+"""Memory for the similarities of a block of rows to all images; metrics other than cosine take three times."""
 CPU_ROWS = 512
 """Rows of a block on a CPU; the product already uses all cores at this size."""
 
@@ -118,7 +120,7 @@ def measure_density(
     return Density(torch.cat(blocks), group_ids, density.k)
 
 
-def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int) -> int:
+def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int = SIMILARITIES_MB) -> int:
     """Return the block size, at least 1, whose similarities to all images fit into `memory_mb`."""
     rows = max(1, memory_mb * 2**20 // (4 * num_images))
     # few large blocks keep an accelerator busy

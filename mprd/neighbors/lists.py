@@ -129,7 +129,7 @@ class LiveLists:
 
 def search_rule(config: NeighborsConfig, features: Tensor) -> dict[str, Any]:
     """Return the arguments of a search of features `[N, D]` under these settings."""
-    block_rows = rows_at_once(len(features), features.device, memory_mb=config.memory_mb)
+    block_rows = rows_at_once(len(features), features.device)
     rule = {"k": config.k, "similarity": config.similarity, "k_max": config.k_max, "metric": config.metric}
     # shards and indexes know the cosine alone
     return rule | {"block_rows": block_rows} | ({} if config.metric == "cosine" else {"density_k": config.density_k})

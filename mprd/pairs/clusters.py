@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.config.schema import ClustersConfig, Config
+from mprd.config.schema import Config
 from mprd.neighbors.camera_norm import standardize_by_camera
 from mprd.neighbors.jaccard import jaccard_distances
 from mprd.pairs.rules import PADDING
@@ -22,6 +22,16 @@ from mprd.pairs.rules import PADDING
 logger = logging.getLogger("mprd")
 
 OUTLIER = -1
+MIN_SAMPLES = 4
+"""Neighbors that make an image the core of a DBSCAN cluster; this and the next are the values of Cluster-Contrast."""
+K1, K2 = 30, 6
+"""Length of the k-reciprocal lists behind the Jaccard distance, and the images over which they are averaged."""
+NUM_INSTANCES = 4
+"""Images of a cluster in a batch of 32; theirs is 16 of 256."""
+TEMPERATURE = 0.05
+"""Of InfoNCE."""
+OLD_WEIGHT = 0.1
+"""Weight of the old centroid when an image moves it."""
 
 
 def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) -> ClusterMemory | None:
@@ -30,14 +40,14 @@ def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) ->
     Unit features `[N, D]` are compared as they are or, under `neighbors.standardise`, standardized by camera.
     """
     compared = standardize_by_camera(features, camids) if config.neighbors.standardise else features
-    labels = cluster_images(compared, config.clusters)
+    labels = cluster_images(compared, eps=config.clusters.eps)
     if int(labels.max()) < 1:
         logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", config.clusters.eps)
         return None
     return ClusterMemory.from_features(features, labels)
 
 
-def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512) -> Tensor:
+def cluster_images(features: Tensor, *, eps: float, memory_mb: int = 512) -> Tensor:
     """Cluster unit features `[N, D]` by DBSCAN on k-reciprocal Jaccard distances; return labels int64 `[N]`.
 
     Clusters are counted from 0, outliers are -1. Distances above `eps` are never stored.
@@ -48,15 +58,15 @@ def cluster_images(features: Tensor, c: ClustersConfig, *, memory_mb: int = 512)
 
     num_images = len(features)
     rows, columns, values = [], [], []
-    for block, distances in jaccard_distances(features, k1=min(c.k1, num_images - 1), k2=c.k2, memory_mb=memory_mb):
-        near = (distances <= c.eps).nonzero()
+    for block, distances in jaccard_distances(features, k1=min(K1, num_images - 1), k2=K2, memory_mb=memory_mb):
+        near = (distances <= eps).nonzero()
         rows.append((near[:, 0] + block.start).cpu())
         columns.append(near[:, 1].cpu())
         # a sparse matrix drops explicit zeros
         values.append(distances[near[:, 0], near[:, 1]].clamp(min=1e-9).double().cpu())
     entries = (torch.cat(values).numpy(), (torch.cat(rows).numpy(), torch.cat(columns).numpy()))
     graph = csr_array(entries, shape=(num_images, num_images))
-    found = DBSCAN(eps=c.eps, min_samples=c.min_samples, metric="precomputed").fit_predict(graph)
+    found = DBSCAN(eps=eps, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(graph)
     return torch.from_numpy(found.astype(np.int64)).to(features.device)
 
 
@@ -75,7 +85,7 @@ def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
 
 
 def balanced_batches(
-    labels: Tensor, *, batch_size: int, num_instances: int, generator: torch.Generator
+    labels: Tensor, *, batch_size: int, generator: torch.Generator, num_instances: int = NUM_INSTANCES
 ) -> list[list[int]]:
     """Draw an epoch of batches, each of `batch_size // num_instances` clusters and as many images of each.
 
@@ -115,7 +125,7 @@ class ClusterMemory:
         sums = features.new_zeros(int(labels.max()) + 1, features.shape[1])
         return cls(F.normalize(sums.index_add_(0, labels[is_in], features[is_in])), labels)
 
-    def loss(self, features: Tensor, ids: Tensor, *, temperature: float) -> Tensor:
+    def loss(self, features: Tensor, ids: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:
         """Return InfoNCE of features `[B, D]` of the images `ids` against all centroids, averaged."""
         return F.cross_entropy(features @ self.centroids.T / temperature, self.labels[ids])
 
@@ -123,7 +133,7 @@ class ClusterMemory:
         return {"centroids": self.centroids, "labels": self.labels}
 
     @torch.no_grad()
-    def update(self, features: Tensor, ids: Tensor, *, old_weight: float) -> None:
+    def update(self, features: Tensor, ids: Tensor, *, old_weight: float = OLD_WEIGHT) -> None:
         """Move each image's centroid towards its feature, image after image, in place."""
         for feature, label in zip(features.detach(), self.labels[ids].tolist(), strict=True):
             moved = old_weight * self.centroids[label] + (1 - old_weight) * feature

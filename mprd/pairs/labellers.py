@@ -172,7 +172,7 @@ class CandidateLabeller:
         mu = self.memory.new_full((1, len(self.memory)), self.mu)
         if self.clustering is None or self.clustering.mu is None:
             return lambda _: mu
-        clusters, mu_within = cluster_images(self.lists.features, self.clustering), self.clustering.mu
+        clusters, mu_within = cluster_images(self.lists.features, eps=self.clustering.eps), self.clustering.mu
         return lambda ids: mu.where(~is_same_cluster(clusters, ids), mu_within)
 
 
@@ -216,11 +216,11 @@ def choose_labeller(
         memory: `[N, D]`, M.
         pids: `[N]`, read by `supervised` alone.
         clusters: of this epoch, under `dbscan`; None where none were found, which labels as `single` does.
-        limit: most positives of an image, for `gcn`, `jaccard` and `reciprocal`.
+        limit: most positives of an image, for `gcn`, `list_overlap` and `reciprocal`.
     """
     scorers: dict[str, tuple[PairScorer, float]] = {
         "gcn": (gcn, config.pairs.mu),
-        "jaccard": (ListOverlap(), config.pairs.jaccard),
+        "list_overlap": (ListOverlap(), config.pairs.threshold_of("list_overlap")),
     }
     if name in scorers:
         scorer, mu = scorers[name]
@@ -241,7 +241,7 @@ def choose_rule(
 
     @cache
     def reciprocal() -> Tensor:
-        return rules.reciprocal(features, above=config.reciprocal, limit=limit)
+        return rules.reciprocal(features, above=config.threshold_of("reciprocal"), limit=limit)
 
     tables: dict[str, Callable[[Tensor], Tensor]] = {
         "single": lambda ids: ids[:, None],
@@ -251,10 +251,10 @@ def choose_rule(
     if name in tables:
         return tables[name]
     masks: dict[str, Callable[[Tensor], Tensor]] = {
-        "knn": lambda ids: rules.knn(features, ids, k=config.knn_k),
-        "ss": lambda ids: rules.ss(features, ids, similarity=config.ss_similarity),
-        "mplp": lambda ids: rules.mplp(features, ids, t=config.mplp_t),
-        "mlcr": lambda ids: rules.mplp(features, ids, t=config.mplp_t),
+        "knn": lambda ids: rules.knn(features, ids),
+        "ss": lambda ids: rules.ss(features, ids, similarity=config.threshold_of("ss")),
+        "mplp": lambda ids: rules.mplp(features, ids, t=config.threshold_of("mplp")),
+        "mlcr": lambda ids: rules.mplp(features, ids, t=config.threshold_of("mlcr")),
         "supervised": lambda ids: rules.supervised(known(pids), ids),
     }
     mask = masks[name]

@@ -18,6 +18,9 @@ from mprd.data.labeled import choose_labeled
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.reciprocal import K1, K2, reciprocal_similarities
 
+KNN_K = 8
+"""K of the rule "KNN" (Sec. 5.3)."""
+
 
 @dataclass(frozen=True, eq=False)
 class MetaSet:
@@ -179,7 +182,7 @@ def own_index(targets: Tensor, num_images: int) -> Tensor:
     return mask.scatter_(1, targets[:, None], True)
 
 
-def knn(memory: Tensor, targets: Tensor, *, k: int) -> Tensor:
+def knn(memory: Tensor, targets: Tensor, *, k: int = KNN_K) -> Tensor:
     """Mark the k images most similar to each target, and itself: "KNN" (Table 1).
 
     >>> memory = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])

@@ -43,25 +43,25 @@ def choose_builder(config: SubgraphsConfig, *, num_workers: int = 1) -> Subgraph
     return RayBuilder(config.num_actors, num_workers=num_workers)
 
 
-def choose_search(config: NeighborsConfig, *, num_workers: int = 1) -> NeighborSearch:
+def choose_search(config: NeighborsConfig, *, num_actors: int = 1, num_workers: int = 1) -> NeighborSearch:
     """Return the search of all lists for each of `num_workers` training workers; raise UserError if Ray lacks CPUs."""
-    if config.search != "exact":
-        return partial(find_by_index, kind=config.search)
-    if config.num_shards == 0:
+    if config.search == "exact":
         return find_neighbors
-    check_ray("neighbors.num_shards")
+    if config.search != "sharded":
+        return partial(find_by_index, kind=config.search)
+    check_ray("neighbors.search=sharded")
     from mprd.parallel.ray_actors import check_budget, join_ray
     from mprd.parallel.ray_neighbors import find_in_shards
 
-    join_ray(config.num_shards)
-    check_budget(config.num_shards, setting="neighbors.num_shards", num_workers=num_workers)
-    return partial(find_in_shards, num_shards=config.num_shards, num_workers=num_workers)
+    join_ray(num_actors)
+    check_budget(num_actors, setting="subgraphs.num_actors", num_workers=num_workers)
+    return partial(find_in_shards, num_shards=num_actors, num_workers=num_workers)
 
 
 def count_actors(config: Config) -> int:
     """Return the logical CPUs that each training worker needs in addition to its own."""
-    builders = config.subgraphs.num_actors if config.subgraphs.executor == "ray" else 0
-    return max(builders, config.neighbors.num_shards)
+    needs_actors = config.subgraphs.executor == "ray" or config.neighbors.search == "sharded"
+    return config.subgraphs.num_actors if needs_actors else 0
 
 
 def check_ray(setting: str) -> None:

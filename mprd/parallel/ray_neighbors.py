@@ -41,7 +41,7 @@ def find_in_shards(
     """
     check_features(features, "features")
     if metric != "cosine":
-        raise UserError(f"neighbors.metric: {metric} needs neighbors.num_shards=0")
+        raise UserError(f"neighbors.metric: {metric} needs neighbors.search=exact")
     width = list_width(len(features), k=k, k_max=k_max)
     shards = ShardedRows(
         features, num_shards=min(num_shards, len(features)), num_workers=num_workers, block_rows=block_rows
@@ -87,7 +87,7 @@ class ShardedRows:
 
     def __init__(self, features: Tensor, *, num_shards: int, num_workers: int, block_rows: int) -> None:
         join_ray(num_shards)
-        check_budget(num_shards, setting="neighbors.num_shards", num_workers=num_workers)
+        check_budget(num_shards, setting="subgraphs.num_actors", num_workers=num_workers)
         self.block_rows = block_rows
         self.firsts = [len(features) * shard // num_shards for shard in range(num_shards + 1)]
         remote: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Shard)

@@ -55,7 +55,7 @@ def identity_precisions(snapshot: Snapshot) -> dict[int, float]:
     if camids is None:
         camids = torch.arange(len(pids), device=pids.device)
     memory = snapshot.memory
-    ranked = rank_features(memory, memory, pids, pids, camids, camids, memory_mb=snapshot.config.eval.memory_mb)
+    ranked = rank_features(memory, memory, pids, pids, camids, camids)
     numbers, cameras = pids.cpu().numpy(), camids.cpu().numpy()
     valid = numbers[has_match(numbers, numbers, q_camids=cameras, g_camids=cameras)]
     return {int(pid): float(ranked.average_precisions[valid == pid].mean()) for pid in np.unique(valid)}
@@ -174,7 +174,7 @@ class Retriever:
         ids = all_ids(self.dataset)
         # NaN for a query without a match
         self.precisions = np.full(len(ids[0]), np.nan)
-        ranked = rank_features(self.query, self.gallery, *ids, memory_mb=snapshot.config.eval.memory_mb)
+        ranked = rank_features(self.query, self.gallery, *ids)
         self.precisions[has_match(ids[0], ids[1], q_camids=ids[2], g_camids=ids[3])] = ranked.average_precisions
 
     def rank(self, row: int) -> QueryRanking:

@@ -22,7 +22,7 @@ from mprd.subgraphs import build_serially, build_subgraphs, overlap
 
 CHUNK = 4096
 """Pairs scored at a time."""
-DECIDING_SCORES = {"gcn": "g_ij", "jaccard": "list overlap"}
+DECIDING_SCORES = {"gcn": "g_ij", "list_overlap": "list overlap"}
 """The score whose threshold makes positives, by labeler."""
 
 

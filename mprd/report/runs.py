@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mprd.config.loading import setting_names
+from mprd.config.nested import look_up
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder
 from mprd.tune.folder import StudyFolder
-from mprd.tune.study import Study, look_up
+from mprd.tune.study import Study
 from mprd.tune.trial import Trial
 
 

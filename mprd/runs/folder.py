@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mprd.config.loading import build_config, read_yaml
+from mprd.config.loading import read_config
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runtime import checkpoint
@@ -51,7 +51,7 @@ class RunFolder:
         """Read the settings; raise UserError if the folder holds no run."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path}: not a run folder, it has no {self.config_file.name}")
-        return build_config(read_yaml(self.config_file))
+        return read_config(self.config_file)
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl, one row per epoch; a truncated last line is dropped."""

@@ -29,10 +29,11 @@ def train(
     num_workers: Annotated[int, typer.Option(help="Workers that train the one model, under ray.")] = 1,
     address: Annotated[str | None, typer.Option(help="Ray cluster to train on; by default this machine.")] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set train.seed=SEED.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="Tiny sizes, a minute on any data: does it work?")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Say where the time went; in this process.")] = False,
 ) -> None:
     """Train MPRD: alternate CNN and GCN, evaluate, and leave a run folder."""
-    settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed}
+    settings = {"preset": preset, "data": data, "set_": set_, "config": config, "seed": seed, "smoke": smoke}
     on_ray = {"num_workers": num_workers, "address": address}
     run_command(lambda: launch(settings, out=out, resume=resume, launcher=launcher, on_ray=on_ray, profiled=profile))
 
@@ -57,16 +58,16 @@ def launch(
         raise UserError("--profile times a run in this process: give --launcher local")
     if resume is not None and (out is not None or any(value for value in settings.values())):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
-    config = None if resume is not None else read_settings(settings)
     from rich.console import Console
 
     from mprd.runs.folder import RunFolder
+    from mprd.train.recipe import read_settings
 
     if resume is not None:
         folder = RunFolder(resume)
         config = folder.read_config()
     else:
-        assert config is not None
+        config = read_settings(settings)
         folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))
     if launcher == "ray":
         from mprd.train.ray_workers import run_on_ray
@@ -76,24 +77,6 @@ def launch(
     from mprd.train.local import run_local
 
     run_local(config, folder, resume=resume is not None, console=Console(), profiled=profiled)
-
-
-def read_settings(settings: dict[str, Any]) -> Any:
-    """Merge preset, file, overrides and short options into one validated config."""
-    from mprd.config.loading import load_config
-    from mprd.errors import UserError
-
-    preset = settings["preset"] or "demo"
-    values: dict[str, Any] = {}
-    if settings["data"] is not None:
-        if preset in ("demo", "bench") and not any("data.dataset" in text for text in settings["set_"] or []):
-            raise UserError(
-                "--data needs a layout: --preset market1501, dukemtmcreid or msmt17, or --set data.dataset=folder"
-            )
-        values["data"] = {"root": settings["data"]}
-    if settings["seed"] is not None:
-        values["train"] = {"seed": settings["seed"]}
-    return load_config(preset, file=settings["config"], overrides=tuple(settings["set_"] or ()), values=values)
 
 
 def default_out(dataset: str, labeller: str) -> Path:

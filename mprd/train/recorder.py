@@ -65,7 +65,6 @@ class Recorder:
         self.rows = folder.read_rows()
         self.trackers = Trackers(config, folder.path) if self.workers.is_first else None
         self.saved_at = time.monotonic()
-        self.steps_since = 0
         self.loss: float | None = None
         self.num_drawn, self.draw_at = 0, 0.0
 
@@ -97,7 +96,6 @@ class Recorder:
 
     def show_step(self, trainer: Trainer, num_steps: int) -> None:
         """Update the live line; the losses of an accelerator are read every CHECK_STEPS steps."""
-        self.steps_since += 1
         if not self.workers.is_first:
             return
         state, stats = trainer.state, trainer.stats
@@ -107,12 +105,9 @@ class Recorder:
         self.lines.step(epoch=state.epoch, phase=state.phase, step=state.step, num_steps=num_steps, loss=self.loss)
 
     def is_due(self) -> bool:
-        """Return whether the next checkpoint is due by steps or seconds."""
-        train = self.config.train
-        is_due = bool(train.checkpoint_steps) and self.steps_since >= train.checkpoint_steps
-        return is_due or (
-            bool(train.checkpoint_seconds) and time.monotonic() - self.saved_at > train.checkpoint_seconds
-        )
+        """Return whether the next checkpoint is due."""
+        seconds = self.config.train.checkpoint_seconds
+        return seconds > 0 and time.monotonic() - self.saved_at > seconds
 
     def between_epochs(self, trainer: Trainer) -> None:
         """Save, and stop when requested."""
@@ -126,7 +121,7 @@ class Recorder:
         if self.workers.is_first:
             with span("saving"):
                 self.folder.save(trainer.state_dict())
-        self.saved_at, self.steps_since = time.monotonic(), 0
+        self.saved_at = time.monotonic()
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Evaluate, keep the best checkpoint by the label-free score, and write the row everywhere."""

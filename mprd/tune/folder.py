@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mprd.config.loading import build_config, read_yaml
+from mprd.config.loading import read_config, read_yaml
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder, write_text
@@ -64,7 +64,7 @@ class StudyFolder:
 
     def read_config(self) -> Config:
         """Read the settings shared by all trials."""
-        return build_config(read_yaml(self.config_file))
+        return read_config(self.config_file)
 
     def read_trials(self) -> list[Trial]:
         """Read all trials that were ever started, by number."""

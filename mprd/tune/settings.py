@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mprd.config.loading import absolute, build_config, merge, parse_override, read_preset
+from mprd.config.loading import absolute
+from mprd.config.nested import nest
 from mprd.config.schema import Config
-from mprd.train.cli import read_settings as read_train_settings
-from mprd.tune.study import Study, nest
+from mprd.train import recipe
+from mprd.tune.study import Study
 from mprd.tune.trial import Trial, trial_config
 
 SMOKE_TRIALS = 4
 """Trials of a drawn study under --smoke."""
-SMOKE = {
-    "backbone": {"name": "small", "weights": "none", "num_stripes": 1},
-    "data": {"height": 32, "width": 16, "num_workers": 0},
-    "train": {"epochs": 2, "warmup_epochs": 0, "threads": 1},
-    "neighbors": {"k": 4},
-}
-SMOKE_SYNTHETIC = {"num_train_ids": 24, "num_test_ids": 12, "num_cameras": 3, "images_per_camera": 2}
 
 
 def smoke_study(study: Study) -> Study:
@@ -27,25 +21,14 @@ def smoke_study(study: Study) -> Study:
 
 
 def read_settings(study: Study, settings: dict[str, Any], *, smoke: bool) -> Config:
-    """Merge preset, study, smoke sizes, overrides and data folder, later ones winning.
+    """Merge preset, study, smoke sizes, overrides and data folder, later ones winning, and fit them to the data.
 
     Args:
         settings: `preset`, `set_` and `data` of the command line.
     """
-    # validates --data against the preset, and every override
-    given = read_train_settings({**settings, "config": None, "seed": None})
-    values = read_preset(settings["preset"] or "demo")
-    merge(values, nest(dict(study.set)))
-    if smoke:
-        merge(values, SMOKE)
-        if given.data.dataset == "synthetic":
-            merge(values, {"data": {"synthetic": SMOKE_SYNTHETIC}})
-    for override in settings["set_"] or ():
-        merge(values, parse_override(override))
-    if given.data.root is not None:
-        merge(values, {"data": {"root": str(given.data.root)}})
+    given = {**settings, "smoke": smoke}
     # trials run in other working directories
-    return absolute(build_config(values))
+    return absolute(recipe.read_settings(given, shared=nest(dict(study.set)), varied=study.varied))
 
 
 def check_points(study: Study, config: Config) -> None:

@@ -23,8 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from mprd.config.loading import read_yaml, setting_names, suggest
-from mprd.config.schema import Config
+from mprd.config.loading import explain_unknown, read_yaml, setting_names, suggest
 from mprd.errors import UserError
 from mprd.runs.html import show
 
@@ -255,7 +254,7 @@ def check_names(settings: dict[str, Any]) -> dict[str, Any]:
     known = setting_names()
     for name in settings:
         if name not in known:
-            raise ValueError(f"unknown setting {name}{suggest(name, known)}")
+            raise ValueError(explain_unknown(name))
         if name == SEED:
             raise ValueError(f"{SEED} is varied by seeds")
     return settings
@@ -269,26 +268,6 @@ def name_point(settings: Settings, *, taken: Collection[str] = ()) -> Point:
 
     rounded = label(show)
     return Point(name=label(str) if rounded in taken else rounded, set=settings)
-
-
-def nest(settings: Settings) -> dict[str, Any]:
-    """Turn dotted names into nested sections."""
-    nested: dict[str, Any] = {}
-    for name, value in settings.items():
-        *sections, field = name.split(".")
-        inner = nested
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[field] = value
-    return nested
-
-
-def look_up(config: Config, name: str) -> Any:
-    """Return the value of a setting by its dotted name."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def study_files(folder: Path | None = None) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mprd.config.loading import build_config, merge
+from mprd.config.loading import build_config
+from mprd.config.nested import layered, nest
 from mprd.config.schema import Config
-from mprd.tune.study import SEED, Settings, nest
+from mprd.tune.study import SEED, Settings
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -36,6 +37,4 @@ class Trial:
 
 def trial_config(config: Config, trial: Trial) -> Config:
     """Override the shared settings by those of a trial; raise UserError where they are invalid."""
-    values = config.model_dump(mode="json")
-    merge(values, nest({**trial.settings, SEED: trial.seed}))
-    return build_config(values)
+    return build_config(layered(config.model_dump(mode="json"), nest({**trial.settings, SEED: trial.seed})))

@@ -173,7 +173,7 @@ def test_without_a_pack_files_are_decoded(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.text.count("images are decoded in every epoch") == 1
 
 
-def test_a_pack_larger_than_half_the_memory_is_built_under_ram_alone(
+def test_a_pack_larger_than_half_the_memory_is_not_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = write_noise(tmp_path / "a", 7)
@@ -182,4 +182,3 @@ def test_a_pack_larger_than_half_the_memory_is_built_under_ram_alone(
     # 7 images of 32 x 16 x 3 are 10,752 bytes, half of the memory 10,240
     assert Packs(tmp_path / "packs", mode="auto").open(paths, **SIZE, purpose="test") is None
     assert "more than half of the memory" in caplog.text
-    open_pack(tmp_path / "packs", paths, mode="ram")

@@ -215,7 +215,7 @@ def test_the_synthetic_data_set_is_drawn_once_for_each_setting(
     again = load_dataset(config, cache_dir=tmp_path / "new")
     assert again.train.paths == first.train.paths
     assert again.train.paths[0].stat().st_mtime_ns == drawn_at
-    other = DataConfig(synthetic=SyntheticConfig.model_validate({**settings, "seed": 1}))
+    other = DataConfig(synthetic=SyntheticConfig.model_validate({**settings, "num_test_ids": 3}))
     assert load_dataset(other, cache_dir=tmp_path / "new").root != first.root
     assert "published" not in caplog.text
     with pytest.raises(UserError, match=r"data\.root: data\.dataset=synthetic takes no folder"):

@@ -148,11 +148,13 @@ def largest_positives(trainer: Trainer) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("pairs.decide=likelihood",), ("pairs.labeller=reciprocal",)], ids=["gcn", "eq7", "reciprocal"]
+    "settings",
+    [(), ("pairs.decide=likelihood",), ("pairs.labeller=reciprocal", "pairs.threshold=0")],
+    ids=["gcn", "eq7", "reciprocal"],
 )
 def test_no_image_has_more_positives_than_a_labeled_one(tiny_root: Path, settings: tuple[str, ...]) -> None:
     # an untrained network accepts nearly all pairs, so that the limit alone bounds P
-    loose = ("pairs.mu=0.01", "pairs.reciprocal=0", "neighbors.k=8", "neighbors.k_max=8", *settings)
+    loose = ("pairs.mu=0.01", "neighbors.k=8", "neighbors.k_max=8", *settings)
     limited, free = build(tiny_root, *loose), build(tiny_root, *loose, "pairs.limit=false")
     for trainer in (limited, free):
         trainer.label_all(trainer.build_labeller())

@@ -19,10 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mprd.config.schema import SyntheticConfig
 from mprd.data.synthetic import dataset as synthetic
 from mprd.data.synthetic.cameras import draw_cameras
-from mprd.data.synthetic.dataset import draw_shot, encode, plan_dataset, write_dataset
+from mprd.data.synthetic.dataset import Drawing, draw_shot, encode, plan_dataset, write_dataset
 from mprd.data.synthetic.pedestrians import DETAILS
 from mprd.errors import UserError
 
@@ -32,8 +31,8 @@ SMALL = {"num_train_ids": 6, "num_test_ids": 6, "num_cameras": 3, "images_per_ca
 ONE = {"num_train_ids": 1, "num_test_ids": 1, "num_cameras": 1}
 
 
-def settings(**changes: Any) -> SyntheticConfig:
-    return SyntheticConfig.model_validate({**SMALL, **changes})
+def settings(**changes: Any) -> Drawing:
+    return Drawing(**{**SMALL, **changes})
 
 
 def draw(root: Path, **changes: Any) -> Path:
@@ -63,9 +62,9 @@ def read_ids(root: Path, split: str) -> list[tuple[int, int]]:
 
 def test_the_same_settings_draw_the_same_bytes_in_another_process(small: Path, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path\nfrom mprd.config.schema import SyntheticConfig\n"
-        "from mprd.data.synthetic.dataset import write_dataset\n"
-        f"write_dataset(Path({str(tmp_path / 'again')!r}), SyntheticConfig(**{SMALL}))"
+        "from pathlib import Path\n"
+        "from mprd.data.synthetic.dataset import Drawing, write_dataset\n"
+        f"write_dataset(Path({str(tmp_path / 'again')!r}), Drawing(**{SMALL}))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert read_bytes(tmp_path / "again") == read_bytes(small)
@@ -128,7 +127,7 @@ def test_one_camera_and_one_identity_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_the_gallery_has_a_few_distractors_and_junk() -> None:
-    shots = plan_dataset(SyntheticConfig()).shots
+    shots = plan_dataset(Drawing()).shots
     pids = [shot.pid for shot in shots if shot.split == "gallery"]
     num_identified = sum(pid > 0 for pid in pids)
     assert pids.count(0) == round(0.05 * num_identified) > 10
@@ -136,13 +135,13 @@ def test_the_gallery_has_a_few_distractors_and_junk() -> None:
 
 
 def test_the_default_has_about_two_thousand_images() -> None:
-    assert 1700 < len(plan_dataset(SyntheticConfig()).shots) < 2300
+    assert 1700 < len(plan_dataset(Drawing()).shots) < 2300
 
 
 def test_the_manifest_lists_settings_counts_and_identities(small: Path) -> None:
     manifest = json.loads((small / "manifest.json").read_text())
     assert manifest["version"] == 1
-    assert manifest["config"] == {**SMALL, "lookalike_share": 0.5, "camera_gap": 1.0, "seed": 0}
+    assert manifest["config"] == {**SMALL, "lookalike_share": 0.5, "camera_gap": 0.6, "seed": 0}
     for name, split in zip(("train", "query", "gallery"), SPLITS, strict=True):
         ids = read_ids(small, split)
         assert manifest["counts"][name] == len(ids)

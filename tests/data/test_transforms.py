@@ -15,7 +15,9 @@ from mprd.config.schema import DataConfig
 from mprd.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    STRENGTHS,
     AugmentParams,
+    Strength,
     View,
     augment,
     draw_box,
@@ -157,10 +159,12 @@ def test_parameters_depend_on_seed_epoch_image_and_view() -> None:
     assert len({first.crop, *(params.crop for params in others)}) == 5
 
 
-def test_a_setting_changes_its_own_parameter_alone() -> None:
-    still = DataConfig(height=64, width=32, rotation=0, colour_jitter=0, erasing_probability=0)
+def test_a_part_of_the_strength_changes_its_own_parameter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    still = Strength(jitter=0, rotation=0, crop_area=STRENGTHS["standard"].crop_area, erasing=0)
+    monkeypatch.setitem(STRENGTHS, "small", still)
     for image in range(20):
-        with_all, without = draw(image), draw(image, config=still)
+        with_all = draw(image)
+        without = draw(image, config=DataConfig(height=64, width=32, augmentation="small"))
         assert (without.angle, without.brightness, without.contrast, without.saturation) == (0, 1, 1, 1)
         assert without.erase is None
         assert (without.crop, without.flip, without.camera) == (with_all.crop, with_all.flip, with_all.camera)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mprd.config.schema import DataConfig
-from mprd.data.transforms import IMAGENET_STD, AugmentParams, View, augment, draw_params, normalize
+from mprd.data.transforms import IMAGENET_STD, STRENGTHS, AugmentParams, Strength, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import BatchParams, augment_batch, draw_batch, normalize_batch
 
 CONFIG = DataConfig(height=64, width=32)
@@ -56,8 +56,12 @@ def test_the_parameters_of_a_batch_are_those_of_its_images(view: View) -> None:
         assert np.array_equal(getattr(drawn, field.name), expected), field.name
 
 
-def test_a_crop_that_never_fits_is_the_whole_image_and_such_an_erased_box_is_empty() -> None:
-    config = DataConfig(height=16, width=256, crop_area=(1, 1), erasing_probability=1, erasing_area=(1, 1))
+def test_a_crop_that_never_fits_is_the_whole_image_and_such_an_erased_box_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Strength(jitter=0.2, rotation=10, crop_area=(1, 1), erasing=1, erased_area=(1, 1))
+    monkeypatch.setitem(STRENGTHS, "standard", whole)
+    config = DataConfig(height=16, width=256)
     drawn = draw_batch(0, 0, images=np.arange(40), view="train", num_cameras=1, config=config)
     assert (drawn.crop == (0, 0, 1, 1)).all()
     assert (drawn.erase == 0).all()

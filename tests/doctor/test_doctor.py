@@ -15,7 +15,7 @@ import torch
 from mprd.backbone.network import Backbone
 from mprd.config.loading import load_config
 from mprd.data.datasets import load_dataset
-from mprd.data.recognition import recognize
+from mprd.data.recognition import locate, recognize
 from mprd.doctor import estimate, plans
 from mprd.doctor.checks import DatasetReport, examine
 from mprd.doctor.cli import app
@@ -64,9 +64,9 @@ def paste(command: str, out: Path) -> None:
 def test_the_plan_reads_the_recognized_layout(tmp_path: Path) -> None:
     for folder in ("bounding_box_train", "query", "bounding_box_test"):
         write_images(tmp_path / folder, ["0001_c2_f0046182.jpg", "0001_c5_f0051341.jpg"])
-    layout = recognize(tmp_path)
-    assert plans.base_plan(layout, "recommended").config().data.dataset == "dukemtmcreid"
-    assert plans.base_plan(layout, "paper").preset == "dukemtmcreid"
+    plan = plans.base_plan(recognize(tmp_path), "paper")
+    assert locate(plan.compose()[0].data).dataset == "dukemtmcreid"
+    assert plan.command == f"python -m mprd.train --preset paper --data {tmp_path}"
 
 
 def test_missing_lists_are_a_problem(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_without_queries_a_data_set_is_read_as_a_tree_and_not_evaluated(root: Pa
     shutil.rmtree(root / "query")
     found = examine(root)
     assert "no images in query, so nothing is evaluated" in texts(found, "warning")
-    assert found.command == f"python -m mprd.train --data {root} --set data.dataset=folder"
+    assert found.command == f"python -m mprd.train --preset demo --data {root}"
 
 
 def test_faults_that_do_not_stop_a_run_are_warnings_with_their_files(root: Path) -> None:
@@ -177,7 +177,7 @@ def test_counts_and_sizes_are_reported(root: Path, capfd: pytest.CaptureFixture[
     }
     assert found["sizes"]["max"] == {"width": 30, "height": 90}
     assert found["sizes"]["median"] == {"width": 20, "height": 40}
-    assert found["command"] == f"python -m mprd.train --data {root} --set data.dataset=market1501"
+    assert found["command"] == f"python -m mprd.train --preset demo --data {root}"
     assert found["estimate"]["least_seconds"] > 0
 
 
@@ -223,12 +223,12 @@ def test_the_recommended_is_proposed_where_its_weights_and_the_time_are_there(
         return estimate.Cost(1, 1, 1, 1800 * hours, 3600 * hours, 10**9, 10**10)
 
     monkeypatch.setattr(plans, "estimate_cost", estimated)
-    recommended = f"python -m mprd.train --preset recommended --data {tiny_root}"
-    paper = f"python -m mprd.train --preset market1501 --data {tiny_root}"
+    recommended = f"python -m mprd.train --data {tiny_root}"
+    paper = f"python -m mprd.train --preset paper --data {tiny_root}"
     short = examine(tiny_root)
     assert [short.command, *(plan.command for plan in short.others)] == [recommended, paper]
     long = examine(tiny_root)
-    assert long.command == f"python -m mprd.train --data {tiny_root} --set data.dataset=market1501"
+    assert long.command == f"python -m mprd.train --preset demo --data {tiny_root}"
     assert [plan.command for plan in long.others] == [recommended, paper]
     assert not any(plan.remark for plan in (*short.others, *long.others))
     assert tried == ["resnet50", "resnet50", "small"]
@@ -238,9 +238,9 @@ def test_the_recommended_does_without_cameras_where_none_are_known(root: Path, m
     hide_ids(root)
     monkeypatch.setattr(plans, "has_imagenet_weights", lambda _name: True)
     monkeypatch.setattr(plans, "estimate_cost", lambda _trainer: estimate.Cost(1, 1, 1, 60, 60, 10**9, 10**10))
-    command = examine(root).command
-    assert command is not None
-    assert command.endswith("--set meta.num_ids=0 --set neighbors.metric=cosine --set neighbors.standardise=false")
+    found = examine(root)
+    assert found.command == f"python -m mprd.train --data {root}"
+    assert "no cameras in the file names, so no camera correction" in texts(found, "note")
 
 
 def test_the_bytes_that_autograd_saves_are_counted() -> None:

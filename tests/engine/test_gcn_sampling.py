@@ -136,7 +136,7 @@ def sources(**changes: object) -> PairSources:
 
 
 def test_an_epoch_takes_every_image_once_as_an_anchor() -> None:
-    pool = draw_epoch(sources(use="unlabelled"), batch_size=16, passes=1, seed=0, epoch=0)
+    pool = draw_epoch(sources(use="unlabelled"), batch_size=16, seed=0, epoch=0)
     assert [step.num_anchors for step in pool] == [8, 8, 8]
     firsts = torch.cat([step.unlabelled.pairs[step.unlabelled.is_positive][:, 0] for step in pool])
     assert sorted(firsts.tolist()) == list(range(NUM_IMAGES))
@@ -150,7 +150,7 @@ def test_drawing_many_steps_at_once_changes_no_pair(is_first: bool, monkeypatch:
     pools = []
     for cells in (1, 400, 2**20):
         monkeypatch.setitem(gcn_sampling.CELLS_AT_ONCE, "cpu", cells)
-        pools.append(draw_epoch(source, batch_size=10, passes=2, seed=3, epoch=1))
+        pools.append(draw_epoch(source, batch_size=10, seed=3, epoch=1))
     for steps in zip(*pools, strict=True):
         assert len({step.num_anchors for step in steps}) == 1
         for side in ("unlabelled", "meta"):
@@ -164,7 +164,7 @@ def test_drawing_many_steps_at_once_changes_no_pair(is_first: bool, monkeypatch:
 
 def test_the_pool_is_the_same_for_the_same_seed_and_another_for_another() -> None:
     def pairs(seed: int, epoch: int) -> list:
-        pool = draw_epoch(sources(), batch_size=16, passes=1, seed=seed, epoch=epoch)
+        pool = draw_epoch(sources(), batch_size=16, seed=seed, epoch=epoch)
         return [step.pairs.tolist() for step in pool]
 
     assert pairs(0, 3) == pairs(0, 3)
@@ -174,14 +174,14 @@ def test_the_pool_is_the_same_for_the_same_seed_and_another_for_another() -> Non
 
 @pytest.mark.parametrize(("use", "has_unlabelled", "has_meta"), [("both", 1, 1), ("meta", 0, 1), ("unlabelled", 1, 0)])
 def test_the_sources_decide_whose_pairs_are_drawn(use: str, has_unlabelled: int, has_meta: int) -> None:
-    step = draw_epoch(sources(use=use), batch_size=16, passes=1, seed=0, epoch=0)[0]
+    step = draw_epoch(sources(use=use), batch_size=16, seed=0, epoch=0)[0]
     assert (len(step.unlabelled) > 0, len(step.meta) > 0) == (bool(has_unlabelled), bool(has_meta))
     unlabelled, meta = step.losses(torch.zeros(len(step)))
     assert (float(unlabelled) > 0, float(meta) > 0) == (bool(has_unlabelled), bool(has_meta))
 
 
 def test_only_labelled_identities_reach_the_meta_pairs() -> None:
-    pool = draw_epoch(sources(use="meta"), batch_size=16, passes=4, seed=0, epoch=0)
+    pool = draw_epoch(sources(use="meta"), batch_size=16, seed=0, epoch=0)
     for step in pool:
         assert set(step.meta.pairs[step.meta.is_positive].flatten().tolist()) <= {0, 1, 2, 3}
         assert set(step.meta.pairs[:, 0].tolist()) <= {0, 1, 2, 3}

@@ -26,11 +26,11 @@ def test_gamma_falls_linearly_from_one_to_a_half() -> None:
     ],
 )
 def test_eta_takes_the_values_of_its_kind(kind: str, expected: list[float]) -> None:
-    values = [eta(e, 5, kind=kind, start=1.0, end=0.1) for e in range(5)]  # type: ignore[arg-type]
+    values = [eta(e, 5, kind=kind, end=0.1) for e in range(5)]  # type: ignore[arg-type]
     assert values == pytest.approx(expected, abs=1e-6)
     assert all(a >= b for a, b in pairwise(values))
 
 
 def test_the_learning_rate_falls_tenfold_after_twenty_epochs() -> None:
-    rates = [learning_rate(e, 0.01, step=20, factor=0.1) for e in (0, 19, 20, 39, 40)]
+    rates = [learning_rate(e, 0.01, step=20) for e in (0, 19, 20, 39, 40)]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001])

@@ -92,11 +92,9 @@ def test_an_index_needs_faiss_and_the_cosine(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_only_the_cosine_goes_through_shards_or_an_index() -> None:
-    for setting in ("search=ivf", "num_shards=2"):
-        with pytest.raises(UserError, match=r"neighbors\.metric: csls needs"):
-            load_config("market1501", overrides=(*MARKET, "neighbors.metric=csls", f"neighbors.{setting}"))
-    with pytest.raises(UserError, match=r"neighbors\.num_shards"):
-        load_config("market1501", overrides=(*MARKET, "neighbors.search=hnsw", "neighbors.num_shards=2"))
+    for search in ("ivf", "sharded"):
+        with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.search=exact"):
+            load_config("market1501", overrides=(*MARKET, "neighbors.metric=csls", f"neighbors.search={search}"))
 
 
 MARKET = ("data.root=.", "pairs.refresh=epoch")

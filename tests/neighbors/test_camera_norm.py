@@ -14,6 +14,7 @@ from mprd.evaluate.evaluation import standardize_sets
 from mprd.metrics import rank_features
 from mprd.neighbors.camera_norm import MIN_IMAGES, CameraStatistics, standardize_by_camera
 from mprd.neighbors.lists import FrozenLists
+from mprd.pairs import clusters
 from mprd.pairs.clusters import find_clusters
 
 
@@ -111,9 +112,11 @@ def test_lists_cross_cameras_that_hid_the_people() -> None:
     assert debiased.search_outside(features[[5]], camids[[5]])[0, 0] == 5
 
 
-def test_clusters_cross_cameras_that_hid_the_people() -> None:
+def test_clusters_cross_cameras_that_hid_the_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"K1": 4, "K2": 1, "MIN_SAMPLES": 2}.items():
+        monkeypatch.setattr(clusters, name, value)
     features, pids, camids = biased_people()
-    settings = {"clusters": {"k1": 4, "k2": 1, "min_samples": 2, "eps": 0.7}, "neighbors": {"source": "clean"}}
+    settings = {"clusters": {"eps": 0.7}, "neighbors": {"source": "clean"}}
     debiased = Config.model_validate({**settings, "neighbors": {"source": "clean", "standardise": True}})
     found = find_clusters(features, debiased, camids=camids)
     assert found is not None

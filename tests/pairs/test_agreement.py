@@ -18,6 +18,7 @@ from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.neighbors.lists import FrozenLists
+from mprd.pairs import clusters
 from mprd.pairs.agreement import POWER, agreements, likelihood_graph
 from mprd.pairs.labellers import CandidateLabeller, Labels, ListOverlap, agree
 from mprd.pairs.rules import PADDING
@@ -91,11 +92,13 @@ def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
     assert max(map(len, found)) > 1
 
 
-def test_images_of_one_cluster_are_positives_at_a_lower_agreement() -> None:
+def test_images_of_one_cluster_are_positives_at_a_lower_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "K1", 5)
+    monkeypatch.setattr(clusters, "K2", 2)
     # two groups of six around one direction each, and agreements that come from likelihoods alone
     features = F.normalize(torch.eye(2).repeat_interleave(6, 0) + 0.05 * torch.arange(24).view(12, 2) / 24)
     lists = FrozenLists(features, None, NeighborsConfig(k=2))
-    rule = ClustersConfig(mu=0.3, eps=0.5, k1=5, k2=2)
+    rule = ClustersConfig(mu=0.3, eps=0.5)
     labeller = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, decide="agreement", clustering=rule)
     least = labeller.thresholds()(torch.tensor([0, 7]))
     torch.testing.assert_close(least, torch.tensor([[0.3] * 6 + [0.6] * 6, [0.6] * 6 + [0.3] * 6]))
@@ -118,13 +121,16 @@ def test_clusters_have_a_say_in_agreement_alone() -> None:
     for setting in ("pairs.decide=likelihood", "pairs.labeller=mplp"):
         with pytest.raises(UserError, match=r"clusters\.mu needs"):
             load_config("demo", overrides=("clusters.mu=0.2", setting))
+    with pytest.raises(UserError, match=r"clusters\.mu must not exceed pairs\.mu = 0\.35, but got 0\.4"):
+        load_config("demo", overrides=("clusters.mu=0.4",))
 
 
 def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config, tmp_path: Path) -> None:
     settings = tiny_config.model_dump()
     settings["pairs"] |= {"decide": "agreement", "mu": 0.3}
-    # with k-reciprocal similarities so few images are told apart without a mistake
+    # with k-reciprocal similarities, or without the cameras, so few images are told apart without a mistake
     settings["gcn"] |= {"variant": "structure"}
+    settings["neighbors"] |= {"standardise": False}
     settings["eval"] |= {"every": 2}
     config = Config.model_validate(settings)
     rows = []
@@ -141,8 +147,10 @@ def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config
 
 
 def test_agreement_labels_all_images_at_once_and_a_rule_still_batch_by_batch() -> None:
-    by_agreement = ("pairs.decide=agreement", "pairs.refresh=batch", "neighbors.source=memory")
+    by_agreement = ("pairs.decide=agreement", "neighbors.source=memory")
     assert load_config("demo", overrides=by_agreement).pairs.is_once_an_epoch
+    with pytest.raises(UserError, match=r"pairs\.decide: agreement labels all images at once, so pairs\.refresh"):
+        load_config("demo", overrides=(*by_agreement, "pairs.refresh=batch"))
     rule = load_config("demo", overrides=("pairs.decide=agreement", "pairs.labeller=mplp"))
     assert not rule.pairs.is_once_an_epoch
 

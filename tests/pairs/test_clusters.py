@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mprd.config.schema import ClustersConfig, Config
+from mprd.config.schema import Config
 from mprd.neighbors import reciprocal
 from mprd.neighbors.jaccard import jaccard_distances
+from mprd.pairs import clusters
 from mprd.pairs import rules as pairs
 from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
 from mprd.pairs.rules import PADDING
@@ -106,13 +107,17 @@ def test_jaccard_distances_do_not_depend_on_the_blocks() -> None:
     torch.testing.assert_close(torch.cat([block for _, block in parts]), whole)
 
 
-def test_groups_are_found_and_loners_are_left_out() -> None:
-    labels = cluster_images(groups(3, 8, loners=2), ClustersConfig(eps=0.5, k1=7, k2=3))
+def test_groups_are_found_and_loners_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "K1", 7)
+    monkeypatch.setattr(clusters, "K2", 3)
+    labels = cluster_images(groups(3, 8, loners=2), eps=0.5)
     assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [-1, -1]
 
 
-def test_exact_copies_are_neighbors() -> None:
-    labels = cluster_images(torch.eye(2).repeat_interleave(5, 0), ClustersConfig(eps=0.5, k1=4, k2=2))
+def test_exact_copies_are_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clusters, "K1", 4)
+    monkeypatch.setattr(clusters, "K2", 2)
+    labels = cluster_images(torch.eye(2).repeat_interleave(5, 0), eps=0.5)
     assert labels.tolist() == [0] * 5 + [1] * 5
 
 

@@ -73,10 +73,12 @@ def labels_overlap(i: int) -> list[float]:
 def test_every_name_has_its_labeller() -> None:
     rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "pids": torch.arange(6)}
     rest["meta"] = MetaSet.empty()
-    config = Config(pairs=PairsConfig(mu=0.6, jaccard=0.2))
-    gcn, jaccard, knn = (choose_labeller(name, config, lists_by_hand(), **rest) for name in ("gcn", "jaccard", "knn"))
+    config = Config(pairs=PairsConfig(labeller="list_overlap", mu=0.6, threshold=0.2))
+    gcn, shared, knn = (
+        choose_labeller(name, config, lists_by_hand(), **rest) for name in ("gcn", "list_overlap", "knn")
+    )
     assert isinstance(gcn, CandidateLabeller)
-    assert isinstance(jaccard, CandidateLabeller)
+    assert isinstance(shared, CandidateLabeller)
     assert isinstance(knn, RuleLabeller)
-    assert (gcn.mu, jaccard.mu) == (0.6, 0.2)
-    assert isinstance(jaccard.scorer, ListOverlap)
+    assert (gcn.mu, shared.mu) == (0.6, 0.2)
+    assert isinstance(shared.scorer, ListOverlap)

@@ -52,8 +52,8 @@ def test_without_ray_auto_builds_serially_and_other_settings_name_it(monkeypatch
     assert AutoBuilder(1).choose(PAIRS, LISTS, [100]) is build_serially
     with pytest.raises(UserError, match=r"subgraphs\.executor=ray needs Ray"):
         choose_builder(SubgraphsConfig(executor="ray"))
-    with pytest.raises(UserError, match=r"neighbors\.num_shards needs Ray"):
-        choose_search(NeighborsConfig(num_shards=2))
+    with pytest.raises(UserError, match=r"neighbors\.search=sharded needs Ray"):
+        choose_search(NeighborsConfig(search="sharded"), num_actors=2)
 
 
 def test_an_index_is_chosen_by_name() -> None:

@@ -27,5 +27,5 @@ def test_shards_on_actors_find_what_one_process_finds(cluster: None, num_shards:
 
 
 def test_shards_know_the_cosine_alone() -> None:
-    with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.num_shards=0"):
+    with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.search=exact"):
         find_in_shards(unit_rows(9), num_shards=2, k=3, similarity=0.6, metric="csls")

@@ -36,7 +36,7 @@ def settings(root: Path | None, *overrides: str) -> dict:
 
 def arguments(root: Path, out: Path, *overrides: str) -> list[str]:
     sets = [text for override in (*TINY, *overrides) for text in ("--set", override)]
-    return ["--launcher", "local", "--data", str(root), "--out", str(out), *sets]
+    return ["--launcher", "local", "--preset", "demo", "--data", str(root), "--out", str(out), *sets]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,8 @@ def arguments(root: Path, out: Path, *overrides: str) -> list[str]:
         (["--preset", "market", "--data", "x"], "unknown preset 'market', did you mean market1501"),
         (["--preset", "market1501"], "data.root: the data set market1501 needs a folder"),
         (["--preset", "market1501", "--data", "no/such/folder"], "no/such/folder"),
-        (["--data", "x"], "--data needs a layout"),
+        (["--preset", "recommended"], "data.root: these settings need a folder; give --data ROOT"),
+        (["--data", "no/such/folder"], "no/such/folder: no such folder"),
         (["--set", "pairs.mue=1"], "unknown setting pairs.mue, did you mean pairs.mu"),
         (["--launcher", "slurm"], "--launcher must be"),
         (["--launcher", "ray", "--profile"], "--profile times a run in this process"),
@@ -57,6 +58,17 @@ def arguments(root: Path, out: Path, *overrides: str) -> list[str]:
 )
 def test_mistakes_are_refused_in_one_line(args: list[str], message: str, refuse: Callable[..., str]) -> None:
     assert message in refuse(app, *args)
+
+
+def test_a_folder_of_crops_trains_in_a_smoke_run_without_cameras_identities_or_evaluation(
+    nameless_root: Path, tmp_path: Path
+) -> None:
+    app(["--smoke", "--launcher", "local", "--data", str(nameless_root), "--out", str(tmp_path)], standalone_mode=False)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert "mAP" not in rows[-1]
+    stored = RunFolder(tmp_path).read_config()
+    assert (stored.data.dataset, stored.neighbors.metric, stored.meta.num_ids) == ("folder", "cosine", 0)
 
 
 def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +115,7 @@ def start(root: Path, out: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-SLOW = ("train.epochs=12", "train.checkpoint_steps=2", "gcn.passes=4", "eval.every=4")
+SLOW = ("train.epochs=12", "train.checkpoint_seconds=0.02", "eval.every=4")
 
 
 def one_thread() -> dict[str, str]:

@@ -225,7 +225,7 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
 @pytest.mark.ray
 def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_root: Path, tmp_path: Path) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
-    changes = (*CALM, "train.checkpoint_steps=1")
+    changes = (*CALM, "train.checkpoint_seconds=0.001")
     launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
     process = start(*arguments(tiny_root, run, *changes), "--num-workers", "2")
     wait_for(process, lambda: num_rows(run) >= 1)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mprd.config.loading import setting_names
+from mprd.config.nested import merge, nest
 from mprd.errors import UserError
-from mprd.tune.study import Range, build_study, load_study, nest, study_files, write_study
+from mprd.tune.study import Range, build_study, load_study, study_files, write_study
 
 NAMES = [
     "delta_sweep",
@@ -83,7 +84,7 @@ def test_the_joint_study_draws_its_points_and_stops_poor_trials() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_point_of_a_grid_is_a_sound_run(name: str) -> None:
-    from mprd.config.loading import build_config, merge, read_preset
+    from mprd.config.loading import build_config, read_preset
 
     study = load_study(name)
     for point in study.grid():
@@ -95,7 +96,7 @@ def test_every_point_of_a_grid_is_a_sound_run(name: str) -> None:
 
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_both_ends_of_the_joint_study_are_sound_runs(end: str) -> None:
-    from mprd.config.loading import build_config, merge, read_preset
+    from mprd.config.loading import build_config, read_preset
 
     study = load_study("joint")
     values = read_preset("demo")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import numpy as np
 
-from mprd.config.schema import SyntheticConfig
 from mprd.data.synthetic import cameras
 from mprd.data.synthetic.cameras import FRAME, Box, Camera
 from mprd.data.synthetic.pedestrians import (
@@ -40,6 +39,26 @@ DISTRACTOR_SHARE = 0.05  # of the number of gallery images with an identity
 JUNK_SHARE = 0.03  # likewise
 LOOKALIKE_REACH = 6  # a look-alike resembles one of so many previous identities
 JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn: `data.synthetic`, and what only tests vary."""
+
+    num_train_ids: int = 80
+    num_test_ids: int = 80
+    num_cameras: int = 5
+    images_per_camera: int = 5
+    lookalike_share: float = 0.5
+    """Share of the identities that are dressed like an earlier one."""
+    camera_gap: float = 0.6
+    """How far the cameras' colors lie apart; 0 makes them alike."""
+    seed: int = 0
+    """Independent of the run's seed."""
+
+    def to_json(self) -> str:
+        """Return the settings as a key, always in the same order."""
+        return json.dumps(asdict(self), separators=(",", ":"))
 
 
 class RngStream(IntEnum):
@@ -86,7 +105,7 @@ class Plan:
     shots: list[Shot]
 
 
-def write_dataset(root: Path, config: SyntheticConfig) -> None:
+def write_dataset(root: Path, config: Drawing) -> None:
     """Draw the data set into a folder in Market-1501's layout, atomically: it is written beside the folder and renamed.
 
     A folder that already holds it is not changed. Raises UserError where the folder holds anything else, or cannot be
@@ -148,12 +167,12 @@ def difference(found: Any, wanted: dict[str, Any]) -> str:
     return "another format version"
 
 
-def describe(config: SyntheticConfig, plan: Plan) -> dict[str, Any]:
+def describe(config: Drawing, plan: Plan) -> dict[str, Any]:
     """Return the manifest: version, settings, and per split the number of images and the identities."""
     shots = {split: [shot for shot in plan.shots if shot.split == split] for split in FOLDERS}
     return {
         "version": FORMAT_VERSION,
-        "config": config.model_dump(mode="json"),
+        "config": asdict(config),
         "counts": {split: len(members) for split, members in shots.items()},
         "pids": {split: sorted({shot.pid for shot in members}) for split, members in shots.items()},
         "lookalikes": {str(pid): model for pid, model in plan.models.items()},
@@ -165,7 +184,7 @@ def generator(seed: int, stream: RngStream, *key: int) -> np.random.Generator:
     return np.random.default_rng([seed, stream, *key])
 
 
-def plan_dataset(config: SyntheticConfig) -> Plan:
+def plan_dataset(config: Drawing) -> Plan:
     """Draw the cameras, the appearances, and the images of each identity by each camera."""
     train_pids = range(1, config.num_train_ids + 1)
     test_pids = range(train_pids.stop, train_pids.stop + config.num_test_ids)
@@ -180,7 +199,7 @@ def plan_dataset(config: SyntheticConfig) -> Plan:
     )
 
 
-def choose_models(pids: range, config: SyntheticConfig) -> dict[int, int]:
+def choose_models(pids: range, config: Drawing) -> dict[int, int]:
     """Choose the look-alikes among the identities of a split, and the previous identity that each resembles."""
     models = {}
     for pid in pids[1:]:
@@ -201,7 +220,7 @@ def draw_appearances(pids: list[int], models: dict[int, int], *, seed: int) -> d
     return appearances
 
 
-def list_shots(train_pids: range, test_pids: range, config: SyntheticConfig) -> list[Shot]:
+def list_shots(train_pids: range, test_pids: range, config: Drawing) -> list[Shot]:
     """Return all images: training, query and gallery, and last the gallery's distractors and junk."""
     shots: list[Shot] = []
     for pid in train_pids:
@@ -216,7 +235,7 @@ def list_shots(train_pids: range, test_pids: range, config: SyntheticConfig) -> 
     return [shot._replace(number=number) for number, shot in enumerate(shots, start=1)]
 
 
-def list_clutter(test_pids: range, config: SyntheticConfig, *, num_gallery: int) -> list[Shot]:
+def list_clutter(test_pids: range, config: Drawing, *, num_gallery: int) -> list[Shot]:
     """Return the distractors and junk of a gallery with `num_gallery` images of known identity."""
     rng = generator(config.seed, RngStream.CLUTTER)
     num_distractors, num_junk = round(DISTRACTOR_SHARE * num_gallery), round(JUNK_SHARE * num_gallery)
@@ -227,7 +246,7 @@ def list_clutter(test_pids: range, config: SyntheticConfig, *, num_gallery: int)
     return distractors + [Shot("gallery", JUNK_PID, wearer, camid) for wearer, camid in junk]
 
 
-def draw_visits(pid: int, config: SyntheticConfig, *, least: int) -> list[tuple[int, int]]:
+def draw_visits(pid: int, config: Drawing, *, least: int) -> list[tuple[int, int]]:
     """Draw the cameras that see an identity, at least two, and the number of images of each, at least `least`."""
     rng = generator(config.seed, RngStream.VISITS, pid)
     num_visited = int(rng.integers(min(2, config.num_cameras), config.num_cameras + 1))

@@ -1,0 +1,197 @@
+"""Settings of earlier versions: what a refused name is told, and how their run folders are read.
+
+A name that is gone is refused from users. In a run folder it is dropped where it says what is now fixed, and moved
+where it has a new name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from mprd.config.nested import Nested, get, pop, put
+from mprd.config.schema import THRESHOLDS
+from mprd.errors import UserError
+
+REMEDY = "read it with the version of mprd that wrote it"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A setting that is now a constant."""
+
+    value: Any
+    why: str
+
+    def tell(self, name: str) -> str:
+        """Return why the name is refused."""
+        return f"{name} is now fixed at {show(self.value)} ({self.why})"
+
+    def move(self, name: str, value: Any, _settings: Nested) -> None:
+        """Drop the value; raise UserError where it is another."""
+        if value != self.value:
+            raise UserError(f"{self.tell(name)}, but this run has {show(value)}; {REMEDY}")
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A setting that changed no result, or that is now chosen by itself."""
+
+    why: str
+
+    def tell(self, name: str) -> str:
+        """Return why the name is refused."""
+        return f"{name} is gone: {self.why}"
+
+    def move(self, _name: str, _value: Any, _settings: Nested) -> None:
+        """Drop the value."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A setting with a new name, or one that is now a value of another."""
+
+    new: str
+    move_value: Callable[[Any, Nested], None]
+
+    def tell(self, name: str) -> str:
+        """Return why the name is refused."""
+        return f"{name} is now {self.new}"
+
+    def move(self, _name: str, value: Any, settings: Nested) -> None:
+        """Set the new one, in place."""
+        self.move_value(value, settings)
+
+
+def threshold(*labellers: str) -> Moved:
+    """Move a labeller's own threshold to `pairs.threshold`, where this labeller runs and it is not the default."""
+
+    def move(value: Any, settings: Nested) -> None:
+        labeller = get(settings, "pairs.labeller", "gcn")
+        if labeller in labellers and value != THRESHOLDS[labeller]:
+            put(settings, "pairs.threshold", value)
+
+    return Moved("pairs.threshold, for the labeller that runs", move)
+
+
+def move_shards(num_shards: Any, settings: Nested) -> None:
+    """Search by shards where there were any; how many there are changes nothing."""
+    if num_shards:
+        put(settings, "neighbors.search", "sharded")
+
+
+def move_nesterov(is_nesterov: Any, settings: Nested) -> None:
+    """Make Nesterov's form an optimizer."""
+    if is_nesterov and get(settings, "train.optimizer", "sgd") == "sgd":
+        put(settings, "train.optimizer", "nesterov")
+
+
+def strength(standard: Any, small: Any) -> Moved:
+    """Move a part of the augmentation, whose values were these, to `data.augmentation`."""
+
+    def move(value: Any, settings: Nested) -> None:
+        name = {standard: "standard", small: "small"}.get(tuple(value) if isinstance(value, list) else value)
+        if name is None or get(settings, "data.augmentation", name) != name:
+            raise UserError(
+                f"data.augmentation is now standard or small, and this run's {show(value)} is of neither; {REMEDY}"
+            )
+        put(settings, "data.augmentation", name)
+
+    return Moved("a part of data.augmentation, standard or small", move)
+
+
+SEC_5_2 = "Sec. 5.2"
+AUTHORS = "Cluster-Contrast's value"
+OLD: dict[str, Fixed | Gone | Moved] = {
+    "data.colour_jitter": strength(0.2, 0.3),
+    "data.rotation": strength(10.0, 5.0),
+    "data.crop_area": strength((0.64, 1.0), (0.8, 1.0)),
+    "data.erasing_probability": strength(0.5, 0.3),
+    "data.erasing_area": Fixed([0.02, 0.2], "MLCReID's value"),
+    "data.augment": Gone("images are augmented a batch at once on an accelerator, and one by one on a CPU"),
+    "data.synthetic.lookalike_share": Fixed(0.5, "only tests varied it"),
+    "data.synthetic.camera_gap": Fixed(0.6, "the demo's value"),
+    "data.synthetic.seed": Fixed(0, "only tests varied it"),
+    "backbone.freeze_bn": Fixed(False, "no recipe froze them"),
+    "memory.gamma_start": Fixed(1.0, SEC_5_2),
+    "memory.gamma_end": Fixed(0.5, SEC_5_2),
+    "memory.start_mode": Gone("train for random weights (backbone.weights=none), else eval"),
+    "neighbors.num_shards": Moved("neighbors.search=sharded with subgraphs.num_actors", move_shards),
+    "neighbors.memory_mb": Gone("blocks take 256 MB, and the results do not depend on it"),
+    "gcn.hidden": Fixed(64, "not stated in the paper"),
+    "gcn.conv_channels": Fixed(4, "not stated in the paper"),
+    "gcn.mlp_hidden": Fixed(64, "not stated in the paper"),
+    "gcn.momentum": Fixed(0.9, SEC_5_2),
+    "gcn.weight_decay": Fixed(5e-4, "MLCReID's value"),
+    "gcn.passes": Fixed(1, "Alg. 1 lines 3-7"),
+    "pairs.knn_k": Fixed(8, "Sec. 5.3"),
+    "pairs.ss_similarity": threshold("ss"),
+    "pairs.mplp_t": threshold("mplp", "mlcr"),
+    "pairs.jaccard": threshold("list_overlap"),
+    "pairs.reciprocal": threshold("reciprocal"),
+    "meta.eta.start": Fixed(1.0, "Eq. 10"),
+    "meta.eta.step_epoch": Fixed(0.5, "half of the epochs"),
+    "clusters.min_samples": Fixed(4, AUTHORS),
+    "clusters.k1": Fixed(30, AUTHORS),
+    "clusters.k2": Fixed(6, AUTHORS),
+    "clusters.num_instances": Fixed(4, "a batch of 32; Cluster-Contrast has 16 in 256"),
+    "clusters.temperature": Fixed(0.05, AUTHORS),
+    "clusters.old_weight": Fixed(0.1, AUTHORS),
+    "loss.alpha": Fixed(4.0, SEC_5_2),
+    "loss.lambda_1": Fixed(0.2, SEC_5_2),
+    "loss.lambda_2": Fixed(0.2, SEC_5_2),
+    "train.lr_factor": Fixed(0.1, SEC_5_2),
+    "train.momentum": Fixed(0.9, SEC_5_2),
+    "train.nesterov": Moved("train.optimizer=nesterov", move_nesterov),
+    "train.weight_decay": Fixed(5e-4, "MLCReID's value"),
+    "train.channels_last": Gone("weights and maps always have the channels innermost"),
+    "train.compile": Gone("it was never faster where it was tried"),
+    "train.cuda_graphs": Gone("passes are no longer recorded"),
+    "train.cudnn_benchmark": Gone("on a GPU cuDNN always tries its kernels out on training batches"),
+    "train.checkpoint_steps": Gone("train.checkpoint_seconds is the one clock"),
+    "eval.rerank": Gone("mprd evaluate RUN --rerank"),
+    "eval.standardise": Gone("mprd evaluate RUN --standardise"),
+    "eval.memory_mb": Gone("blocks take 512 MB, and the results do not depend on it"),
+}
+
+
+def tell_old(name: str) -> str | None:
+    """Return why a setting's dotted name is refused; None where no version had it."""
+    return OLD[name].tell(name) if name in OLD else None
+
+
+def upgrade(settings: Nested) -> Nested:
+    """Return nested settings of a run folder under today's names.
+
+    Raises UserError where a setting that is now fixed had another value.
+    """
+    settings = deepcopy(settings)
+    if get(settings, "pairs.labeller") == "jaccard":
+        put(settings, "pairs.labeller", "list_overlap")
+    if get(settings, "data.cache") in ("ram", "device"):
+        put(settings, "data.cache", "auto")
+    if get(settings, "pairs.refresh") == "batch" and is_labelled_at_once(settings):
+        put(settings, "pairs.refresh", "auto")
+    is_drawn = get(settings, "data.dataset", "synthetic") == "synthetic"
+    for name, rule in OLD.items():
+        value = get(settings, name, settings)
+        if value is settings:
+            continue
+        pop(settings, name)
+        if is_drawn or not name.startswith("data.synthetic."):
+            rule.move(name, value, settings)
+    return settings
+
+
+def is_labelled_at_once(settings: Nested) -> bool:
+    """Return whether the labels of all images depend on each other, which `pairs.refresh: batch` did not say."""
+    labeller, decide = get(settings, "pairs.labeller", "gcn"), get(settings, "pairs.decide", "likelihood")
+    return labeller == "reciprocal" or (labeller in ("gcn", "list_overlap") and decide == "agreement")
+
+
+def show(value: Any) -> str:
+    """Write a value as `--set` takes it."""
+    return json.dumps(value, default=str)

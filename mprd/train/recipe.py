@@ -1,0 +1,105 @@
+"""The settings of a run from the command line: a recipe, what the user changes in it, and what the data can give."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mprd.cli import quiet
+from mprd.config.loading import build_config, read_given, read_preset, read_smoke
+from mprd.config.nested import get, layered, leaf_names, look_up, nest, put
+from mprd.config.schema import Config
+from mprd.data.datasets import ReidDataset, load_dataset
+from mprd.data.labeled import read_labels
+from mprd.data.recognition import locate
+
+logger = logging.getLogger("mprd")
+
+CAMERA_SETTINGS = {"neighbors.metric": "cosine", "neighbors.standardise": False, "data.camera_style": "none"}
+"""What needs cameras, and what does without."""
+
+
+def read_settings(
+    settings: dict[str, Any], *, shared: dict[str, Any] | None = None, varied: Collection[str] = ()
+) -> Config:
+    """Lay the user's settings over a recipe, and leave out of it what the data cannot give, logging each.
+
+    Args:
+        settings: the options preset, data, set_, and where a command has them config, seed, smoke.
+        shared: nested settings of a study, between the recipe and the user's.
+        varied: dotted names that a study sets itself.
+
+    Raises UserError for a wrong setting, and for a folder that cannot be read.
+    """
+    config, asked = compose(settings, shared=shared)
+    if config.data.root is None:
+        return config
+    config = config.model_copy(update={"data": locate(config.data)})
+    # the run itself loads the data again, and warns then
+    with quiet():
+        dataset = load_dataset(config.data, cache_dir=Path())
+    config, notes = fit_to_data(config, dataset, asked=asked | set(varied))
+    for note in notes:
+        logger.info("%s: %s", dataset.root, note)
+    return config
+
+
+def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -> tuple[Config, set[str]]:
+    """Lay a study's and the user's settings over a recipe; return them, and the dotted names that were asked for."""
+    data: Path | None = settings["data"]
+    recipe = read_preset(settings["preset"] or ("demo" if data is None else "recommended"))
+    given = read_given(settings.get("config"), settings["set_"] or ())
+    if data is not None:
+        put(given, "data.root", data)
+    if settings.get("seed") is not None:
+        put(given, "train.seed", settings["seed"])
+    asked = leaf_names(layered(shared or {}, given))
+    if "data.root" in asked and get(recipe, "data.dataset") == "synthetic":
+        put(recipe, "data.dataset", "auto")
+    smoke = read_smoke() if settings.get("smoke") else {}
+    if smoke and "meta.labels" in asked:
+        # a part of the images may lack those that the file names
+        put(smoke, "data.max_images", None)
+    return build_config(layered(recipe, shared or {}, smoke, given)), asked
+
+
+def fit_to_data(config: Config, dataset: ReidDataset, *, asked: Collection[str]) -> tuple[Config, list[str]]:
+    """Leave out of a recipe what the data cannot give; return the settings, and a line for each part left out.
+
+    Settings that were asked for stay, and are refused by the code that needs the data.
+    """
+    changes: dict[str, Any] = {}
+    notes: list[str] = []
+    if dataset.train.camids is None:
+        changes = {
+            name: value
+            for name, value in CAMERA_SETTINGS.items()
+            if name not in asked and look_up(config, name) != value
+        }
+        if changes:
+            notes.append(f"no cameras in the file names, so no camera correction ({tell(changes)})")
+    num_ids = count_labelled_ids(config, dataset)
+    needs_labels = "meta.num_ids" in asked or config.pairs.relabel_meta or config.gcn.sources == "meta"
+    if config.uses_meta and num_ids < config.meta.num_ids and not needs_labels:
+        of = config.meta.labels or "the file names"
+        changes["meta.num_ids"] = num_ids
+        known = "no identities" if num_ids == 0 else f"{num_ids} identities"
+        notes.append(f"{known} in {of}, so {num_ids or 'none'} labeled ({tell({'meta.num_ids': num_ids})})")
+    return (build_config(layered(config.model_dump(), nest(changes))) if changes else config), notes
+
+
+def count_labelled_ids(config: Config, dataset: ReidDataset) -> int:
+    """Count the identities that can be labeled; a single one in file names counts as none: it has no negative pair."""
+    if config.meta.labels is not None:
+        return len(np.unique(read_labels(config.meta.labels, dataset.train, dataset.root)[1]))
+    num_ids = 0 if dataset.train.pids is None else len(np.unique(dataset.train.pids))
+    return num_ids if num_ids > 1 else 0
+
+
+def tell(changes: dict[str, Any]) -> str:
+    """Write settings as `--set` takes them."""
+    return ", ".join(f"{name}={str(value).lower()}" for name, value in changes.items())

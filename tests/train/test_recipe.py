@@ -1,0 +1,109 @@
+"""What a command line trains with: the recipe, the user's changes, and what the data can give."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mprd.config.loading import load_config, read_given
+from mprd.config.schema import Config
+from mprd.errors import UserError
+from mprd.train.recipe import compose, read_settings
+
+
+def settings(data: Path | None = None, *sets: str, preset: str | None = None, smoke: bool = False) -> Config:
+    return read_settings({"preset": preset, "data": data, "set_": sets, "smoke": smoke})
+
+
+def method(config: Config) -> dict:
+    return config.model_dump(exclude={"data": {"dataset", "root"}})
+
+
+def test_a_folder_alone_is_recognized_and_trained_by_the_recommended_recipe(tiny_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_root, tmp_path / "one" / "two")
+    config = settings(tmp_path)
+    assert (config.data.dataset, config.data.root) == ("market1501", tmp_path / "one" / "two")
+    assert method(config) == method(load_config("recommended", values={"data": {"root": tmp_path}}))
+    assert method(settings(tiny_root, preset="demo")) == method(load_config("demo"))
+    assert settings() == load_config("demo")
+
+
+@pytest.mark.parametrize("preset", ["market1501", "dukemtmcreid", "msmt17"])
+def test_a_data_sets_name_is_the_papers_recipe_on_its_layout(preset: str, tmp_path: Path) -> None:
+    root = {"data": {"root": tmp_path}}
+    named, paper = load_config(preset, values=root), load_config("paper", values=root)
+    assert (named.data.dataset, paper.data.dataset) == (preset, "auto")
+    assert method(named) == method(paper)
+
+
+def test_what_the_data_cannot_give_is_left_out_and_told(nameless_root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mprd")
+    config = settings(nameless_root)
+    assert (config.data.dataset, config.data.name_pattern) == ("folder", ".")
+    assert (config.neighbors.metric, config.neighbors.standardise, config.meta.num_ids) == ("cosine", False, 0)
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        "no cameras in the file names, so no camera correction (neighbors.metric=cosine, neighbors.standardise=false)",
+        "no identities in the file names, so none labeled (meta.num_ids=0)",
+    ]
+
+
+def test_what_was_asked_for_stays(nameless_root: Path, tmp_path: Path) -> None:
+    config = settings(nameless_root, "neighbors.metric=camera", "meta.num_ids=2")
+    assert (config.neighbors.metric, config.neighbors.standardise, config.meta.num_ids) == ("camera", False, 2)
+    file = tmp_path / "mine.yaml"
+    file.write_text("neighbors: {standardise: true}\npairs: {labeller: mlcr, relabel_meta: true}\n")
+    config = read_settings({"preset": None, "data": nameless_root, "set_": None, "config": file})
+    # relabeling needs labels, so that their number is no matter of the recipe
+    assert (config.neighbors.metric, config.neighbors.standardise, config.meta.num_ids) == ("cosine", True, 5)
+    varied = read_settings({"preset": None, "data": nameless_root, "set_": []}, varied=["meta.num_ids"])
+    assert varied.meta.num_ids == 5
+
+
+def test_as_many_identities_are_labeled_as_there_are(tiny_root: Path, tmp_path: Path) -> None:
+    root = tmp_path / "few"
+    shutil.copytree(tiny_root, root)
+    for path in root.glob("bounding_box_train/000[456]_*"):
+        path.unlink()
+    assert settings(root).meta.num_ids == 3
+    labels = tmp_path / "labels.csv"
+    names = [path.relative_to(tiny_root).as_posix() for path in sorted(tiny_root.glob("bounding_box_train/000[12]_*"))]
+    labels.write_text("file,identity\n" + "".join(f"{name},{'ann' if '0001_' in name else 'bob'}\n" for name in names))
+    assert settings(tiny_root, f"meta.labels={labels}").meta.num_ids == 2
+
+
+def test_a_pattern_of_ones_own_makes_a_tree_of_crops(tiny_root: Path) -> None:
+    config = settings(tiny_root, r"data.name_pattern=_c(?P<camid>\d+)")
+    assert (config.data.dataset, config.data.name_pattern) == ("folder", r"_c(?P<camid>\d+)")
+    assert settings(tiny_root, "data.dataset=msmt17").data.dataset == "msmt17"
+
+
+def test_smoke_makes_any_recipe_small_and_the_user_still_wins(tiny_root: Path) -> None:
+    config = settings(tiny_root, "train.epochs=3", preset="paper", smoke=True)
+    assert (config.backbone.name, config.data.height, config.train.epochs) == ("small", 32, 3)
+    assert (config.data.max_images, config.gcn.variant) == (400, "paper")
+    drawn = settings(smoke=True)
+    assert (drawn.data.dataset, drawn.data.synthetic.num_train_ids) == ("synthetic", 24)
+
+
+def test_an_incomplete_layout_is_told(tmp_path: Path) -> None:
+    for folder in ("train", "test"):
+        name = tmp_path / folder / "0000" / "0000_001_01_0303morning_0008_0.jpg"
+        name.parent.mkdir(parents=True)
+        name.touch()
+    with pytest.raises(UserError, match=r"list_train\.txt.* missing"):
+        settings(tmp_path)
+    with pytest.raises(UserError, match="no such folder"):
+        settings(tmp_path / "gone")
+
+
+def test_settings_are_asked_for_by_file_or_option(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("pairs: {mu: 0.4}\n")
+    options = {"preset": None, "data": None, "set_": ["train.epochs=2"], "config": file, "seed": 3}
+    config, asked = compose(options, shared={"gcn": {"link": "keep"}})
+    assert asked == {"pairs.mu", "train.epochs", "train.seed", "gcn.link"}
+    assert (config.pairs.mu, config.train.seed, config.gcn.link) == (0.4, 3, "keep")
+    assert read_given(file, ["pairs.mu=0.6"]) == {"pairs": {"mu": 0.6}}
