@@ -37,14 +37,6 @@ class NeighborTable:
     counts: Tensor
     is_capped: Tensor
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def num_capped(self) -> int:
-        """Number of lists that were cut; syncs with an accelerator."""
-        return int(self.is_capped.sum())
-
 
 @dataclass(frozen=True, eq=False)
 class Density:
@@ -71,18 +63,15 @@ def find_neighbors(
     queries: Tensor | None = None,
     query_camids: Tensor | None = None,
     density_k: int | None = None,
-    density: Density | None = None,
     is_checked: bool = False,
-    is_trimmed: bool = True,
     block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List k_i = max(k, number of cosines above `similarity`), at most `k_max`, neighbors of each image (Sec. 5.2).
 
     `features` [N, D] are unit rows; an image is never its own neighbor. `rows` int64 [R] restricts the search to these
-    images; `queries` [R, D] are images from outside, with `query_camids` [R]. `metric` orders the lists; their lengths
-    always come from the cosine. `density` skips the pass that `csls` and `camera` start with. `is_checked` skips the
-    check for unit rows, and without `is_trimmed` lists are `k_max` wide: neither then syncs with an accelerator.
-    Raises UserError where fewer than k others exist, or `camera` lacks `camids` [N].
+    images; `queries` [R, D] are images from outside, with `query_camids` [R]. `metric` orders the lists, cosines
+    set their lengths. `csls` and `camera` correct by the density of `density_k` nearest; `camera` needs `camids` [N].
+    `is_checked` skips the check for unit rows, which syncs. Raises UserError where fewer than k others exist.
 
     >>> import torch
     >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
@@ -93,15 +82,15 @@ def find_neighbors(
         check_features(features, "features")
     num_others = len(features) - (queries is None)
     check_counts(num_others, k, k_max)
-    if queries is not None:
-        check_queries(queries, features, rows)
-    if metric != "cosine" and density is None:
+    check_queries(queries, features, rows)
+    density = None
+    if metric != "cosine":
         density = measure_density(features, metric=metric, k=density_k, camids=camids, block_rows=block_rows)
     targets = choose_targets(features, rows, queries, query_camids, density)
     # one image beyond the cap shows which rows the cap cuts
     width = min(k_max + 1, num_others)
     ids, counts = rank_images(features, targets, width, similarity=similarity, density=density, block_rows=block_rows)
-    return cut_lists(ids, counts, k=k, k_max=k_max, is_trimmed=is_trimmed)
+    return cut_lists(ids, counts, k=k, k_max=k_max)
 
 
 @torch.no_grad()
@@ -231,16 +220,10 @@ def target_groups(density: Density, ids: Tensor | None, queries: Tensor | None, 
     return query_camids.to(device=density.group_ids.device, dtype=torch.int64)
 
 
-def cut_lists(ids: Tensor, counts: Tensor, *, k: int, k_max: int, is_trimmed: bool = True) -> NeighborTable:
-    """Keep k_i ids a row (Sec. 5.2), pad with -1, and mark the rows that `k_max` cut.
-
-    The table is as wide as its longest list, or `k_max` wide if not trimmed.
-    """
+def cut_lists(ids: Tensor, counts: Tensor, *, k: int, k_max: int) -> NeighborTable:
+    """Keep k_i ids a row (Sec. 5.2), pad to the longest list with -1, and mark the rows that `k_max` cut."""
     is_capped, counts = counts > k_max, counts.clamp(k, k_max)
-    width = k_max
-    if is_trimmed:
-        width = int(counts.max()) if len(counts) else k
-    ids = ids[:, :width]
+    ids = ids[:, : int(counts.max()) if len(counts) else k]
     is_past = torch.arange(ids.shape[1], device=ids.device) >= counts[:, None]
     return NeighborTable(ids.masked_fill(is_past, PADDING), counts, is_capped)
 
@@ -253,8 +236,10 @@ def check_counts(num_others: int, k: int, k_max: int) -> None:
         raise UserError(f"neighbors.k_max must be at least neighbors.k = {k}, but got {k_max}")
 
 
-def check_queries(queries: Tensor, features: Tensor, rows: Tensor | None) -> None:
+def check_queries(queries: Tensor | None, features: Tensor, rows: Tensor | None) -> None:
     """Raise ValueError for queries together with rows, or of another feature size."""
+    if queries is None:
+        return
     if rows is not None:
         raise ValueError("give rows or queries, not both")
     check_features(queries, "queries")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.exact import find_neighbors, measure_density
+from mprd.neighbors.exact import find_neighbors, measure_density, rows_at_once
 from tests.graphs import as_lists, unit_rows
 
 METRICS = ["cosine", "csls", "camera"]
@@ -61,7 +61,7 @@ def test_four_points_on_a_circle_list_their_nearest_first() -> None:
     table = find_neighbors(features, k=1, similarity=0.6)
     assert table.ids.tolist() == [[1, 2], [0, 2], [1, 0], [2, -1]]
     assert table.counts.tolist() == [2, 2, 2, 1]
-    assert (table.num_capped, table.ids.dtype) == (0, torch.int64)
+    assert (table.is_capped.any(), table.ids.dtype) == (False, torch.int64)
 
 
 def test_a_cosine_equal_to_the_similarity_is_not_above_it() -> None:
@@ -74,15 +74,7 @@ def test_the_cap_cuts_lists_and_is_counted() -> None:
     table = find_neighbors(at_degrees(0, 1, 2, 3, 4, 90), k=1, similarity=0.6, k_max=2)
     assert table.counts.tolist() == [2, 2, 2, 2, 2, 1]
     assert table.is_capped.tolist() == [True] * 5 + [False]
-    assert table.num_capped == 5
     assert as_lists(table.ids)[0] == [1, 2]
-
-
-def test_lists_that_are_not_trimmed_are_as_wide_as_the_cap() -> None:
-    features = at_degrees(0, 10, 30, 90)
-    table = find_neighbors(features, k=1, similarity=0.6, k_max=3, is_trimmed=False)
-    assert table.ids.shape == (4, 3)
-    assert as_lists(table.ids) == as_lists(find_neighbors(features, k=1, similarity=0.6, k_max=3).ids)
 
 
 def test_an_image_is_not_its_own_neighbor_even_beside_a_copy_of_itself() -> None:
@@ -100,10 +92,8 @@ def test_blocks_agree_with_a_slow_search(metric: Any, similarity: float) -> None
     rule = {"k": 3, "similarity": similarity, "k_max": 9, "metric": metric, "camids": torch.tensor(camids)}
     assert as_lists(find_neighbors(features, **rule, block_rows=7).ids) == expected
     rows = torch.tensor([17, 0, 40, 17])
-    density = None if metric == "cosine" else measure_density(features, metric=metric, camids=rule["camids"])
-    for given in (None, density):
-        some = find_neighbors(features, rows=rows, density=given, block_rows=3, **rule)
-        assert as_lists(some.ids) == [expected[row] for row in rows]
+    some = find_neighbors(features, rows=rows, block_rows=3, **rule)
+    assert as_lists(some.ids) == [expected[row] for row in rows]
 
 
 @pytest.mark.parametrize("metric", ["csls", "camera"])
@@ -146,12 +136,18 @@ def test_the_density_of_an_image_alone_in_its_camera_is_zero_there() -> None:
 def test_the_fewest_images_and_rows() -> None:
     assert find_neighbors(unit_rows(2), k=1, similarity=0.6).ids.tolist() == [[1], [0]]
     table = find_neighbors(at_degrees(0, 1, 2), k=1, similarity=-1, k_max=64)
-    assert (table.counts.tolist(), table.num_capped) == ([2, 2, 2], 0)
+    assert (table.counts.tolist(), table.is_capped.any()) == ([2, 2, 2], False)
     nothing = torch.empty(0, dtype=torch.int64)
     assert find_neighbors(unit_rows(5), k=2, similarity=0.6, rows=nothing).ids.shape == (0, 2)
     for num_images in (0, 1, 3):
         with pytest.raises(UserError, match=r"neighbors\.k must not exceed"):
             find_neighbors(unit_rows(num_images), k=3, similarity=0.6)
+
+
+@pytest.mark.parametrize(("device", "memory_mb", "rows"), [("cuda", 4, 1048), ("cpu", 4, 512), ("cpu", 1, 262)])
+def test_a_block_fits_into_the_memory_and_holds_at_least_a_row(device: str, memory_mb: int, rows: int) -> None:
+    assert rows_at_once(1000, torch.device(device), memory_mb=memory_mb) == rows
+    assert rows_at_once(10**9, torch.device(device), memory_mb=memory_mb) == 1
 
 
 REFUSED = [
