@@ -1,4 +1,4 @@
-"""Features, neighbor lists and pair graphs that tests of the method share."""
+"""Features, neighbor lists, pair graphs and slow loops that tests of the method share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,42 @@ Leaf = tuple[int, bool, bool, int]
 def unit_rows(num_images: int, num_features: int = 6, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     return normalize(torch.randn(num_images, num_features, generator=draw, dtype=torch.float64), dim=1).to(dtype)
+
+
+def groups(num_groups: int, size: int, *, spread: float = 0.05, loners: int = 0) -> Tensor:
+    """Draw unit rows around orthogonal centers, and some that are alone."""
+    draw = torch.Generator().manual_seed(0)
+    centers = torch.eye(num_groups + loners)
+    rows = centers[:num_groups].repeat_interleave(size, 0)
+    rows = rows + spread * torch.randn(rows.shape, generator=draw)
+    return normalize(torch.cat([rows, centers[num_groups:]]), dim=1)
+
+
+def slow_jaccard(distances: np.ndarray, k1: int, k2: int) -> np.ndarray:
+    """Write the k-reciprocal Jaccard distance of Zhong et al., Sec. 3, out with sets, from squared distances [N, N]."""
+    images = range(len(distances))
+    nearest = [sorted(images, key=lambda j, i=i: (j != i, distances[i, j])) for i in images]
+
+    def mutual(i: int, k: int) -> set[int]:
+        return {j for j in nearest[i][: k + 1] if i in nearest[j][: k + 1]}
+
+    weights = np.zeros(distances.shape)
+    for i in images:
+        members = mutual(i, k1)
+        halves = [mutual(j, int(np.around(k1 / 2))) for j in members]
+        for j in members.union(*(half for half in halves if len(half & members) > 2 / 3 * len(half))):
+            weights[i, j] = np.exp(-distances[i, j])
+        weights[i] /= weights[i].sum()
+    weights = np.stack([weights[nearest[i][:k2]].mean(0) for i in images])
+    result = np.empty(distances.shape)
+    for i in images:
+        for j in images:
+            result[i, j] = 1 - np.minimum(weights[i], weights[j]).sum() / np.maximum(weights[i], weights[j]).sum()
+    return result
+
+
+def squared_distances(features: np.ndarray) -> np.ndarray:
+    return np.array([[((a - b) ** 2).sum() for b in features] for a in features.astype(float)])
 
 
 def random_lists(num_images: int, longest: int, *, seed: int = 0, shortest: int = 0) -> list[list[int]]:

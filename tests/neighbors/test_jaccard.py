@@ -1,4 +1,4 @@
-"""Re-ranking and query expansion against published code (oracle files), literal values, and a slow loop."""
+"""Jaccard distances, re-ranking and query expansion equal published code (oracle files), literal values, slow loops."""
 
 from __future__ import annotations
 
@@ -10,43 +10,19 @@ import torch
 
 from mprd.errors import UserError
 from mprd.metrics import expand_queries, re_rank
+from mprd.neighbors.jaccard import jaccard_distances
+from tests.graphs import slow_jaccard, squared_distances, unit_rows
 
 ORACLE = Path(__file__).parent.parent / "oracle"
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def slow_re_rank(q_features, g_features, *, k1, k2, lambda_value):
-    """Re-rank with dictionaries, from the equations of Zhong et al., Sec. 3, with squared Euclidean distances."""
-    features = np.concatenate([q_features, g_features]).astype(float)
-    images = range(len(features))
-    distances = np.array([[((a - b) ** 2).sum() for b in features] for a in features])
+    """Mix the Jaccard distance with d, the squared distance over the largest of its row, as Zhong et al. in Sec. 3."""
+    distances = squared_distances(np.concatenate([q_features, g_features]))
     distances /= distances.max(1, keepdims=True)
-    nearest = [sorted(images, key=lambda j, i=i: (j != i, distances[i, j])) for i in images]
-
-    def reciprocal(i, k):
-        return {j for j in nearest[i][: k + 1] if i in nearest[j][: k + 1]}
-
-    encodings = []
-    for i in images:
-        members = reciprocal(i, k1)
-        halves = [reciprocal(j, int(np.around(k1 / 2))) for j in members]
-        expanded = members.union(*(half for half in halves if len(half & members) > 2 / 3 * len(half)))
-        total = sum(np.exp(-distances[i, j]) for j in expanded)
-        encodings.append({j: np.exp(-distances[i, j]) / total for j in expanded})
-    means = []
-    for i in images:
-        group = [encodings[j] for j in nearest[i][:k2]]
-        means.append({j: sum(e.get(j, 0) for e in group) / len(group) for e in group for j in e})
-    result = np.empty((len(q_features), len(g_features)))
-    for q in range(len(q_features)):
-        for g in range(len(g_features)):
-            ours, theirs = means[q], means[len(q_features) + g]
-            minima, maxima = (
-                sum(pick(ours.get(j, 0), theirs.get(j, 0)) for j in ours.keys() | theirs.keys()) for pick in (min, max)
-            )
-            d = distances[q, len(q_features) + g]
-            result[q, g] = (1 - lambda_value) * (1 - minima / maxima) + lambda_value * d
-    return result
+    mixed = (1 - lambda_value) * slow_jaccard(distances, k1, k2) + lambda_value * distances
+    return mixed[: len(q_features), len(q_features) :]
 
 
 def clustered_features(num_queries, num_gallery, *, num_features=6, seed=0):
@@ -79,6 +55,15 @@ def test_re_ranking_equals_the_slow_loop(num_queries, num_gallery, k1, k2):
     for memory_mb in (0, 512):
         distances = re_rank(*features, k1=k1, k2=k2, memory_mb=memory_mb)
         np.testing.assert_allclose(distances, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("memory_mb", [0, 512])
+def test_jaccard_distances_of_all_images_equal_the_slow_loop(memory_mb):
+    features = unit_rows(23)
+    blocks = list(jaccard_distances(features, k1=6, k2=3, memory_mb=memory_mb))
+    assert len(blocks) == (1 if memory_mb else 23)
+    expected = slow_jaccard(squared_distances(features.numpy()), 6, 3)
+    np.testing.assert_allclose(torch.cat([block for _, block in blocks]), expected, atol=1e-9)
 
 
 def test_lambda_one_is_the_squared_distance_over_its_maximum():

@@ -4,70 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from mprd.config.schema import Config
-from mprd.neighbors import reciprocal
-from mprd.neighbors.jaccard import jaccard_distances
 from mprd.pairs import clusters
 from mprd.pairs import rules as pairs
 from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
 from mprd.pairs.rules import PADDING
-
-
-def groups(num_groups: int, size: int, *, spread: float = 0.05, loners: int = 0) -> torch.Tensor:
-    """Draw unit rows around orthogonal centers, and some that lie alone."""
-    draw = torch.Generator().manual_seed(0)
-    centers = torch.eye(num_groups + loners)
-    rows = centers[:num_groups].repeat_interleave(size, 0)
-    rows = rows + spread * torch.randn(rows.shape, generator=draw)
-    return normalize(torch.cat([rows, centers[num_groups:]]), dim=1)
-
-
-def slow_jaccard(features: np.ndarray, k1: int, k2: int) -> np.ndarray:
-    """Write SpCL's Jaccard distance out with sets and loops."""
-    num = len(features)
-    distances = 2 - 2 * features @ features.T
-    order = [sorted(range(num), key=lambda j, i=i: (j != i, distances[i, j])) for i in range(num)]
-
-    def mutual(i: int, k: int) -> set[int]:
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
-
-    weights = np.zeros((num, num))
-    for i in range(num):
-        near = mutual(i, k1)
-        wide = set(near)
-        for j in near:
-            half = mutual(j, round(k1 / 2))
-            if len(half & near) > 2 / 3 * len(half):
-                wide |= half
-        for j in wide:
-            weights[i, j] = math.exp(-distances[i, j])
-        weights[i] /= weights[i].sum()
-    weights = np.stack([weights[order[i][:k2]].mean(0) for i in range(num)])
-    result = np.zeros((num, num))
-    for i in range(num):
-        for j in range(num):
-            shared = np.minimum(weights[i], weights[j]).sum()
-            result[i, j] = 1 - shared / (2 - shared)
-    return result
-
-
-def test_jaccard_distances_equal_sets_and_loops() -> None:
-    features = normalize(torch.randn(23, 6, generator=torch.Generator().manual_seed(3)).double(), dim=1)
-    found = torch.cat([block for _, block in jaccard_distances(features, k1=6, k2=3)])
-    np.testing.assert_allclose(found, slow_jaccard(features.numpy(), 6, 3), atol=1e-9)
+from tests.graphs import groups, slow_jaccard, squared_distances
 
 
 @pytest.mark.parametrize("above", [0.0, 0.2, 0.5])
 def test_reciprocal_takes_what_loops_say_is_above_the_threshold(above: float) -> None:
     features = groups(3, 5, loners=4, spread=0.4)
-    distances = slow_jaccard(features.numpy(), 6, 3)
+    distances = slow_jaccard(squared_distances(features.numpy()), 6, 3)
     found = pairs.reciprocal(features, above=above, k1=6, k2=3)
     for i, ids in enumerate(found.tolist()):
         assert ids[0] >= 0
@@ -75,36 +28,6 @@ def test_reciprocal_takes_what_loops_say_is_above_the_threshold(above: float) ->
         assert set(ids) - {PADDING} == near | {i}
     counts = (found != PADDING).sum(1)
     assert counts.min() < counts.max()
-
-
-def test_a_table_holds_the_similarities_that_loops_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a block a row, so that there are many
-    monkeypatch.setattr(reciprocal, "jaccard_distances", partial(jaccard_distances, memory_mb=0))
-    features = groups(3, 5, loners=4, spread=0.4)
-    expected = 1 - slow_jaccard(features.numpy(), 6, 3)
-    everyone = torch.arange(len(features))
-    found = reciprocal.measure_similarities(features, k1=6, k2=3)
-    np.testing.assert_allclose(found.between(everyone[:, None], everyone), expected, atol=1e-6)
-    assert 0 < (expected == 0).sum() == len(features) ** 2 - len(found.keys)
-
-
-def test_a_copy_is_to_others_what_its_image_is() -> None:
-    features = groups(3, 5, loners=4, spread=0.4)
-    table = reciprocal.measure_similarities(features, k1=6, k2=3)
-    with_copies = table.with_copies(torch.tensor([4, 1]))
-    first, second = torch.tensor([19, 0, 20, 19]), torch.tensor([0, 20, 1, 20])
-    assert len(features) == 19
-    assert torch.equal(with_copies.between(first, second), table.between(*torch.tensor([[4, 0, 1, 4], [0, 1, 1, 1]])))
-    nobody = torch.zeros(0, 2).long()
-    assert reciprocal.SimilarityTable.empty().between(nobody, nobody[:, :1]).shape == (0, 2)
-
-
-def test_jaccard_distances_do_not_depend_on_the_blocks() -> None:
-    features = groups(4, 6, spread=0.4)
-    whole = torch.cat([block for _, block in jaccard_distances(features, k1=5, k2=2)])
-    parts = list(jaccard_distances(features, k1=5, k2=2, memory_mb=0))
-    assert len(parts) == len(features)
-    torch.testing.assert_close(torch.cat([block for _, block in parts]), whole)
 
 
 def test_groups_are_found_and_loners_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
