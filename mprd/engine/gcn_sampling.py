@@ -15,7 +15,7 @@ from torch import Tensor
 from mprd.backbone.features import ordered_batches
 from mprd.losses import hard_negatives, pair_bce
 from mprd.neighbors.exact import PADDING
-from mprd.pairs.rules import MetaSet, PositiveTable
+from mprd.pairs.positives import MetaSet, PositiveTable
 from mprd.runtime.device import send
 from mprd.runtime.seeding import RngStream, generator
 

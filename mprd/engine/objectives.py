@@ -19,7 +19,7 @@ from mprd.config.schema import Config
 from mprd.engine.state import TrainState
 from mprd.memory import FeatureMemory
 from mprd.pairs.clusters import ClusterMemory, balanced_batches
-from mprd.pairs.rules import PositiveTable
+from mprd.pairs.positives import PositiveTable
 
 
 class Objective(Protocol):

@@ -15,7 +15,7 @@ from mprd.errors import UserError
 from mprd.gcn.network import PairGCN
 from mprd.memory import FeatureMemory
 from mprd.pairs.clusters import ClusterMemory
-from mprd.pairs.rules import MetaSet, PositiveTable
+from mprd.pairs.positives import MetaSet, PositiveTable
 from mprd.runtime import checkpoint
 from mprd.runtime.distributed import WorkerGroup
 from mprd.runtime.seeding import RngStream, generator

@@ -34,7 +34,7 @@ from mprd.memory import FeatureMemory
 from mprd.neighbors.lists import FrozenLists, LiveLists, list_features
 from mprd.pairs.clusters import find_clusters
 from mprd.pairs.labellers import Labels, PairLabeller, choose_labeller, gather_labels, label_all
-from mprd.pairs.rules import choose_limit, choose_meta
+from mprd.pairs.positives import choose_limit, choose_meta
 from mprd.runtime.device import cudnn_benchmark
 from mprd.runtime.distributed import BatchShard, WorkerGroup
 from mprd.runtime.seeding import RngStream, generator

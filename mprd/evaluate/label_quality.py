@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mprd.pairs.rules import PADDING, MetaSet, PositiveTable
+from mprd.neighbors.exact import PADDING
+from mprd.pairs.positives import MetaSet, PositiveTable
 
 
 def pair_quality(positives: PositiveTable, pids: Tensor, camids: Tensor | None) -> dict[str, float | None]:

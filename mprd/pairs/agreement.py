@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mprd.pairs.rules import PADDING
+from mprd.neighbors.exact import PADDING
 
 POWER = 3
 """Exponent of a likelihood in an image's row: without it many doubtful candidates outweigh the few sure ones."""

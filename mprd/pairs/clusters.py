@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mprd.config.schema import Config
 from mprd.neighbors.camera_norm import standardize_by_camera
+from mprd.neighbors.exact import PADDING
 from mprd.neighbors.jaccard import jaccard_distances
-from mprd.pairs.rules import PADDING
 
 logger = logging.getLogger("mprd")
 

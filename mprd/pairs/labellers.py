@@ -22,7 +22,7 @@ from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.pairs import rules
 from mprd.pairs.agreement import agreements, likelihood_graph
 from mprd.pairs.clusters import ClusterMemory, cluster_images, cluster_members, is_same_cluster
-from mprd.pairs.rules import MetaSet, PositiveLimit
+from mprd.pairs.positives import MetaSet, PositiveLimit
 from mprd.runtime.distributed import WorkerGroup
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 

@@ -12,7 +12,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.errors import UserError
 from mprd.model import Model, load_model
-from mprd.pairs.rules import PositiveTable
+from mprd.pairs.positives import PositiveTable
 from mprd.report.runs import Run
 from mprd.runs.dataset import open_dataset
 from mprd.runtime import checkpoint

@@ -12,9 +12,10 @@ from mprd.engine.state import build_gcn
 from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
+from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import FrozenLists, list_features
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
-from mprd.pairs.rules import PADDING, MetaSet, choose_limit, choose_meta
+from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
 from mprd.runtime import checkpoint
 from mprd.runtime.distributed import WorkerGroup

@@ -15,7 +15,7 @@ from mprd.data.labeled import choose_labeled
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
-from mprd.pairs.rules import PADDING
+from mprd.neighbors.exact import PADDING
 from mprd.runs.console import epoch_cells
 from mprd.runtime import checkpoint
 from tests.conftest import TINY

@@ -18,7 +18,7 @@ from mprd.engine.gcn_sampling import (
     random_meta_pairs,
     random_negatives,
 )
-from mprd.pairs.rules import MetaSet, PositiveTable
+from mprd.pairs.positives import MetaSet, PositiveTable
 
 NUM_IMAGES = 24
 PIDS = torch.arange(NUM_IMAGES) // 4

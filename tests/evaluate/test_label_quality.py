@@ -13,7 +13,7 @@ from mprd.evaluate.label_quality import (
     pair_quality,
     silhouette,
 )
-from mprd.pairs.rules import MetaSet, PositiveTable
+from mprd.pairs.positives import MetaSet, PositiveTable
 
 
 def test_precision_and_recall_leave_self_pairs_out() -> None:

@@ -17,11 +17,11 @@ from mprd.engine.callbacks import Callbacks
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
+from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import FrozenLists
 from mprd.pairs import clusters
 from mprd.pairs.agreement import POWER, agreements, likelihood_graph
 from mprd.pairs.labellers import CandidateLabeller, Labels, ListOverlap, agree
-from mprd.pairs.rules import PADDING
 
 Table = tuple[Tensor, Tensor]
 

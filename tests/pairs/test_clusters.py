@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import normalize
 
 from mprd.config.schema import Config
+from mprd.neighbors.exact import PADDING
 from mprd.pairs import clusters
 from mprd.pairs import rules as pairs
 from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
-from mprd.pairs.rules import PADDING
 from tests.graphs import groups, slow_jaccard, squared_distances
 
 

@@ -9,7 +9,7 @@ from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import NeighborTable
 from mprd.neighbors.lists import FrozenLists
 from mprd.pairs.labellers import CandidateLabeller, ListOverlap, RuleLabeller, choose_labeller
-from mprd.pairs.rules import MetaSet
+from mprd.pairs.positives import MetaSet
 from mprd.subgraphs import build_serially
 
 NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]

@@ -8,21 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mprd.pairs.rules import (
-    PADDING,
-    MetaSet,
-    PositiveLimit,
-    PositiveTable,
-    accept,
-    accept_all,
-    knn,
-    mask_to_ids,
-    mplp,
-    own_index,
-    relabel,
-    ss,
-    supervised,
-)
+from mprd.neighbors.exact import PADDING
+from mprd.pairs.positives import MetaSet, PositiveLimit, PositiveTable
+from mprd.pairs.rules import accept, accept_all, knn, mask_to_ids, mplp, own_index, relabel, ss, supervised
 
 ORACLE = Path(__file__).parents[1] / "oracle"
 
