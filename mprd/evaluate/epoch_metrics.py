@@ -1,10 +1,11 @@
-"""The row of figures that an epoch leaves behind."""
+"""Collect the figures of an epoch: one row of metrics.jsonl."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mprd.evaluate import label_quality
 from mprd.evaluate.evaluation import can_evaluate, extract_sets, rank_sets
@@ -14,26 +15,25 @@ if TYPE_CHECKING:
     from mprd.engine.trainer import Trainer
 
 COLLAPSED = 0.95
-"""Mean cosine of random pairs above which the features have run together."""
+"""Mean cosine of random pairs above which the features count as collapsed."""
 
 
 def epoch_row(trainer: Trainer) -> dict[str, Any]:
-    """Return losses, label quality, the label-free score and, when due, the retrieval figures of this epoch.
+    """Return the figures of this epoch by column; a figure without its input (no identities, no GCN) is None.
 
-    Every worker must call this: all extract. The first computes the figures, the others return an empty row. A figure
-    that does not exist (no identities, no GCN) is None.
+    Every worker must call this, since all extract. The first returns the figures, the others an empty row.
     """
-    retrieval = retrieval_row(trainer)
+    evaluation = evaluation_row(trainer)
     if not trainer.workers.is_first:
         return {}
-    return training_row(trainer) | measure_labels(trainer) | speed_row(trainer) | retrieval
+    return training_row(trainer) | label_row(trainer) | speed_row(trainer) | evaluation
 
 
 def training_row(trainer: Trainer) -> dict[str, Any]:
-    """Return what describes the epoch without any identity: losses, schedules, sizes of P, label-free scores."""
+    """Return what needs no identities: losses, schedules, sizes of P and label-free scores."""
     state, stats = trainer.state, trainer.stats
     memory = state.memory.features
-    generated = generator(trainer.config.train.seed, RngStream.COLLAPSE, state.epoch)
+    rng = generator(trainer.config.train.seed, RngStream.COLLAPSE, state.epoch)
     return {
         "epoch": state.epoch,
         "labeller": trainer.labeller,
@@ -46,10 +46,42 @@ def training_row(trainer: Trainer) -> dict[str, Any]:
         "positives": float(state.positives.counts().float().mean()),
         "neighbors": stats.mean("k", "labelled"),
         "neighbors_capped": int(stats.sums.get("k_capped", 0)),
-        "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=generated),
+        "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=rng),
         "label_free_score": label_quality.neighborhood_agreement(memory, trainer.camids),
         "silhouette": label_quality.silhouette(memory, state.positives),
     }
+
+
+def label_row(trainer: Trainer) -> dict[str, float | None]:
+    """Return the quality of P and of the pair scores; training never uses these identities."""
+    state = trainer.state
+    row: dict[str, float | None] = {}
+    if len(state.meta) and trainer.config.meta.is_whole:
+        row |= label_quality.labelled_quality(state.positives, state.meta)
+    if trainer.pids is not None:
+        row |= label_quality.pair_quality(state.positives, trainer.pids, trainer.camids)
+        if trainer.stats.candidates:
+            row |= candidate_row(trainer, trainer.pids)
+    return row
+
+
+def candidate_row(trainer: Trainer, pids: Tensor) -> dict[str, float | None]:
+    """Return the AUC of each pair score on the epoch's candidate pairs, and the share of true pairs among them."""
+    candidates = torch.cat([part.to(trainer.device) for part in trainer.stats.candidates])
+    # the GCN is trained on the pairs of labeled images
+    candidates = candidates[~torch.isin(candidates[:, 0].long(), trainer.state.meta.ids)]
+    first, second = candidates[:, :2].long().unbind(1)
+    g, cosine, overlap, *agreement = candidates[:, 2:].unbind(1)
+    is_true = pids[first] == pids[second]
+    scores = {"gcn_auc": g} if trainer.labeller == "gcn" else {}
+    scores |= {"cosine_auc": cosine, "jaccard_auc": overlap}
+    if is_due(trainer):
+        # k-reciprocal scores need lists of all images, which take about as long as an evaluation
+        scores["reciprocal_auc"] = trainer.frozen_lists().similarities.between(first, second)
+    if trainer.config.pairs.decide == "agreement":
+        scores["agreement_auc"] = agreement[0]
+    row = {column: label_quality.auc(score, is_true) for column, score in scores.items()}
+    return row | {"candidate_precision": label_quality.ratio(is_true.sum(), torch.tensor(len(is_true)))}
 
 
 def speed_row(trainer: Trainer) -> dict[str, Any]:
@@ -62,49 +94,21 @@ def speed_row(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def measure_labels(trainer: Trainer) -> dict[str, float | None]:
-    """Return how right P and the GCN's scores were; for the reader only, never for training."""
-    state, quality = trainer.state, {}
-    if len(state.meta) and trainer.config.meta.is_whole:
-        quality = label_quality.labelled_quality(state.positives, state.meta)
-    if trainer.pids is None:
-        return quality
-    quality |= label_quality.pair_quality(state.positives, trainer.pids, trainer.camids)
-    if trainer.stats.candidates:
-        judged = torch.cat([part.to(trainer.device) for part in trainer.stats.candidates])
-        # pairs of a labeled image would flatter the GCN that was trained on them
-        judged = judged[~torch.isin(judged[:, 0].long(), trainer.state.meta.ids)]
-        first, second = judged[:, :2].long().unbind(1)
-        is_true = trainer.pids[first] == trainer.pids[second]
-        if trainer.labeller == "gcn":
-            quality["gcn_auc"] = label_quality.auc(judged[:, 2], is_true)
-        quality["cosine_auc"] = label_quality.auc(judged[:, 3], is_true)
-        quality["jaccard_auc"] = label_quality.auc(judged[:, 4], is_true)
-        if is_due(trainer):
-            # the best score without learning; of all images at once, so only where an evaluation takes its time anyway
-            scores = trainer.frozen_lists().similarities.between(first, second)
-            quality["reciprocal_auc"] = label_quality.auc(scores, is_true)
-        if trainer.config.pairs.decide == "agreement":
-            quality["agreement_auc"] = label_quality.auc(judged[:, 5], is_true)
-        quality["candidate_precision"] = label_quality.ratio(is_true.sum(), torch.tensor(len(judged)))
-    return quality
-
-
-def retrieval_row(trainer: Trainer) -> dict[str, float]:
-    """Evaluate when this epoch is due, or the last."""
+def evaluation_row(trainer: Trainer) -> dict[str, float]:
+    """Evaluate if this epoch is due."""
     return evaluate_trainer(trainer) if is_due(trainer) else {}
 
 
 def untrained_row(trainer: Trainer) -> dict[str, float]:
-    """Return the retrieval figures before training; empty without query and gallery, and on workers but the first.
+    """Return the evaluation before training; empty without query and gallery, and on workers other than the first.
 
-    Every worker must call this: all extract.
+    Every worker must call this, since all extract.
     """
     return evaluate_trainer(trainer) if can_evaluate(trainer.dataset) else {}
 
 
 def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
-    """Extract query and gallery on all workers, and rank on the first; empty on the others."""
+    """Extract query and gallery on all workers, and rank on the first; the others return an empty row."""
     features = extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
     if not trainer.workers.is_first:
         return {}
@@ -112,7 +116,7 @@ def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
 
 
 def is_due(trainer: Trainer) -> bool:
-    """Say whether this epoch is evaluated; the last always is, where it can be."""
+    """Return whether this epoch is evaluated: every `eval.every` epochs and the last, given query and gallery."""
     epoch, config = trainer.state.epoch, trainer.config
     is_last = epoch + 1 == config.train.epochs
     return can_evaluate(trainer.dataset) and (is_last or (epoch + 1) % config.eval.every == 0)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mprd.config.schema import Config
 
 Extra = Literal["reranked", "standardised"]
-"""Post-processing of the field, reported beside the headline and never as it."""
+"""Common post-processing, reported in columns of its own."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ def rank_sets(
     Args:
         query_features: after and before the batch norm, as from `extract_sets`.
         gallery_features: likewise.
-        memory_mb: memory for blocks of distances.
         extras: see `evaluate`.
     """
     query, gallery = dataset.query, dataset.gallery
