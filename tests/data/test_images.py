@@ -15,7 +15,7 @@ from mprd.config.schema import DataConfig
 from mprd.data.camera_style import CameraColors, StyleFiles
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.decode import read_image
-from mprd.data.images import PlainImages, TrainImages, check_dataset, check_images, make_loader
+from mprd.data.images import InferenceImages, PlainImages, TrainImages, check_dataset, check_images, make_loader
 from mprd.errors import UserError
 from tests.trees import CAMSTYLE, ints, write_image, write_images, write_market, write_noise
 
@@ -164,6 +164,18 @@ def test_an_unreadable_image_is_an_error_of_one_line_also_from_a_worker(tmp_path
     for num_workers in (0, 1):
         with pytest.raises(UserError, match=r"^\S*3\.png: cannot read the image[^\n]*$"):
             read_all(train_images(source), [[0, 1], [2, 3]], num_workers=num_workers)
+
+
+def test_files_and_decoded_images_are_prepared_as_plain_images(tmp_path: Path) -> None:
+    source = image_set(tmp_path, 2)
+    plain = PlainImages(source, CONFIG)
+    sources = [source.paths[0], Image.open(source.paths[1]), tmp_path / "gone.png"]
+    images = InferenceImages(sources, CONFIG, skip_bad=True)
+    assert all(torch.equal(images[index][0], plain[index][0]) for index in (0, 1))
+    pixels, index = images[2]
+    assert (index, pixels.shape, int(pixels.count_nonzero())) == (~2, (3, 32, 16), 0)
+    with pytest.raises(UserError, match=r"gone\.png: .*no such file \(remove it\)"):
+        InferenceImages([tmp_path / "gone.png"], CONFIG, hint="remove it")[0]
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ def test_the_proposed_command_trains(
 
 
 def misname(root: Path) -> None:
-    write_crop(root / "query" / "somebody.jpg", 1, 1, 1)
+    write_crop(root / "query" / "portrait.jpg", 1, 1, 1)
 
 
 def keep_a_few(root: Path) -> None:
@@ -179,6 +179,22 @@ def test_counts_and_sizes_are_reported(root: Path, capfd: pytest.CaptureFixture[
     assert found["sizes"]["median"] == {"width": 20, "height": 40}
     assert found["command"] == f"python -m mprd.train --preset demo --data {root}"
     assert found["estimate"]["least_seconds"] > 0
+
+
+def test_square_crops_unreadable_styles_and_a_large_estimate_are_reported(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "estimate_cost", lambda _trainer: estimate.Cost(1, 1, 1, 60, 60, 2 * 10**9, 10**9))
+    for path in root.rglob("*.jpg"):
+        write_image(path, size=(40, 40))
+    style = write_image(root / "bounding_box_train_camstyle" / "0001_c1s1_000001_01_fake_1to2.jpg")
+    style.write_bytes(b"no image")
+    found = examine(root)
+    assert "crops are not twice as high as wide" in texts(found, "note")
+    assert "1 CamStyle images are unreadable" in texts(found, "warning")
+    assert "needs about 2.0 GB of memory, 1.0 GB available" in texts(found, "warning")
+    assert found.command is not None
+    assert found.command.endswith("--set data.on_bad_image=skip")
 
 
 @pytest.mark.parametrize(
