@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 
 from mprd.config.loading import build_config, load_config
+from mprd.config.nested import look_up
 from mprd.tune.folder import StudyFolder
 from mprd.tune.optuna_backend import OptunaStudy
 from mprd.tune.report import StudyResults, point_table, read_results, render, write_best
-from mprd.tune.study import Study, build_study, look_up
+from mprd.tune.study import Study, build_study
 from mprd.tune.trial_queue import TrialQueue
 
 CONFIG = load_config("demo")
