@@ -27,8 +27,8 @@ HEAD = """\
 
 Written by `python docs/settings.py` from `mprd/config/schema.py`; a test checks that it is current. Set them by
 `--set SECTION.FIELD=VALUE` or in a YAML file given by `--config`. The defaults are the paper's where it states one;
-*demo* is the value of the preset `demo` if it differs; the other presets are at the end. *paper* is the place in the paper that
-a setting is from.
+*demo* is the value of the preset `demo` if it differs; the other presets are at the end. *paper* is the place in the
+paper that a setting is from.
 """
 
 
