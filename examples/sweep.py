@@ -19,13 +19,13 @@ SEEDS = (0, 1)
 MUS = (0.2, 0.35, 0.5)
 
 
-def main(out: str, *overrides: str) -> None:
+def main(out: str, *overrides: str, mus: tuple[float, ...] = MUS, seeds: tuple[int, ...] = SEEDS) -> None:
     """Train each point and print the score that chooses without labels, and mAP beside it."""
     quiet = Console(quiet=True)
     print("mu     silhouette of P  mAP")
-    for mu in MUS:
+    for mu in mus:
         last = []
-        for seed in SEEDS:
+        for seed in seeds:
             config = load_config("demo", overrides=(*overrides, f"pairs.mu={mu}", f"train.seed={seed}"))
             folder = RunFolder(Path(out) / f"mu{mu}-seed{seed}")
             last.append(run_local(config, folder, resume=False, console=quiet)[-1])

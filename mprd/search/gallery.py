@@ -185,9 +185,9 @@ class Gallery:
             raise UserError(f"leave_out must have rows for each of {len(queries)} queries, but got {len(banned)}")
         best = self.search_codes(queries, width, banned) if self.index else self.search_all(queries, width, banned)
         is_found = best.values > -torch.inf
-        return RankedRows(
-            torch.where(is_found, best.ids, -1).numpy(), torch.where(is_found, 1 - best.values, torch.inf).numpy()
-        )
+        # rounding may take a cosine beyond 1
+        distances = torch.where(is_found, (1 - best.values).clamp(0, 2), torch.inf)
+        return RankedRows(torch.where(is_found, best.ids, -1).numpy(), distances.numpy())
 
     def check_queries(self, query_features: np.ndarray) -> Tensor:
         """Return queries as unit float32 rows [Q, D]; raise UserError for another D, NaN and infinity."""
