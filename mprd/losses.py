@@ -124,11 +124,3 @@ def pair_bce(logits: Tensor, is_positive: Tensor, anchors: Tensor, *, num_anchor
     sums = zeros.index_add(0, cells, costs)
     counts = zeros.index_add(0, cells, torch.ones_like(costs))
     return (sums / counts.clamp(min=1)).sum() / num_anchors
-
-
-def pair_weights(is_positive: Tensor, anchors: Tensor, *, num_anchors: int) -> Tensor:
-    """Return the weight of each pair's cross-entropy in `pair_bce`, float32 `[P]`; arguments as there."""
-    cells = 2 * anchors + is_positive.long()
-    ones = torch.ones(len(cells), device=cells.device)
-    counts = ones.new_zeros(2 * num_anchors).index_add(0, cells, ones)
-    return 1 / (counts[cells] * num_anchors)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mprd.losses import binomial_deviance, hard_negatives, mmcl, pair_bce, pair_weights
+from mprd.losses import binomial_deviance, hard_negatives, mmcl, pair_bce
 
 ORACLE = Path(__file__).parent / "oracle"
 
@@ -101,9 +101,6 @@ def test_pair_bce_takes_each_anchors_means_first() -> None:
     loss = pair_bce(logits, is_positive, anchors, num_anchors=3)
     # the second anchor has no pair; it still counts in n'
     assert loss.item() == pytest.approx((first + 0 + third) / 3, abs=1e-12)
-    # two positives share the first anchor's mean
-    weights = pair_weights(is_positive, anchors, num_anchors=3)
-    assert weights.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 3, 1 / 3])
 
 
 def test_pair_bce_of_no_pairs_is_zero_and_of_many_has_the_right_gradient() -> None:

@@ -109,22 +109,6 @@ def cudnn_benchmark() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-class HostCopy:
-    """An asynchronous copy of integers from a device to the host."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        """Start the copy of `numbers` `[n]`."""
-        self.numbers = numbers.to("cpu", non_blocking=True)
-        is_cuda = numbers.device.type == "cuda"
-        self.arrival = torch.cuda.current_stream(numbers.device).record_event() if is_cuda else None
-
-    def tolist(self) -> list[int]:
-        """Wait for the copy and return the integers."""
-        if self.arrival is not None:
-            self.arrival.synchronize()
-        return self.numbers.tolist()
-
-
 def choose_device(name: str, *, setting: str = "train.device") -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda[:N]`; raise UserError naming the setting where there is none."""
     if name == "auto":

@@ -61,21 +61,13 @@ def run_on_ray(
     Raises UserError for errors caused by user input and for missing resources, Interrupted after a signal.
     """
     from mprd.parallel.backends import count_actors
-    from mprd.runs.dataset import open_dataset
     from mprd.runs.lock import held
-    from mprd.runtime.device import choose_device, num_cores
+    from mprd.runtime.device import num_cores
     from mprd.train.local import finish
-    from mprd.train.trackers import check_tracker
 
     started = time.monotonic()
     address = address or os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        choose_device(config.train.device)
-    if not resume:
-        folder.check_is_free()
-    check_tracker(config.train.tracker)
-    # errors in the data are reported before anything starts, and a synthetic set is drawn once
-    open_dataset(config, folder)
+    check_run(config, folder, address=address, resume=resume)
     num_actors = count_actors(config)
     # actors beside a worker are logical CPUs of their own: they mostly wait
     with cluster(address, num_cpus=num_cores() + num_workers * num_actors):
@@ -90,6 +82,20 @@ def run_on_ray(
             rows = folder.read_rows()
             finish(folder, rows, console)
     return rows
+
+
+def check_run(config: Config, folder: RunFolder, *, address: str, resume: bool) -> None:
+    """Raise UserError for what can be checked before Ray starts; a synthetic data set is drawn here, once."""
+    from mprd.runs.dataset import open_dataset
+    from mprd.runtime.device import choose_device
+    from mprd.train.trackers import check_tracker
+
+    if address == "local":
+        choose_device(config.train.device)
+    if not resume:
+        folder.check_is_free()
+    check_tracker(config.train.tracker)
+    open_dataset(config, folder)
 
 
 def choose_scaling(device: str, num_workers: int, resources: dict[str, float], *, num_actors: int = 0) -> ScalingConfig:

@@ -14,7 +14,7 @@ from mprd.data.images import TrainImages
 from mprd.engine.callbacks import Callbacks, ignore
 from mprd.engine.trainer import CHECK_STEPS, Trainer, fit
 from mprd.evaluate.epoch_metrics import epoch_row
-from mprd.runtime.device import HostCopy, send
+from mprd.runtime.device import send
 from tests.conftest import TINY
 from tests.pretended_gpu import Remote, pretended_gpu, zero_gradients_only
 
@@ -137,12 +137,11 @@ def test_the_pretended_gpu_refuses_mixed_devices_and_counts_waits() -> None:
         assert len(there[there > 1]) == 3
         assert gpu.waits == 3
         there.copy_(torch.ones(4), non_blocking=True)
-        coming = HostCopy(send([1, 2], torch.device("cuda")))
+        send([1, 2], torch.device("cuda"))
         assert gpu.waits == 3
-        assert coming.tolist() == [1, 2]
         there.copy_(torch.ones(4))
         assert torch.tensor([1.0], device="cuda")[torch.tensor([0])] == 1
-        assert gpu.waits == 8
+        assert gpu.waits == 7
     assert not torch.cuda.is_available()
 
 
