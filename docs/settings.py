@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mprd.config.loading import build_config, read_preset
+from mprd.config.nested import flatten
 from mprd.config.schema import Config, Preset
-from mprd.train.trackers import flatten
 
 PAGE = Path(__file__).with_name("settings.md")
 PLACE = re.compile(

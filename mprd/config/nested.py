@@ -69,9 +69,9 @@ def layered(*layers: Nested) -> Nested:
     return settings
 
 
-def leaf_names(settings: Nested, prefix: str = "") -> set[str]:
-    """List the dotted names of nested settings."""
-    names = set()
-    for key, value in settings.items():
-        names |= leaf_names(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
-    return names
+def flatten(settings: Nested, prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from mprd.config.nested import Nested, get, pop, put
+from mprd.config.nested import Nested, flatten, get, nest, pop, put
 from mprd.config.schema import THRESHOLDS
 from mprd.errors import UserError
 
@@ -184,6 +184,11 @@ def upgrade(settings: Nested) -> Nested:
         if is_drawn or not name.startswith("data.synthetic."):
             rule.move(name, value, settings)
     return settings
+
+
+def upgrade_dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings under dotted names, such as those of a study's point, under today's names."""
+    return flatten(upgrade(nest(settings)))
 
 
 def is_labelled_at_once(settings: Nested) -> bool:

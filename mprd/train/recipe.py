@@ -11,7 +11,7 @@ import numpy as np
 
 from mprd.cli import quiet
 from mprd.config.loading import build_config, read_given, read_preset, read_smoke
-from mprd.config.nested import get, layered, leaf_names, look_up, nest, put
+from mprd.config.nested import flatten, get, layered, look_up, nest, put
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.labeled import read_labels
@@ -57,7 +57,7 @@ def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -
         put(given, "data.root", data)
     if settings.get("seed") is not None:
         put(given, "train.seed", settings["seed"])
-    asked = leaf_names(layered(shared or {}, given))
+    asked = set(flatten(layered(shared or {}, given)))
     if "data.root" in asked and get(recipe, "data.dataset") == "synthetic":
         put(recipe, "data.dataset", "auto")
     smoke = read_smoke() if settings.get("smoke") else {}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from mprd.config.nested import flatten
 from mprd.config.schema import Config
 from mprd.errors import UserError
 
@@ -147,14 +148,6 @@ def tracker_id(folder: Path) -> str:
     if not file.is_file():
         file.write_text(uuid.uuid4().hex[:16] + "\n")
     return file.read_text().strip()
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mprd.config.loading import read_config, read_yaml
+from mprd.config.old_names import upgrade_dotted
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder, write_text
@@ -60,7 +61,10 @@ class StudyFolder:
 
     def read_study(self) -> Study:
         """Read the study as it was when the folder was made."""
-        return build_study(read_yaml(self.study_file), source=str(self.study_file))
+        values = read_yaml(self.study_file)
+        for part in (values, *values.get("points", ())):
+            part["set"] = upgrade_dotted(part.get("set", {}))
+        return build_study(values, source=str(self.study_file))
 
     def read_config(self) -> Config:
         """Read the settings shared by all trials."""
@@ -75,6 +79,7 @@ class StudyFolder:
             # its name in the files of mprd 0.1
             if "mirror" in values:
                 values["optuna_number"] = values.pop("mirror")
+            values["settings"] = upgrade_dotted(values["settings"])
         return [Trial(**values) for values in trials]
 
     def write_trials(self, trials: list[Trial]) -> None:

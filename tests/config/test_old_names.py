@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mprd.config.nested import put
 from mprd.config.old_names import OLD
 from mprd.config.schema import Config
 from mprd.errors import UserError
+from mprd.tune.folder import StudyFolder
 from mprd.tune.study import build_study
 
 # what the demo's run folder held in place of today's settings
@@ -116,6 +118,18 @@ def test_a_run_folder_with_another_value_is_refused_by_name(
     with pytest.raises(UserError, match=r"config\.yaml: ") as error:
         read_config(write_old(tmp_path / "config.yaml", **changes))
     assert message in str(error.value)
+
+
+def test_a_study_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    old = {"pairs.labeller": "jaccard", "pairs.jaccard": 0.1}
+    new = {"pairs.labeller": "list_overlap", "pairs.threshold": 0.1}
+    study = {"name": "x", "doc": "", "points": [{"name": "a", "set": old}, {"name": "b"}], "set": {"loss.alpha": 4.0}}
+    folder.study_file.write_text(yaml.safe_dump(study))
+    folder.trials_file.write_text(json.dumps([{"number": 0, "point": "a", "settings": old, "seed": 0}]))
+    assert [point.set for point in folder.read_study().points] == [new, {}]
+    assert folder.read_study().set == {}
+    assert folder.read_trials()[0].settings == new
 
 
 def test_what_is_drawn_does_not_matter_to_a_run_on_photographs(tmp_path: Path) -> None:

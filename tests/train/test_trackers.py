@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mprd.config.loading import load_config
 from mprd.errors import UserError
-from mprd.train.trackers import Trackers, check_tracker, flatten, tracker_id
+from mprd.train.trackers import Trackers, check_tracker, tracker_id
 
 
 class Recorded:
@@ -65,7 +65,3 @@ def test_a_run_keeps_its_name_at_a_tracker(tmp_path: Path) -> None:
     first, again, other = (tracker_id(tmp_path / name) for name in ("a", "a", "b"))
     assert first == again != other
     assert len(first) == 16
-
-
-def test_settings_reach_a_tracker_under_their_dotted_names() -> None:
-    assert flatten({"meta": {"eta": {"end": 0.1}, "num_ids": 5}}) == {"meta.eta.end": 0.1, "meta.num_ids": 5}

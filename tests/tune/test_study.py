@@ -113,10 +113,6 @@ def test_a_grid_of_two_settings_goes_through_all_pairs_in_order() -> None:
     assert names == ["mu=0.1, k=4", "mu=0.1, k=8", "mu=0.2, k=4", "mu=0.2, k=8"]
 
 
-def test_dotted_names_become_sections() -> None:
-    assert nest({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-
-
 MU = {"pairs.mu": {"grid": [0.1]}}
 
 
