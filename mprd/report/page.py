@@ -235,13 +235,13 @@ def study_values(study: StudyRuns, progress: Progress) -> dict[str, Any]:
     """Return a study's tables, and the mean curves of each point over its seeds."""
     progress(f"{study.name}: {len(study.trials)} trials")
     objective = study.folder.read_options()["objective"]
-    runs: dict[str, list[Rows]] = {}
+    runs: dict[str, tuple[str, list[Rows]]] = {}
     for trial in study.trials:
         rows = study.folder.run_folder(trial).read_rows()
         if rows:
-            runs.setdefault(trial.point, []).append(rows)
+            runs.setdefault(study.study.key(trial.point, trial.settings), (trial.point, []))[1].append(rows)
     panels = [panel for panel in PANELS if panel.title in STUDY_PANELS]
-    means = [(point, mean_rows(seeds)) for point, seeds in runs.items()]
+    means = [(point, mean_rows(seeds)) for point, seeds in runs.values()]
     return {
         **read_results(study.folder, study.study, objective).table_values(),
         "path": study.folder.path,

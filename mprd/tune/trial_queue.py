@@ -16,7 +16,7 @@ from mprd.tune.trial import State, Trial
 if TYPE_CHECKING:
     from mprd.tune.optuna_backend import OptunaStudy
 
-MAX_REDRAWS = 20
+MAX_REDRAWS = 5
 """Draws of earlier points in a row."""
 MAX_LISTED = 1000
 """Points among which one is chosen after these."""

@@ -119,10 +119,7 @@ def test_positives_among_the_candidates_keep_to_the_limit(gcn_run: Path, single_
 
 def test_a_run_whose_gcn_was_not_trained_shows_no_likelihoods(single_run: Path, gcn_run: Path) -> None:
     assert "g_ij" not in score_candidates(snapshot(single_run)).scores
-    warming = snapshot(gcn_run)
-    config = warming.config.model_copy(update={"train": warming.config.train.model_copy(update={"warmup_epochs": 3})})
-    warming = dataclasses.replace(warming, run=dataclasses.replace(warming.run, config=config))
-    assert "g_ij" not in score_candidates(warming).scores
+    assert "g_ij" not in score_candidates(changed(snapshot(gcn_run), "train", warmup_epochs=3)).scores
 
 
 def test_the_best_checkpoint_counts_the_epoch_it_was_taken_in(gcn_run: Path) -> None:
@@ -272,7 +269,10 @@ def test_a_study_shows_its_table_and_its_trials(gcn_run: Path, tmp_path: Path) -
     study = build_study({"name": "small", "doc": "A question.", "space": {"pairs.mu": {"grid": [0.3, 0.5]}}}, source="")
     folder = StudyFolder(tmp_path / "study")
     folder.create(study, load_config("demo"), objective="mAP", num_trials=2)
-    trials = [Trial(n, f"mu={mu}", {"pairs.mu": mu}, 0, state=s) for n, (mu, s) in enumerate(ENDS)]  # type: ignore[arg-type]
+    trials = [
+        Trial(0, "mu=0.3", {"pairs.mu": 0.3}, 0, state="finished"),
+        Trial(1, "mu=0.5", {"pairs.mu": 0.5}, 0, state="failed"),
+    ]
     folder.write_trials(trials)
     shutil.copytree(gcn_run, folder.run_folder(trials[0]).path)
     page = page_of(tmp_path / "page.html", folder.path)
@@ -281,9 +281,6 @@ def test_a_study_shows_its_table_and_its_trials(gcn_run: Path, tmp_path: Path) -
     assert "1 trials finished, 0 stopped early, 1 failed" in page
     assert 'aria-label="Precision of P"' in page
     assert 'id="settings"' not in page
-
-
-ENDS = ((0.3, "finished"), (0.5, "failed"))
 
 
 # -- the command ----------------------------------------------------------------------------------

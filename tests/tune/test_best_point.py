@@ -137,12 +137,12 @@ def test_best_settings_table_and_page_show_the_best_point(study: Study, data: st
 
 
 def test_trials_beyond_the_last_point_and_seed_are_not_run(tmp_path: Path) -> None:
-    space = {"pairs.mu": {"choice": [0.3, 0.5]}, "neighbors.k": {"low": 2, "high": 3}}
+    space = {"pairs.mu": {"choice": [0.3, 0.5, 0.7]}, "neighbors.k": {"low": 2, "high": 5}}
     parts = {"space": space, "sampler": "tpe", "trials": 100, "seeds": [0, 1]}
-    study = build_study({"name": "small", "doc": "Four points.", **parts}, source="")
+    study = build_study({"name": "small", "doc": "Twelve points.", **parts}, source="")
     folder = StudyFolder(tmp_path / "study")
     folder.create(study, CONFIG, objective="mAP", num_trials=study.num_trials)
     queue = open_queue(folder, study, InMemoryStorage(), num_trials=100)
-    assert study.num_trials == queue.num_left == 8
+    assert study.num_trials == queue.num_left == 24
     trials = [*queue]
-    assert len({(trial.point, trial.seed) for trial in trials}) == len(trials) == 8
+    assert len({(trial.point, trial.seed) for trial in trials}) == len(trials) == 24

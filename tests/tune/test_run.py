@@ -182,6 +182,18 @@ def test_the_command_line_overrides_the_objective(tmp_path: Path, nameless_root:
     assert StudyFolder(tmp_path / "out").read_options()["objective"] == "mAP"
 
 
+def test_a_smoke_study_is_short_and_its_trials_end_with_the_last_point(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("small", tiny_root, tmp_path / "out", smoke=True, trials=5)
+    assert "--trials 5: small has only 2" in capsys.readouterr().out
+    assert [(trial["point"], trial["seed"]) for trial in read_trials(tmp_path / "out")] == [
+        ("mu=0.3", 0),
+        ("mu=0.5", 0),
+    ]
+    assert "over 1 of 1 seeds" in (tmp_path / "out" / "best.yaml").read_text()
+
+
 def test_the_list_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
     app(["--list"], standalone_mode=False)
     shown = capsys.readouterr().out

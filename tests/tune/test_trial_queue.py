@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import optuna
 import pytest
 
 from mprd.config.loading import load_config
+from mprd.errors import UserError
 from mprd.tune.folder import StudyFolder
 from mprd.tune.run import open_queue
 from mprd.tune.study import build_study
@@ -46,12 +48,23 @@ def finish(queue: TrialQueue, trial: Trial, *scores: float) -> list[bool]:
     return stops
 
 
-@pytest.mark.parametrize("has_optuna", [False, True])
-def test_a_grid_covers_all_points_with_a_seed_before_the_next_seed(tmp_path: Path, has_optuna: bool) -> None:
-    queue = open_study(tmp_path, num_trials=4)
-    queue.optuna = queue.optuna if has_optuna else None
-    trials = [(trial.point, trial.settings, trial.seed) for trial in queue]
-    assert trials == [(f"mu={mu}", {"pairs.mu": mu}, seed) for seed in (0, 1) for mu in (0.3, 0.5)]
+GRID = [(f"mu={mu}", {"pairs.mu": mu}, seed) for seed in (0, 1) for mu in (0.3, 0.5)]
+
+
+def test_a_grid_covers_all_points_with_a_seed_before_the_next_seed(tmp_path: Path) -> None:
+    trials = open_study(tmp_path, num_trials=4)
+    assert [(trial.point, trial.settings, trial.seed) for trial in trials] == GRID
+
+
+def test_without_optuna_a_grid_runs_and_a_drawn_study_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "mprd.tune.optuna_backend", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    trials = open_study(tmp_path / "grid", num_trials=4)
+    assert [(trial.point, trial.settings, trial.seed) for trial in trials] == GRID
+    with pytest.raises(UserError, match="needs optuna"):
+        open_study(tmp_path / "drawn", num_trials=2, **DRAWN)
 
 
 def test_a_study_resumes_with_the_unfinished_then_the_failed_then_the_new_trials(tmp_path: Path) -> None:
