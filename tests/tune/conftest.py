@@ -54,7 +54,7 @@ def overrides(*extra: str) -> list[str]:
 
 def run(name: str | None, root: Path | None, out: Path, *extra: str, **options: Any) -> None:
     """Run a study with tiny settings, or resume one where no name is given."""
-    settings = {"preset": None, "data": root, "set_": overrides(*extra) if name else None}
+    settings = {"preset": "demo", "data": root, "set_": overrides(*extra)} if name else {}
     run_study(name, settings, out=out, **{"resume": name is None, "launcher": "local", **options})
 
 
