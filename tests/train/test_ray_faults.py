@@ -39,7 +39,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def start(cluster: Cluster, *args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mprd.train", "--launcher", "ray", "--address", cluster.address, *args]
+    command = [sys.executable, "-m", "mprd.train", *args, "--launcher", "ray", "--address", cluster.address]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread())
 
 

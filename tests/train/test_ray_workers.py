@@ -126,7 +126,7 @@ def test_out_of_memory_names_the_settings_that_help(tiny_config) -> None:  # typ
 
 
 def start(*args: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mprd.train", "--launcher", "ray", *args]
+    command = [sys.executable, "-m", "mprd.train", *args, "--launcher", "ray"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread())
 
 
