@@ -77,7 +77,7 @@ def test_the_package_is_the_installed_one_and_typed(python: Path, tmp_path: Path
 
 def test_a_smoke_run_trains_and_its_page_is_written(python: Path, tmp_path: Path) -> None:
     mprd(python, "mprd", "train", "--smoke", "--out", "run", cwd=tmp_path)
-    mprd(python, "mprd", "report", "run", cwd=tmp_path)
+    mprd(python, "mprd", "report", "run", "--out", "run/report.html", cwd=tmp_path)
     assert (tmp_path / "run" / "report.html").is_file()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) >= 1
 
@@ -86,8 +86,7 @@ def test_all_studies_and_presets_are_in_the_wheel(python: Path, tmp_path: Path) 
     listed = mprd(python, "mprd", "tune", "--list", cwd=tmp_path)
     studies = [path.stem for path in (ROOT / "mprd" / "tune_configs").glob("*.yaml")]
     assert [name for name in studies if name not in listed] == []
-    presets = [path.stem for path in (ROOT / "mprd" / "presets").glob("*.yaml")]
-    code = f"from mprd.config.loading import read_preset\nfor name in {presets}: read_preset(name)"
+    code = "from mprd.config.loading import *\nfor name in get_args(Preset): read_preset(name)\nread_smoke()"
     mprd(python, "python", "-c", code, cwd=tmp_path)
 
 
