@@ -66,7 +66,7 @@ def search_and_show(
         from mprd.search.page import render_search
 
         write_text(html, render_search(result))
-        logger.info("page: %s (%.1f MB)", html, html.stat().st_size / 1e6)
+        logger.info("page: %s", html)
     if as_json:
         print(json.dumps(result.to_dict()))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -32,7 +33,7 @@ def answer_table(answer: Answer, names: Mapping[str, str]) -> Table:
     """Return the hits of a query; `names` are the paths as shown."""
     query = answer.query
     title = f"{Path(query.path).name}, identity {format_id(query.pid)}, camera {format_id(query.camid)}"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("rank", "distance", "camera", "identity", "right"):
         table.add_column(column, justify="right")
     table.add_column("image", overflow="fold")

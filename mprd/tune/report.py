@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -24,9 +24,6 @@ from mprd.tune.trial import Trial, trial_config
 LABEL_FREE = ("label_free_score", "silhouette")
 COLUMNS = (*LABEL_FREE, "mAP", "rank1", "pair_precision", "pair_recall")
 """Figures of the table."""
-
-SHORT_NAMES = {"label_free_score": "score", "silhouette": "silh", "pair_precision": "prec", "pair_recall": "rec"}
-"""For narrow terminals."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def read_results(folder: StudyFolder, study: Study, objective: Objective) -> Stu
 def write_study_report(
     folder: StudyFolder, study: Study, config: Config, *, objective: Objective, importance: dict[str, float]
 ) -> Table:
-    """Write every file of the report, and return the table.
+    """Write every file of the report, and return a table for the terminal.
 
     Args:
         importance: share of the objective's variance by setting; may be empty.
@@ -83,14 +80,14 @@ def write_study_report(
     write_parquet(results.rows, folder.path / "results.parquet")
     if results.best is not None:
         write_best(folder, config, results, results.best)
-    table = point_table(results)
-    plain = Console(record=True, width=120, quiet=True)
-    plain.print(table)
+    plain = Console(record=True, width=160, quiet=True)
+    plain.print(point_table(results, results.columns))
     write_text(folder.path / "table.txt", plain.export_text())
     points, rows, plots = results.points, results.rows, folder.path / "plots"
     files = draw_plots(study, points, rows, importance, objective=objective, folder=plots)
     write_text(folder.path / "report.html", render(results, files))
-    return table
+    shown = (objective, "mAP", "rank1")  # what 80 columns hold; all figures are in the files
+    return point_table(results, [key for key in results.columns if key in shown])
 
 
 def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
@@ -119,19 +116,18 @@ def write_best(folder: StudyFolder, config: Config, results: StudyResults, best:
     write_text(folder.path / "best.yaml", head + yaml.safe_dump(settings, sort_keys=False))
 
 
-def point_table(results: StudyResults) -> Table:
-    """Tabulate the points in percent, beside the paper's figures."""
-    study, columns = results.study, results.columns
+def point_table(results: StudyResults, columns: list[str]) -> Table:
+    """Tabulate figures of the points in percent, beside the paper's."""
+    study = results.study
     papers = study.paper.values if study.paper else {}
-    title = f"{study.name}: mean ± standard deviation over seeds, in percent; * the objective, the best"
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    table.add_column("point", overflow="fold", min_width=12)
+    title = f"{study.name}: mean ± deviation over seeds, in percent; *: the objective, the best"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("point", overflow="fold")
     table.add_column("seeds", justify="right")
     for key in columns:
-        name = SHORT_NAMES.get(key, NAMES[key])
-        table.add_column(name + (" *" if key == results.objective else ""), justify="right")
+        table.add_column(NAMES[key] + (" *" if key == results.objective else ""), justify="right")
     for dataset in papers:
-        table.add_column(f"{dataset},\npaper: mAP /\nRank-1", justify="right")
+        table.add_column(f"{dataset}\nmAP / Rank-1", justify="right")
     for point in results.points:
         figures = [str(point.figures[key]) if key in point.figures else "-" for key in columns]
         paper = [paper_cell(study, dataset, point.name) for dataset in papers]
