@@ -9,9 +9,9 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 python="${PYTHON:-python3}"
 quick=""
 if ! nvidia-smi --query-gpu=name,memory.total --format=csv,noheader || [ "${1:-}" = "--quick" ]; then quick="--quick"; fi
-timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster" \
-  tests/test_gpu.py tests/test_augment_batch.py tests/test_cache.py tests/test_engine.py tests/test_gcn.py tests/test_gcn_loss.py tests/test_neighbors.py tests/test_agreement.py \
-  -k "gpu or cuda or recorded or batch or fused or bfloat or broken or pyg or reference"
+timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster and not wheel" \
+  tests/data/test_cache.py tests/data/test_transforms_batch.py tests/engine tests/gcn tests/neighbors tests/pairs/test_agreement.py \
+  -k "gpu or cuda or batch or fused or bfloat or broken or pyg or reference"
 tests=$?
 timeout 430 "$python" benchmarks/run_all.py $quick --timeout 100 epoch run input labelling neighbors evaluation
 benchmarks=$?

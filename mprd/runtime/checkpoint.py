@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mprd.errors import UserError
-from mprd.runtime.files import disk_reason
+from mprd.runtime.files import disk_reason, replaced
 
 FORMAT = 1
 
@@ -21,21 +19,15 @@ def save(state: dict[str, Any], path: Path) -> None:
 
     Raises UserError where the write fails; the old file is then unchanged.
     """
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+        with replaced(path, "save the checkpoint") as temporary:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                torch.save({"format": FORMAT, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+    except RuntimeError as error:  # of torch's writer
         raise UserError(f"{path}: cannot save the checkpoint: {disk_reason(error)}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
 
 
 def load(path: Path) -> dict[str, Any]:

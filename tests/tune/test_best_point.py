@@ -111,7 +111,7 @@ def check_report(folder: StudyFolder, results: StudyResults, best: set[str], num
     config = build_config(yaml.safe_load(text))
     assert all(look_up(config, name) == value for name, value in point.settings.items())
     assert config.train.seed in study.seeds
-    assert f"{point.name} *" in [*point_table(results).columns[0].cells]
+    assert f"{point.name} *" in [*point_table(results, results.columns).columns[0].cells]
     marked = re.findall(r'<tr class="best"><td>(.*?)</td><td>(\d+)</td>', render(results, {}))
     assert marked == [(point.name, str(num_seeds))]
 
