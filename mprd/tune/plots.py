@@ -148,7 +148,8 @@ def draw_shape(axes: Axes, paper: Paper, setting: str | None, limits: tuple[floa
         for dataset, values in paper.values.items()
         for figures in values.values()
     ]
-    axes.text(low, 0.02, f"stated at {paper.peak:g}:\n" + "\n".join(stated), fontsize="small", va="bottom")
+    text, clear = f"stated at {paper.peak:g}:\n" + "\n".join(stated), {"facecolor": "white", "edgecolor": "none"}
+    axes.text(0.02, 0.03, text, transform=axes.transAxes, fontsize="small", va="bottom", bbox=clear)
     axes.set(xlim=(low, high), ylim=(0, 1), xlabel=setting or "")
     axes.set_yticks([])
     axes.set_ylabel("schematic, from its text")
