@@ -4,29 +4,83 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
 
 from mprd.errors import Interrupted, UserError
+from mprd.text import one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HOME = re.compile(r"^(--[\w-]+=)?(~[^/=]*(?:/.*)?)$", re.DOTALL)
+"""An argument, or the value of an option, that begins with `~`; a shell expands `~` only at the start of a word."""
+
+
+class Command(TyperCommand):
+    """A command in whose arguments `~` is the home folder, also in `--out=~/x`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [HOME.sub(lambda m: (m[1] or "") + os.path.expanduser(m[2]), a) for a in args])
+
+
+class OneLine(logging.Formatter):
+    """Log each record in one line, whatever is in the names that it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return one_line(super().formatMessage(record))
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command; leave with 2 and one line for the person's mistakes, with 130 when asked to stop."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("matplotlib", "PIL", "torch"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    """Run a command; exit with 2 and one line for errors of the user or of the file system, with 130 for a stop."""
+    set_up_output()
     try:
         command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except BrokenPipeError:
+        # as when the reader of `mprd ... | head` has gone; the exit would flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (UserError, OSError) as error:
+        print(f"error: {one_line(explain(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(one_line(str(stop)), file=sys.stderr)
         raise SystemExit(130) from None
     except KeyboardInterrupt:
         print("stopped at once; go on from the last checkpoint with --resume", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def set_up_output() -> None:
+    """Log to stderr, and let stdout escape what its encoding lacks, such as names that are no text."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for noisy in ("matplotlib", "PIL", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # the stream of a notebook or a test may lack it
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def explain(error: UserError | OSError) -> str:
+    """Return an error in words, with the file where the system names one."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return " ".join(str(error).split("\n"))
+    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def new_console(**options: Any) -> Console:
+    """Return a console that prints names as they are: `[red]` and `:smile:` are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, **options)
 
 
 @contextmanager

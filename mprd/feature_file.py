@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from mprd.errors import UserError
 from mprd.runtime.files import replaced
+from mprd.text import from_unicode, to_unicode
 
 Dtype = Literal["float32", "float16"]
 METADATA_KEY = b"mprd"
@@ -55,7 +56,8 @@ def rows_to_table(rows: Rows, schema: pa.Schema) -> pa.Table:
     feature = schema.field("feature").type
     values = rows.features.astype(feature.value_type.to_pandas_dtype(), copy=False)
     features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), feature.list_size)
-    columns = [pa.array(rows.paths, pa.string()), pa.array(rows.pids, pa.int64()), pa.array(rows.camids, pa.int64())]
+    paths = pa.array([*map(to_unicode, rows.paths)], pa.string())
+    columns = [paths, pa.array(rows.pids, pa.int64()), pa.array(rows.camids, pa.int64())]
     return pa.Table.from_arrays([*columns, features], schema=schema)
 
 
@@ -88,7 +90,8 @@ class FeatureFile:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the row groups as Arrow tables."""
-        with pq.ParquetFile(self.path) as file:
+        # Arrow takes neither names that are not UTF-8 nor all others
+        with self.path.open("rb") as raw, pq.ParquetFile(raw) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group)
 
@@ -96,7 +99,7 @@ class FeatureFile:
         """Yield the row groups with features `[n, D]` of the file's dtype."""
         for table in self.tables():
             paths, pids, camids = (table.column(name).to_pylist() for name in ("path", "pid", "camid"))
-            yield Rows(paths, pids, camids, as_matrix(table.column("feature"), self.num_features))
+            yield Rows([*map(from_unicode, paths)], pids, camids, as_matrix(table.column("feature"), self.num_features))
 
 
 def as_matrix(column: pa.ChunkedArray, num_features: int) -> np.ndarray:
@@ -122,7 +125,7 @@ def open_features(path: Path | str) -> FeatureFile:
     if not path.is_file():
         raise UserError(f"{path}: no such file of features; mprd.extract writes one")
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows
         header = json.loads((schema.metadata or {})[METADATA_KEY])
         check_schema(schema, header)

@@ -16,6 +16,7 @@ from mprd.config.nested import layered, nest
 from mprd.config.old_names import tell_old, upgrade
 from mprd.config.schema import Config, Preset
 from mprd.errors import UserError
+from mprd.text import read_text
 
 
 def load_config(
@@ -80,16 +81,16 @@ def read_smoke() -> dict[str, Any]:
 
 def read_packaged(name: str) -> dict[str, Any]:
     """Read a file of `mprd/presets`."""
-    return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text())
+    return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text("utf-8"))
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
     """Read nested settings from a YAML file; raise UserError naming it."""
     try:
-        settings = yaml.safe_load(file.read_text())
+        settings = yaml.safe_load(read_text(file))
     except OSError as error:
         raise UserError(f"{file}: cannot read the settings: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         return {}

@@ -5,6 +5,7 @@ Each field's docstring gives its meaning and, where there is one, its place in t
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,6 +26,11 @@ class Section(BaseModel):
     """A frozen group of settings that refuses unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _tilde_is_home(cls, value: object) -> object:
+        return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 class SyntheticConfig(Section):
@@ -95,6 +101,11 @@ class BackboneConfig(Section):
     """Re-estimate all batch-norm statistics on the training images before the first epoch."""
     bn_group: int = Field(0, ge=0)
     """Images per batch-norm group in training, whatever the number of workers; 0: the whole batch."""
+
+    @field_validator("weights")
+    @classmethod
+    def _file_may_be_at_home(cls, weights: str) -> str:
+        return os.path.expanduser(weights)
 
     @model_validator(mode="after")
     def _group_has_a_variance(self) -> BackboneConfig:

@@ -126,7 +126,7 @@ def pack_key(paths: Sequence[Path], height: int, width: int, purpose: Purpose) -
     digest = hashlib.sha256(f"{FORMAT} {purpose} {height} {width}".encode())
     for path in paths:
         stat = os.stat(path)
-        digest.update(f"\n{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(b"\n%s %d %d" % (os.path.abspath(os.fsencode(path)), stat.st_size, stat.st_mtime_ns))
     return digest.hexdigest()[:16]
 
 

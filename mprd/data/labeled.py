@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mprd.config.schema import MetaConfig
 from mprd.data.datasets import ImageSet
 from mprd.errors import UserError
+from mprd.text import read_text
 
 HEADER = ["file", "identity"]
 
@@ -66,12 +68,13 @@ def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np
 def read_lines(file: Path) -> list[tuple[int, list[str]]]:
     """Return line number and cells of each line of a CSV."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as text:
-            table = csv.reader(text)
-            return [(table.line_num, cells) for cells in table]
+        table = csv.reader(io.StringIO(read_text(file)))
+        return [(table.line_num, cells) for cells in table]
+    except UserError as error:
+        raise UserError(f"meta.labels: {error}") from None
     except OSError as error:
         raise UserError(f"meta.labels: cannot read {file}: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"meta.labels: {file} is no CSV: {error}") from None
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mprd.errors import UserError
+from mprd.text import read_text
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MARKET_NAME = re.compile(r"^(?P<pid>-?\d+)_c(?P<camid>\d+)")
@@ -182,8 +183,7 @@ def read_lists(lists: Sequence[Path], folder: Path) -> list[Crop]:
 def read_lines(file: Path) -> list[str]:
     """Return the non-blank lines of a list."""
     try:
-        return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        lines = [line.strip(" \t") for line in read_text(file).split("\n")]
     except OSError as error:
         raise UserError(f"{file}: cannot read the list: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: cannot read the list: not text") from None
+    return [line for line in lines if line]

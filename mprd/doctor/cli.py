@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import Command, new_console, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def doctor(
     root: Annotated[Path, typer.Argument(help="Folder of a data set, or of crops.")],
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -26,13 +26,12 @@ def print_examination(root: Path, *, as_json: bool) -> None:
     """Examine a folder and print the report; exit with 1 where training would fail."""
     import json
 
-    from rich.console import Console
     from rich.progress import track
 
     from mprd.doctor.checks import examine
     from mprd.doctor.printing import print_report
 
-    screen = Console(stderr=True)
+    screen = new_console(stderr=True)
 
     def show(files: Iterable[Any], total: int) -> Iterable[Any]:
         return track(files, "reading images", total=total, console=screen, transient=True, disable=as_json)
@@ -41,6 +40,6 @@ def print_examination(root: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.row(), indent=2))
     else:
-        print_report(report, Console())
+        print_report(report, new_console())
     if report.command is None:
         raise SystemExit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import Command, new_console, run_command
 
 if TYPE_CHECKING:
     from mprd.evaluate.evaluation import Extra
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Folder of another data set in the same layout.")] = None,
@@ -37,8 +37,6 @@ def evaluate_and_print(
 ) -> None:
     import json
 
-    from rich.console import Console
-
     from mprd.evaluate.run import evaluate_run
     from mprd.runs.console import figure_table
     from mprd.runs.folder import RunFolder
@@ -49,4 +47,4 @@ def evaluate_and_print(
     if as_json:
         print(json.dumps(row))
     else:
-        Console().print(figure_table({run.name: row}))
+        new_console().print(figure_table({run.resolve().name: row}))

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import Command, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     format_: Annotated[str, typer.Option("--format", help="onnx, torchscript or torch-export.")] = "onnx",

@@ -75,7 +75,7 @@ def export_network(model: Model, path: Path, *, kind: str) -> Exported:
         description = describe_network(model, path, kind=kind) | {
             "checked": {"num_images": len(images), "images": source, "max_difference": difference}
         }
-        description_file(folder / path.name).write_text(json.dumps(description, indent=2) + "\n")
+        description_file(folder / path.name).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         temporary.rename(folder / path.name)
     return Exported(path, description_file(path), difference, len(images), source)
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import Command, new_console, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def extract(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     images: Annotated[str, typer.Argument(help="A folder, a text file with a path a line, or a glob in quotes.")],
@@ -38,10 +38,7 @@ def extract(
 
 def extract_and_print(run: Path, images: str, out: Path, options: dict[str, Any]) -> None:
     """Extract with the keyword arguments `options` of `extract_run`, and print a summary."""
-    from rich.console import Console
-
     from mprd.extract.run import extract_run
 
-    console = Console()
-    summary = extract_run(run, images, out, console=console, **options)
-    console.print(f"{out}: {summary}", highlight=False, soft_wrap=True)
+    summary = extract_run(run, images, out, console=new_console(), **options)
+    new_console().print(f"{out}: {summary}", highlight=False, soft_wrap=True)

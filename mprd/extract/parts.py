@@ -13,7 +13,8 @@ import torch
 from mprd.backbone.features import ordered_batches
 from mprd.errors import UserError
 from mprd.feature_file import Rows, join_files, open_features, rows_to_table, write_features
-from mprd.runs.folder import write_text
+from mprd.runs.folder import parse_object, write_text
+from mprd.text import read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,11 +54,10 @@ class Parts:
                 raise UserError(f"{self.folder}: cannot write there: {error.strerror}") from None
             write_text(self.settings, json.dumps(settings, indent=1) + "\n")
             return
-        try:
-            found = json.loads(self.settings.read_text())
-            different = [key for key, value in settings.items() if found.get(key) != value]
-        except (ValueError, AttributeError):
-            raise UserError(f"{self.settings}: damaged; remove {self.folder} to start anew") from None
+        found = parse_object(read_text(self.settings))
+        if found is None:
+            raise UserError(f"{self.settings}: damaged; remove {self.folder} to start anew")
+        different = [key for key, value in settings.items() if found.get(key) != value]
         if different:
             key = different[0]
             raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mprd.cli import new_console
 from mprd.errors import UserError
 from mprd.extract.inputs import find_images, name_patterns
 from mprd.extract.stream import ExtractOptions, StreamFn, extract_to_file, stream_parts
@@ -68,7 +69,7 @@ def extract_run(
     batch_size = batch_size or config.eval.batch_size
     options = ExtractOptions(run.resolve(), best, device, batch_size, skip_bad, decoders)
     model = load_model(run, best=best, device="cpu" if num_workers else device)
-    with ImageLine(console or Console(quiet=True), len(found.paths)) as line:
+    with ImageLine(console or new_console(quiet=True), len(found.paths)) as line:
         num_rows = extract_to_file(
             model, options, found, out, dtype=file_dtype, patterns=patterns, stream=stream, on_images=line.advance
         )

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import Command, new_console, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN_OR_STUDY", help="Run and study folders.")],
     out: Annotated[Path, typer.Option(help="The page to write; an existing file is replaced.")] = Path("report.html"),
@@ -28,18 +28,18 @@ def write(folders: list[Path], *, out: Path, best: bool) -> None:
     """Write the page, and print each stage."""
     import time
 
-    from rich.console import Console
+    from rich.text import Text
 
     from mprd.report.page import write_page
 
-    console = Console()
+    screen = new_console()
     started = time.monotonic()
-    with console.status("reading the folders") as status:
+    with screen.status("reading the folders") as status:
 
         def progress(stage: str) -> None:
-            status.update(stage)
-            console.print(f"{time.monotonic() - started:5.1f} s  {stage}", highlight=False, soft_wrap=True)
+            status.update(Text(stage))
+            screen.print(f"{time.monotonic() - started:5.1f} s  {stage}", highlight=False, soft_wrap=True)
 
         write_page(folders, out=out, best=best, progress=progress)
     size = out.stat().st_size / 2**20
-    console.print(f"page: {out} ({size:.1f} MB)", highlight=False, soft_wrap=True)
+    screen.print(f"page: {out} ({size:.1f} MB)", highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from mprd.config.loading import setting_names
 from mprd.config.nested import look_up
 from mprd.config.schema import Config
 from mprd.errors import UserError
-from mprd.runs.folder import RunFolder
+from mprd.runs.folder import RunFolder, parse_object
+from mprd.text import read_text, to_unicode
 from mprd.tune.folder import StudyFolder
 from mprd.tune.study import Study
 from mprd.tune.trial import Trial
@@ -101,8 +101,8 @@ def read_run(path: Path, name: str) -> Run:
 def read_made(file: Path) -> dict[str, Any]:
     """Read `run.json`; empty where it is missing or cut off."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
+        return parse_object(read_text(file)) or {}
+    except (OSError, UserError):
         return {}
 
 
@@ -114,10 +114,10 @@ def read_study(path: Path) -> StudyRuns:
 def unique_names(paths: Sequence[Path]) -> list[str]:
     """Name each path by its last parts, as few as make all names differ."""
     for count in range(1, max((len(path.parts) for path in paths), default=1) + 1):
-        names = ["/".join(path.parts[-count:]) for path in paths]
+        names = [to_unicode("/".join(path.parts[-count:])) for path in paths]
         if len(set(names)) == len(names):
             return names
-    return [str(path) for path in paths]
+    return [to_unicode(str(path)) for path in paths]
 
 
 def compare_settings(configs: Sequence[Config]) -> list[Setting]:

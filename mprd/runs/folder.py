@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from importlib import metadata
@@ -17,6 +18,7 @@ from mprd.errors import UserError
 from mprd.runtime import checkpoint
 from mprd.runtime.device import num_cores
 from mprd.runtime.files import replaced
+from mprd.text import read_text
 
 PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
 
@@ -25,7 +27,7 @@ class RunFolder:
     """Read and write the files of a run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path = Path(os.path.expanduser(path))
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.untrained_file = path / "untrained.json"
@@ -42,10 +44,11 @@ class RunFolder:
         self.check_is_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config_file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-            (self.path / "run.json").write_text(json.dumps(describe_run(), indent=2) + "\n")
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the run folder: {error.strerror}") from None
+        write_text(self.path / "run.json", json.dumps(describe_run(), indent=2) + "\n")
+        # last, because its presence means that the others are complete
+        write_text(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> Config:
         """Read the settings; raise UserError if the folder holds no run."""
@@ -55,13 +58,13 @@ class RunFolder:
 
     def read_rows(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl, one row per epoch; a truncated last line is dropped."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text().splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
+            for line in read_text(self.metrics_file).splitlines():
+                row = parse_object(line)
+                if row is None or "epoch" not in row:
                     break
+                rows.append(row)
         return rows
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
@@ -74,7 +77,7 @@ class RunFolder:
 
     def read_untrained(self) -> dict[str, float]:
         """Read the evaluation of the untrained network; empty if there is none."""
-        return json.loads(self.untrained_file.read_text()) if self.untrained_file.is_file() else {}
+        return (parse_object(read_text(self.untrained_file)) if self.untrained_file.is_file() else None) or {}
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the last checkpoint."""
@@ -85,10 +88,19 @@ class RunFolder:
         checkpoint.save(state, self.best)
 
 
+def parse_object(text: str) -> dict[str, Any] | None:
+    """Parse a JSON object; return None where the text is cut off or something else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically; raise UserError if writing fails."""
     with replaced(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def describe_run() -> dict[str, Any]:

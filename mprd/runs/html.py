@@ -11,7 +11,7 @@ def render_page(template: str, **values: Any) -> str:
     import jinja2
 
     def read(name: str) -> str:
-        return resources.files("mprd").joinpath("templates", name).read_text()
+        return resources.files("mprd").joinpath("templates", name).read_text("utf-8")
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True

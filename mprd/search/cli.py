@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import run_command
+from mprd.cli import Command, run_command
 
 logger = logging.getLogger("mprd")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def search(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     gallery: Annotated[Path, typer.Option(help="Folder of images, or a feature file (mprd.extract).")],

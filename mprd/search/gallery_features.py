@@ -9,8 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from mprd.cli import new_console
 from mprd.errors import UserError
 from mprd.extract.inputs import ImageList, find_images
 from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts
@@ -80,7 +79,7 @@ def extract_gallery(
         skip_bad=True,
         decoders=config.data.num_workers,
     )
-    with ImageLine(Console(stderr=True), len(images.paths)) as line:
+    with ImageLine(new_console(stderr=True), len(images.paths)) as line:
         extract_to_file(
             model,
             options,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from mprd.cli import new_console
 from mprd.search.results import Answer, SearchResult, count_first_right, relative_names
 
 MAX_TABLES = 10
@@ -17,16 +17,16 @@ MARKS = {True: "✓", False: "✗", None: ""}
 
 def print_tables(result: SearchResult) -> None:
     """Print a table for each of the first queries, and the number of queries whose first image is right."""
-    console = Console()
+    screen = new_console()
     names = relative_names([hit.path for answer in result.answers for hit in answer.hits])
     for answer in result.answers[:MAX_TABLES]:
-        console.print(answer_table(answer, names))
+        screen.print(answer_table(answer, names))
     num_more = len(result.answers) - MAX_TABLES
     if num_more > 0:
-        console.print(f"and {num_more} more queries: --html FILE shows all, --json prints all")
+        screen.print(f"and {num_more} more queries: --html FILE shows all, --json prints all")
     num_right, num_judged = count_first_right(result.answers)
     if num_judged:
-        console.print(f"the first image is right for {num_right} of {num_judged} queries with known identities")
+        screen.print(f"the first image is right for {num_right} of {num_judged} queries with known identities")
 
 
 def answer_table(answer: Answer, names: Mapping[str, str]) -> Table:

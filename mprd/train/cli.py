@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import PRESETS, choose_launcher, run_command
+from mprd.cli import PRESETS, Command, choose_launcher, new_console, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def train(
     preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
@@ -58,8 +58,6 @@ def launch(
         raise UserError("--profile times a run in this process: give --launcher local")
     if resume is not None and (out is not None or any(value for value in settings.values())):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
-    from rich.console import Console
-
     from mprd.runs.folder import RunFolder
     from mprd.train.recipe import read_settings
 
@@ -72,11 +70,11 @@ def launch(
     if launcher == "ray":
         from mprd.train.ray_workers import run_on_ray
 
-        run_on_ray(config, folder, resume=resume is not None, console=Console(), **(on_ray or {}))
+        run_on_ray(config, folder, resume=resume is not None, console=new_console(), **(on_ray or {}))
         return
     from mprd.train.local import run_local
 
-    run_local(config, folder, resume=resume is not None, console=Console(), profiled=profiled)
+    run_local(config, folder, resume=resume is not None, console=new_console(), profiled=profiled)
 
 
 def default_out(dataset: str, labeller: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.engine.callbacks import Backends, Callbacks, ignore
@@ -136,7 +137,7 @@ def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> N
     if not rows:
         raise UserError(f"{folder.path}: the run has no epochs to report")
     table = final_table(rows, folder.read_untrained())
-    plain = Console(record=True, width=100, file=io.StringIO())
+    plain = new_console(record=True, width=100, file=io.StringIO())
     plain.print(table)
     write_text(folder.path / "table.txt", plain.export_text())
     console.print(table)

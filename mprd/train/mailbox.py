@@ -63,12 +63,12 @@ class Mailbox:
     @property
     def error(self) -> str | None:
         """The user's error that ended the run, if any: a restart would not cure it."""
-        return self.error_file.read_text() if self.error_file.exists() else None
+        return self.error_file.read_text("utf-8", "surrogateescape") if self.error_file.exists() else None
 
     def fail(self, message: str) -> None:
         """Record an error; the first one stays."""
         if not self.error_file.exists():
-            self.error_file.write_text(message)
+            self.error_file.write_text(message, "utf-8", "surrogateescape")
 
 
 class PostedLines:

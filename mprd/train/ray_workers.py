@@ -154,7 +154,7 @@ def make_trainer(
     """
     path = folder.path.resolve()
     task = {
-        "config": config.model_dump_json(),
+        "config": config.model_dump(mode="json"),
         "folder": str(path),
         "threads": threads,
         "report_rows": bool(callbacks),
@@ -288,7 +288,7 @@ def work(task: dict[str, Any]) -> None:
     keep_freed_memory()
     workers = joined_workers(get_device())
     try:
-        config = Config.model_validate_json(task["config"])
+        config = Config.model_validate(task["config"])
         train_shard(config, folder, mailbox, workers, on_row=report_row if task["report_rows"] else ignore)
     except Interrupted as stop:
         if workers.is_first:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mprd.cli import PRESETS, run_command
+from mprd.cli import PRESETS, Command, new_console, run_command
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def tune(
     study: Annotated[str | None, typer.Option(help="Name of a study; --list shows all.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Show all studies.")] = False,
@@ -60,7 +60,6 @@ def tune(
 
 def print_studies() -> None:
     """Print every study with its size and its question."""
-    from rich.console import Console
     from rich.table import Table
 
     from mprd.tune.study import load_study, study_files
@@ -69,4 +68,4 @@ def print_studies() -> None:
     for name in study_files():
         study = load_study(name)
         table.add_row(name, str(study.num_trials), str(len(study.seeds)), study.doc)
-    Console().print(table)
+    new_console().print(table)

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.errors import Interrupted
 from mprd.train.local import run_local
@@ -39,8 +40,8 @@ def run_trial_locally(queue: TrialQueue, config: Config, trial: Trial) -> tuple[
                 raise TrialStopped
 
         resume = prepare_folder(folder)
-        with (folder.path / "log.txt").open("a") as log:
-            run_local(own, folder, resume=resume, console=Console(file=log), on_row=report)
+        with (folder.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as log:
+            run_local(own, folder, resume=resume, console=new_console(file=log), on_row=report)
     except TrialStopped:
         return "stopped", stop_reason(queue)
     except Interrupted:

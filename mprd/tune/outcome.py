@@ -6,6 +6,7 @@ import shutil
 import traceback
 
 from mprd.runs.folder import RunFolder, write_text
+from mprd.text import read_text
 from mprd.tune.trial import Trial
 from mprd.tune.trial_queue import TrialQueue
 
@@ -36,7 +37,7 @@ def write_error(folder: RunFolder, error: Exception) -> str:
 def read_error(folder: RunFolder) -> str | None:
     """Return the line of `write_error`; None without an error."""
     file = folder.path / ERROR
-    return file.read_text().splitlines()[0] if file.is_file() else None
+    return read_text(file).partition("\n")[0] if file.is_file() else None
 
 
 def stop_reason(queue: TrialQueue) -> str:

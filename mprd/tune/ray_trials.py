@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from rich.console import Console
 
+from mprd.cli import new_console
 from mprd.config.loading import absolute
 from mprd.config.schema import Config
 from mprd.errors import UserError
@@ -148,7 +150,7 @@ def run_trial(spec: dict[str, Any]) -> None:
     An error of the run is written to its folder and not raised, because a retry would fail again. If this process or
     its machine is lost, Tune starts the trial again.
     """
-    folder, config = RunFolder(Path(spec["folder"])), Config.model_validate_json(spec["config"])
+    folder, config = RunFolder(Path(spec["folder"])), Config.model_validate(json.loads(spec["config"]))
     num_gpus = spec["num_gpus"]
     scaling = ScalingConfig(
         num_workers=1,
@@ -164,7 +166,7 @@ def run_trial(spec: dict[str, Any]) -> None:
         if mailbox.error is not None:
             raise UserError(mailbox.error)
         mailbox.close()
-        finish(folder, folder.read_rows(), Console(quiet=True))
+        finish(folder, folder.read_rows(), new_console(quiet=True))
     except Exception as error:
         write_error(folder, error)
 
@@ -218,7 +220,7 @@ class QueueSearcher(Searcher):
             self.running[trial_id] = running
             return {
                 # as one string, because Tune would name folders after every setting
-                "config": config.model_dump_json(),
+                "config": json.dumps(config.model_dump(mode="json")),
                 "folder": str(running.folder.path),
                 "num_gpus": self.num_gpus,
                 "threads": self.threads,

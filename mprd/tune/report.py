@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.runs.folder import describe_run, write_text
 from mprd.runs.html import render_page
@@ -80,7 +80,7 @@ def write_study_report(
     write_parquet(results.rows, folder.path / "results.parquet")
     if results.best is not None:
         write_best(folder, config, results, results.best)
-    plain = Console(record=True, width=160, quiet=True)
+    plain = new_console(record=True, width=160, quiet=True)
     plain.print(point_table(results, results.columns))
     write_text(folder.path / "table.txt", plain.export_text())
     points, rows, plots = results.points, results.rows, folder.path / "plots"

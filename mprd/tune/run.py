@@ -6,9 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rich.console import Console
-
-from mprd.cli import choose_launcher
+from mprd.cli import choose_launcher, new_console
 from mprd.config.schema import Config
 from mprd.errors import Interrupted, UserError
 from mprd.evaluate.evaluation import can_evaluate
@@ -22,6 +20,8 @@ from mprd.tune.study import Objective, Study, load_study
 from mprd.tune.trial_queue import TrialQueue
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mprd.tune.optuna_backend import OptunaStudy
 
 
@@ -92,7 +92,7 @@ def create_study(
 def run_and_report(folder: StudyFolder, *, trials: int | None, launcher: str, ray_options: dict[str, Any]) -> None:
     """Run the trials of a study folder that are left, and write the report."""
     queue = open_queue(folder, trials=trials)
-    study, config, console = queue.study, folder.read_config(), Console()
+    study, config, console = queue.study, folder.read_config(), new_console()
     check_data(config, queue)
     if trials is not None and trials > queue.num_trials:
         console.print(f"--trials {trials}: {study.name} has only {queue.num_trials}, every point with every seed")

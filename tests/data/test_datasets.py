@@ -99,7 +99,7 @@ def remove_train_image(root: Path) -> None:
             r"list_query\.txt: '0000/none\.jpg 0' does not parse \(1 of 1",
         ),
         (lambda root: (root / "list_query.txt").write_text("\n"), r"no images in list_query\.txt"),
-        (lambda root: (root / "list_query.txt").write_bytes(b"\xff\xfe"), r"list_query\.txt: .*not text"),
+        (lambda root: (root / "list_query.txt").write_bytes(b"a\0b"), r"list_query\.txt: .*not text"),
         (lambda root: (root / "list_val.txt").unlink(), r"list_val\.txt: cannot read the list"),
         (lambda root: (root / "train").rename(root / "other"), "wanted a folder train or mask_train_v2, but found"),
     ],

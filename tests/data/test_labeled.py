@@ -91,7 +91,7 @@ def test_a_file_lists_the_identities_of_some_images(text: str, labels: Path) -> 
         ("file,identity\ntrain/a.jpg,x\ntrain/a.jpg,y\n", r"line 3: train/a.jpg has two identities"),
         ("file,identity\ntrain/a.jpg,x\ntrain/b.jpg,y\n", r"no identity has two images"),
         (None, r"cannot read .*labels.csv: No such file"),
-        (b"\xff\xfe\x00", r"labels.csv is no CSV"),
+        (b"\xff\xfe\x00", r"labels.csv: not text"),
     ],
 )
 def test_a_faulty_file_is_refused_with_its_line(text: str | bytes | None, message: str, labels: Path) -> None:
