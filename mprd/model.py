@@ -20,7 +20,7 @@ from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device
 
 if TYPE_CHECKING:
-    from torch.utils.data import Dataset
+    from mprd.data.loaders import Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Model:
         return features
 
     def stream(
-        self, images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int
+        self, images: Images, batches: Sequence[Sequence[int]], *, num_workers: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield ids int64 `[B]` and unit features float32 `[B, D]` batch by batch."""
         for ids, features in stream_features(

@@ -8,11 +8,11 @@ from typing import TypeGuard
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from mprd.backbone.batch_norm import BatchSplit
 from mprd.backbone.network import Backbone
-from mprd.data.images import PlainImages, TrainImages, make_loader
+from mprd.data.images import PlainImages, TrainImages
+from mprd.data.loaders import ImageLoader, Images
 from mprd.runtime.device import more_threads, send, send_pixels
 from mprd.runtime.distributed import BatchShard, WorkerGroup
 
@@ -27,17 +27,17 @@ def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
 
 
 def image_batches(
-    images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
+    images: Images, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[Tensor]:
     """Yield images `[B, 3, H, W]` on the device, in the order of `batches`."""
     if needs_no_loader(images, device):
         yield from device_batches(images, batches, device=device)
         return
-    for batch, _ in make_loader(images, batches, num_workers=num_workers):
+    for batch, _ in ImageLoader(images, batches, num_workers=num_workers, pin=device.type == "cuda"):
         yield send_pixels(batch, device)
 
 
-def needs_no_loader(images: Dataset, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
+def needs_no_loader(images: Images, device: torch.device) -> TypeGuard[TrainImages | PlainImages]:
     """Return whether batches are built on the device, in this process, from packed images."""
     return isinstance(images, TrainImages | PlainImages) and images.is_batched(device)
 
@@ -54,7 +54,7 @@ def device_batches(
 
 
 def sharded_batches(
-    images: Dataset, batches: list[list[int]], batch_split: BatchSplit, *, num_workers: int, device: torch.device
+    images: Images, batches: list[list[int]], batch_split: BatchSplit, *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield this worker's shard of each global batch, and the ids `[B]` of the whole batch, on the device.
 
@@ -71,20 +71,20 @@ def sharded_batches(
 
 @torch.inference_mode()
 def stream_features(
-    backbone: Backbone, images: Dataset, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
+    backbone: Backbone, images: Images, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the ids `[B]` on the CPU and the unit features `[B, D]` of each batch, in one process.
 
     The backbone's mode is not changed.
     """
-    for shown, ids in make_loader(images, batches, num_workers=num_workers):
+    for shown, ids in ImageLoader(images, batches, num_workers=num_workers, pin=device.type == "cuda"):
         yield ids, backbone(send_pixels(shown, device))
 
 
 @torch.no_grad()
 def extract(
     backbone: Backbone,
-    images: Dataset,
+    images: Images,
     *,
     batch_size: int,
     num_workers: int,
@@ -102,7 +102,7 @@ def extract(
     """
     was_training = backbone.training
     backbone.train(mode == "train")
-    wanted = torch.arange(len(images)) if ids is None else ids.cpu()  # type: ignore[arg-type]
+    wanted = torch.arange(len(images)) if ids is None else ids.cpu()
     batches = ordered_batches(wanted, batch_size)
     batch_split = backbone.batch_split
     shards = [batch_split.shard(len(batch)) for batch in batches]

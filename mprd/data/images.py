@@ -1,4 +1,4 @@
-"""Images as tensors: augmented for training, plain for features, and the loader of both.
+"""Images as tensors: augmented for training, plain for features.
 
 Images are prepared one at a time in the loader's processes, or, where they are packed, by whole batches on the device.
 """
@@ -6,9 +6,7 @@ Images are prepared one at a time in the loader's processes, or, where they are 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,26 +14,24 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.camera_style import CameraColors, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import find_unreadable, read_image
+from mprd.data.loaders import Item
 from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import BatchParams, apply_color_tables, augment_batch, draw_batch, normalize_batch
 from mprd.errors import UserError
-from mprd.runtime.device import num_cores
 
 logger = logging.getLogger("mprd")
 
-Item = tuple[Tensor, int]
 ImageSource = Path | str | Image.Image
 """A file, or a decoded image."""
 
 
-class TrainImages(Dataset[Item]):
+class TrainImages:
     """Training images without labels, augmented as a function of (seed, epoch, image, view) alone.
 
     Args:
@@ -79,6 +75,10 @@ class TrainImages(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.config.height, self.config.width
 
     def __getitem__(self, index: int) -> Item:
         height, width = self.config.height, self.config.width
@@ -127,7 +127,7 @@ class TrainImages(Dataset[Item]):
         return self.drawn[1]
 
 
-class PlainImages(Dataset[Item]):
+class PlainImages:
     """Images as used for testing: resized (bicubic, antialiased) and normalized.
 
     Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
@@ -139,6 +139,10 @@ class PlainImages(Dataset[Item]):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.config.height, self.config.width
 
     def __getitem__(self, index: int) -> Item:
         path = self.paths[index]
@@ -164,7 +168,7 @@ def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *,
     return packs.open(paths, height=config.height, width=config.width, purpose=purpose)
 
 
-class InferenceImages(Dataset[Item]):
+class InferenceImages:
     """Files or decoded images, prepared as in `PlainImages`.
 
     Args:
@@ -180,6 +184,10 @@ class InferenceImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, *self.size[::-1]
+
     def __getitem__(self, index: int) -> Item:
         image = self.images[index]
         try:
@@ -194,71 +202,6 @@ class InferenceImages(Dataset[Item]):
 def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """Resize an RGB image to (width, height) and normalize it, as for testing: float32 `[3, H, W]`."""
     return normalize(image.resize(size, Image.Resampling.BICUBIC))
-
-
-class ErrorsAsValues(Dataset[list[Item] | UserError]):
-    """Return a batch, or the UserError as a value, because DataLoader would wrap it in a worker's traceback."""
-
-    def __init__(self, images: Dataset[Item]) -> None:
-        self.images = images
-
-    def __getitems__(self, ids: list[int]) -> list[Item] | UserError:
-        try:
-            return [self.images[index] for index in ids]
-        except UserError as error:
-            return error
-
-
-class ImageLoader:
-    """Iterate over a DataLoader's batches; raise a worker's UserError unchanged."""
-
-    def __init__(self, loader: DataLoader) -> None:
-        self.loader = loader
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
-
-
-def make_loader(images: Dataset[Item], batches: Sequence[Sequence[int]], *, num_workers: int) -> ImageLoader:
-    """Return a loader of (images `[B, 3, H, W]`, ids `[B]` int64) for the given batches, in their order.
-
-    Workers are forked: they use neither an accelerator nor torch's thread pool, and spawned ones would import torch for
-    every pass. Global random generators are not used.
-    """
-    ids = [[int(index) for index in batch] for batch in batches]
-    num_workers = min(num_workers, len(ids), num_cores())
-    loader = DataLoader(
-        ErrorsAsValues(images),
-        batch_sampler=ids,
-        num_workers=num_workers,
-        collate_fn=collate,
-        worker_init_fn=start_worker,
-        multiprocessing_context=multiprocessing.get_context("fork") if num_workers else None,
-        # DataLoader draws a seed at every pass, by default from the global generator
-        generator=torch.Generator(),
-    )
-    return ImageLoader(loader)
-
-
-def collate(items: list[Item] | UserError) -> tuple[Tensor, Tensor] | UserError:
-    """Stack a batch, or return the error."""
-    if isinstance(items, UserError):
-        return items
-    images, ids = default_collate(items)
-    return images, ids
-
-
-def start_worker(_worker_id: int) -> None:
-    """Ignore SIGINT and SIGTERM, which the main process handles, and use one thread."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def check_images(images: ImageSet) -> ImageSet:

@@ -15,7 +15,8 @@ from mprd.config.schema import DataConfig
 from mprd.data.camera_style import CameraColors, StyleFiles
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.decode import read_image
-from mprd.data.images import InferenceImages, PlainImages, TrainImages, check_dataset, check_images, make_loader
+from mprd.data.images import InferenceImages, PlainImages, TrainImages, check_dataset, check_images
+from mprd.data.loaders import ImageLoader
 from mprd.errors import UserError
 from tests.trees import CAMSTYLE, ints, write_image, write_images, write_market, write_noise
 
@@ -45,7 +46,7 @@ def corrupt(path: Path) -> None:
 
 def read_all(images: Any, batches: list[list[int]], *, num_workers: int) -> dict[int, torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
-    for batch, ids in make_loader(images, batches, num_workers=num_workers):
+    for batch, ids in ImageLoader(images, batches, num_workers=num_workers):
         found |= dict(zip(ids.tolist(), batch, strict=True))
     return found
 
@@ -53,12 +54,12 @@ def read_all(images: Any, batches: list[list[int]], *, num_workers: int) -> dict
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_yields_the_batches_it_is_given(tmp_path: Path, num_workers: int) -> None:
     images = PlainImages(image_set(tmp_path), CONFIG)
-    loader = make_loader(images, [[5, 0, 3], [1], [0, 0]], num_workers=num_workers)
+    loader = ImageLoader(images, [[5, 0, 3], [1], [0, 0]], num_workers=num_workers)
     found = [(tuple(batch.shape), batch.dtype, ids.tolist(), ids.dtype) for batch, ids in loader]
     assert len(loader) == 3
     expected = [((3, 3, 32, 16), [5, 0, 3]), ((1, 3, 32, 16), [1]), ((2, 3, 32, 16), [0, 0])]
     assert found == [(shape, torch.float32, ids, torch.int64) for shape, ids in expected]
-    assert list(make_loader(images, [], num_workers=num_workers)) == []
+    assert list(ImageLoader(images, [], num_workers=num_workers)) == []
 
 
 def test_augmentation_does_not_depend_on_workers_batches_or_global_generators(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_augmentation_does_not_depend_on_workers_batches_or_global_generators(tm
 def test_augmentation_is_a_function_of_epoch_seed_and_view(tmp_path: Path) -> None:
     source = image_set(tmp_path, 2)
     images = train_images(source, seed=7)
-    loader = make_loader(images, [[0, 1]], num_workers=1)
+    loader = ImageLoader(images, [[0, 1]], num_workers=1)
     first = images[1][0]
     images.set_epoch(3)
     third = images[1][0]
