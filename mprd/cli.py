@@ -53,7 +53,7 @@ def run_command(command: Callable[[], None]) -> None:
         print(one_line(str(stop)), file=sys.stderr)
         raise SystemExit(130) from None
     except KeyboardInterrupt:
-        print("stopped at once; go on from the last checkpoint with --resume", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import shlex
 from pathlib import Path
 
 from mprd.errors import UserError
@@ -45,6 +46,11 @@ def to_unicode(name: str) -> str:
 def from_unicode(text: str) -> str:
     """Undo `to_unicode`."""
     return ESCAPE.sub(lambda match: "\\" if match[1] == "5c" else chr(0xDC00 + int(match[1], 16)), text)
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell takes it, for a command in a message."""
+    return shlex.quote(str(path))
 
 
 def one_line(text: str) -> str:

@@ -20,9 +20,16 @@ AUGMENT_IMAGES = 512
 """Images augmented together on an accelerator, to amortize kernel launches."""
 
 
-def ordered_batches(ids: Tensor, batch_size: int) -> list[list[int]]:
-    """Split ids, in their order, into batches of nearly equal size, none larger than `batch_size`."""
+def ordered_batches(ids: Tensor, batch_size: int, *, is_normalized: bool = False) -> list[list[int]]:
+    """Split ids, in their order, into batches of nearly equal size, none larger than `batch_size`.
+
+    Args:
+        is_normalized: whether a batch norm in training mode sees the batches: one image has no variance, so a batch
+            then has at least two, and one of them an image more than `batch_size` where need be.
+    """
     num_batches = -(-len(ids) // batch_size)
+    if is_normalized:
+        num_batches = min(num_batches, max(1, len(ids) // 2))
     return [chunk.tolist() for chunk in ids.tensor_split(num_batches)] if num_batches else []
 
 
@@ -103,7 +110,7 @@ def extract(
     was_training = backbone.training
     backbone.train(mode == "train")
     wanted = torch.arange(len(images)) if ids is None else ids.cpu()
-    batches = ordered_batches(wanted, batch_size)
+    batches = ordered_batches(wanted, batch_size, is_normalized=mode == "train")
     batch_split = backbone.batch_split
     shards = [batch_split.shard(len(batch)) for batch in batches]
     num_own = sum(shard.counts[shard.rank] for shard in shards)

@@ -47,7 +47,8 @@ class PairObjective:
 
     def batches(self, draw: torch.Generator) -> list[list[int]]:
         """Return every image once, in random order."""
-        return ordered_batches(torch.randperm(len(self.memory), generator=draw), self.batch_size)
+        order = torch.randperm(len(self.memory), generator=draw)
+        return ordered_batches(order, self.batch_size, is_normalized=True)
 
     def loss(self, features: Tensor, ids: Tensor) -> Tensor:
         return self.pair_loss(features @ self.memory.features.T, self.positives.mask(ids))

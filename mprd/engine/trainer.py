@@ -175,8 +175,8 @@ class Trainer:
         # in random order: files beside each other show one identity, whose batch statistics would be its own
         order = torch.randperm(self.num_images, generator=generator(self.config.train.seed, RngStream.ORDER))
         if self.config.backbone.recalibrate_bn:
-            batches = self.batches(self.plain_images, ordered_batches(order, self.config.eval.batch_size))
-            recalibrate_bn(self.state.backbone, (images for images, _ in batches))
+            batches = ordered_batches(order, self.config.eval.batch_size, is_normalized=True)
+            recalibrate_bn(self.state.backbone, (images for images, _ in self.batches(self.plain_images, batches)))
         # batch norms of random weights have no statistics yet
         mode = "train" if self.config.backbone.weights == "none" else "eval"
         features = self.extract(self.plain_images, ids=order, mode=mode)

@@ -1,17 +1,29 @@
-"""The Ray cluster of a run: joining or starting one, and the resources it has or may get."""
+"""Ray: join a cluster or start one, failing in one line and bounded time, and wait for its resources."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import secrets
+import signal
 import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from mprd.errors import UserError
+
+logger = logging.getLogger("mprd")
 
 QUIET = {
     # seconds within which the end of a worker is noticed
@@ -23,46 +35,172 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # silences a warning about actors that share an object, which here lives as long as they do
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Environment of Ray processes, where nothing else is set."""
+HOST_AND_PORT = re.compile(r"(\[[^\]\s]+\]|[^\[\]:/\s]+):(\d{1,5})")
+CONNECT_SECONDS, PROBE_SECONDS = 10, 90
+"""Limits for an answer of an address, and of a Ray cluster behind it."""
+MAX_SOCKET_FOLDER = 43
+"""Characters of Ray's temporary folder that leave room for its sockets, whose paths have at most 107."""
+PROBE = """
+import os, sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    ray.shutdown()
+except BaseException as error:
+    print(" ".join(f"{type(error).__name__}: {error}".split()), flush=True)
+    os._exit(1)
+"""
+SAY_SECONDS = 10
+"""Interval of the lines about a wait."""
+WAIT_SECONDS = 1800
+"""Longest wait for resources that others hold, or that an autoscaler brings."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a cluster, and where it was given."""
+
+    value: str
+    """`HOST:PORT`, `auto`, or `local` for a new cluster on this machine."""
+    source: str
+    """For messages."""
+
+    @property
+    def is_local(self) -> bool:
+        return self.value == "local"
+
+
+def find_address(option: str | None = None) -> Address:
+    """Return the address of `--address`, else of RAY_ADDRESS, else `local`; empty ones count as none."""
+    for name, value in (("--address ", option), ("RAY_ADDRESS=", os.environ.get("RAY_ADDRESS"))):
+        if value is not None and value.strip():
+            return Address(value.strip(), f"{name}{value.strip()}")
+    return Address("local", "Ray")
 
 
 @contextmanager
-def cluster(address: str, *, num_cpus: int) -> Iterator[None]:
-    """Join the Ray cluster at this address while the block runs; `local` starts one with so many logical CPUs.
-
-    Raises UserError where no cluster answers.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    for name in ("ray", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        options |= {"include_dashboard": False, "num_cpus": num_cpus}
-    check_address(address)
-    try:
-        ray.init(address=address, **options)
-    except ConnectionError as error:
-        reason = str(error).splitlines()[0]
-        # the error is the same where a cluster refuses for want of a token
-        hint = "" if os.environ.get("RAY_AUTH_MODE") else "; one with a token wants RAY_AUTH_MODE=token here as well"
-        raise UserError(f"--address {address}: no Ray cluster answers there ({reason}){hint}") from None
+def cluster(address: Address, *, num_cpus: int) -> Iterator[None]:
+    """Join a Ray cluster, or start one with so many logical CPUs, while the block runs; raises as `start_ray`."""
+    start_ray(address, num_cpus=num_cpus)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def check_address(address: str) -> None:
-    """Raise UserError for an address at which nothing listens: Ray would retry for minutes, then end the process."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not port.isdigit():
-        return
+def start_ray(address: Address, *, num_cpus: int) -> None:
+    """Join the Ray cluster at an address, or start one on this machine with so many logical CPUs.
+
+    Raises UserError of one line, in bounded time, whatever fails.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    options: dict[str, Any] = {"address": address.value, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address.is_local:
+        options |= {"include_dashboard": False, "num_cpus": num_cpus, **temporary_folder()}
+        ensure_token()
+    else:
+        check_address(address)
+    # ray.init replaces the handler, but a run stops gracefully by its own
+    is_main = threading.current_thread() is threading.main_thread()
+    old = signal.getsignal(signal.SIGTERM)
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise UserError(f"--address {address}: nothing listens there ({error.strerror or error})") from None
+        ray.init(**options)
+    except Exception as error:  # of many types: ConnectionError, OSError, RuntimeError, ValueError and Ray's own
+        raise UserError(explain(address, f"{type(error).__name__}: {error}")) from None
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, old)
+
+
+def check_address(address: Address) -> None:
+    """Raise UserError for an address that is none, and where no cluster answers that this process can join."""
+    match = HOST_AND_PORT.fullmatch(address.value)
+    if match is None and address.value != "auto":
+        hint = "; an address with :// is for `ray job submit` or Ray Client" if "://" in address.value else ""
+        raise UserError(f"{address.source}: wanted HOST:PORT of a cluster (Ray's port is 6379), auto or local{hint}")
+    if match is not None:
+        try:
+            socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{address.source}: nothing listens there ({reason})") from None
+    # in another process: ray.init retries for minutes, and then ends its process, where something else answers
+    command = [sys.executable, "-c", PROBE, address.value]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(explain(address, f"no answer of Ray within {PROBE_SECONDS} s")) from None
+    if done.returncode:
+        lines = (done.stdout.strip() or done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+        raise UserError(explain(address, lines[-1]))
+
+
+def explain(address: Address, reason: str) -> str:
+    """Return in one line why Ray cannot be joined or started, and what helps."""
+    reason = " ".join(reason.split())[:300]
+    if address.is_local:
+        return f"Ray cannot start on this machine ({reason}); --launcher local trains without it"
+    # the error is the same where a cluster refuses for want of a token
+    hint = "" if os.environ.get("RAY_AUTH_MODE") else "; one with a token wants RAY_AUTH_MODE=token here as well"
+    return f"{address.source}: no Ray cluster answers there that this process can join ({reason}){hint}"
+
+
+def temporary_folder() -> dict[str, str]:
+    """Return the option with a folder for Ray's sockets, where its usual one has too long a path or is not writable.
+
+    Raises UserError where there is none.
+    """
+    usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"
+    if takes_sockets(usual):
+        return {}
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        folder = Path(place) / f"ray-{os.geteuid()}"
+        if takes_sockets(folder, owned=True):
+            logger.info("%s: too long a path, or not writable, so Ray's sockets are in %s", usual, folder)
+            return {"_temp_dir": str(folder)}
+    raise UserError(
+        f"{usual}: not writable, or too long a path for Ray's sockets; set RAY_TMPDIR to a folder whose path has at "
+        f"most {MAX_SOCKET_FOLDER - len('/ray')} characters"
+    )
+
+
+def takes_sockets(folder: Path, *, owned: bool = False) -> bool:
+    """Return whether files can be made in a folder, which is created, whose path leaves room for a socket's name.
+
+    Args:
+        owned: whether it must be this user's own.
+    """
+    if len(os.fsencode(folder)) > MAX_SOCKET_FOLDER or not folder.is_absolute():
+        return False
+    try:
+        folder.mkdir(mode=0o700 if owned else 0o777, parents=True, exist_ok=True)
+        if owned and folder.lstat().st_uid != os.geteuid():
+            return False
+        tempfile.TemporaryDirectory(dir=folder).cleanup()
+    except OSError:
+        return False
+    return True
+
+
+def ensure_token() -> None:
+    """Give a new cluster a token of its own where Ray cannot keep one in the home folder."""
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & {*os.environ}:
+        return
+    file = Path(os.path.expanduser("~")) / ".ray" / "auth_token"
+    try:
+        if file.exists():
+            file.read_bytes()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def find_resources() -> dict[str, float]:
@@ -73,3 +211,57 @@ def find_resources() -> dict[str, float]:
     most = state.get_max_resources_from_cluster_config() or {}
     here = ray.cluster_resources()
     return {name: max(here.get(name, 0), most.get(name, 0)) for name in {*here, *most}}
+
+
+class Waiting:
+    """Say every ten seconds what a wait for CPUs and GPUs lacks, and end it at last."""
+
+    def __init__(self, what: str, **needs: float) -> None:
+        """Start now.
+
+        Args:
+            what: what waits, for the messages.
+            needs: `CPU` and `GPU`, logical ones.
+        """
+        self.what, self.needs = what, {name: need for name, need in needs.items() if need}
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self.started = self.said = time.monotonic()
+
+    def check(self) -> None:
+        """Log a line where one is due; raise UserError after WAIT_SECONDS."""
+        if time.monotonic() - self.started > WAIT_SECONDS:
+            raise UserError(f"{self.what}: waited {WAIT_SECONDS} s for {self.shortage()}; free them, or ask for fewer")
+        self.say()
+
+    def say(self) -> None:
+        """Log a line where one is due."""
+        now = time.monotonic()
+        if now - self.said >= SAY_SECONDS:
+            self.said = now
+            logger.info("%s: waiting for %s (%.0f s)", self.what, self.shortage(), now - self.started)
+
+    def shortage(self) -> str:
+        """Return what is needed, and what of it is free."""
+        free, total = ray.available_resources(), ray.cluster_resources()
+        return ", ".join(
+            f"{need:g} logical {name}s, of {total.get(name, 0):g} are {free.get(name, 0):g} free"
+            for name, need in self.needs.items()
+        )
+
+    @contextmanager
+    def said_aside(self) -> Iterator[None]:
+        """Log from another thread while the block waits."""
+        is_over = threading.Event()
+
+        def say() -> None:
+            while not is_over.wait(1):
+                self.say()
+
+        threading.Thread(target=say, daemon=True).start()
+        try:
+            yield
+        finally:
+            is_over.set()

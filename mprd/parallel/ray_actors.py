@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
 
 from mprd.errors import UserError
+from mprd.parallel.cluster import Waiting, find_address, start_ray
 from mprd.runtime.device import num_cores
 
 SETTLE_SECONDS = 15
@@ -25,25 +22,8 @@ ITEMS_IN_FLIGHT = 2
 
 def join_ray(num_actors: int) -> None:
     """Use the Ray of this process or of RAY_ADDRESS; otherwise start one on this machine with CPUs for the actors."""
-    if ray.is_initialized():
-        return
-    # ray.init installs its own SIGTERM handler; the run's graceful shutdown needs the old one
-    old = signal.getsignal(signal.SIGTERM)
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    else:
-        # silences a warning about actors that share an object, which here lives as long as they do
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        num_cpus = max(num_cores(), num_actors)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, old)
+    if not ray.is_initialized():
+        start_ray(find_address(), num_cpus=max(num_cores(), num_actors))
 
 
 def count_free() -> int:
@@ -53,7 +33,7 @@ def count_free() -> int:
 
 def count_spare(num_workers: int = 1) -> int:
     """Return the free logical CPUs per training worker."""
-    if not ray.is_initialized() and "RAY_ADDRESS" not in os.environ:
+    if not ray.is_initialized() and find_address().is_local:
         # Ray will be started on this machine; this process needs one core
         return num_cores() - 1
     join_ray(0)
@@ -63,8 +43,9 @@ def count_spare(num_workers: int = 1) -> int:
 def check_budget(num_actors: int, *, setting: str, num_workers: int = 1) -> None:
     """Raise UserError with the needed number of CPUs, unless Ray has as many for the actors of all workers."""
     total, wanted = int(ray.cluster_resources().get("CPU", 0)), num_workers * num_actors
-    until = time.monotonic() + SETTLE_SECONDS
+    until, waiting = time.monotonic() + SETTLE_SECONDS, Waiting(setting, CPU=wanted)
     while (free := count_free()) < wanted <= total and time.monotonic() < until:
+        waiting.say()
         time.sleep(0.2)
     if free < wanted:
         taken = total - free
@@ -103,6 +84,7 @@ def map_on_actors(
     actors = [remote.remote(job) for _ in range(num_actors)]
     waiting: deque[Any] = deque()
     try:
+        wait_for(actors, setting, num_gpus=num_gpus)
         for number, item in enumerate(items):
             waiting.append(actors[number % num_actors].__call__.remote(item))
             if len(waiting) > ITEMS_IN_FLIGHT * num_actors:
@@ -112,6 +94,14 @@ def map_on_actors(
     finally:
         for one in actors:
             ray.kill(one)
+
+
+def wait_for(actors: Sequence[Any], setting: str, *, num_gpus: float = 0) -> None:
+    """Wait until all actors are placed, saying what is missing; raise UserError where they are not in the end."""
+    waiting = Waiting(setting, CPU=len(actors), GPU=len(actors) * num_gpus)
+    ready = [actor.__ray_ready__.remote() for actor in actors]
+    while len(ray.wait(ready, num_returns=len(ready), timeout=1)[0]) < len(ready):
+        waiting.check()
 
 
 def take(result: Any, setting: str) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from mprd.errors import UserError
 from mprd.neighbors.approximate import TopK, list_width, merge_shards, search_shard, to_table
 from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_features
-from mprd.parallel.ray_actors import check_budget, join_ray
+from mprd.parallel.ray_actors import check_budget, join_ray, wait_for
 
 BLOCKS_IN_FLIGHT = 4
 """Blocks of rows that are searched at a time."""
@@ -92,6 +92,7 @@ class ShardedRows:
         self.firsts = [len(features) * shard // num_shards for shard in range(num_shards + 1)]
         remote: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Shard)
         self.shards = [remote.remote(first) for first in self.firsts[:-1]]
+        wait_for(self.shards, "subgraphs.num_actors")
         for pieces in self.blocks():
             # wait for each block, or the object store of this machine would have to hold them all
             ray.get([self.shards[shard].add.remote(features[a:b].numpy(force=True)) for shard, a, b in pieces])

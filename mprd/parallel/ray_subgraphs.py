@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.parallel.arrow import from_arrow, rebatch, to_arrow
+from mprd.parallel.cluster import Waiting
 from mprd.parallel.ray_actors import check_budget, join_ray
 from mprd.subgraphs import SubgraphBatch, build_subgraphs, check_integers
 
@@ -72,10 +73,12 @@ class RayBuilder:
         )
         stream = iter(graphs.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         try:
-            for block in stream:
-                if self.start_seconds is None:
-                    self.start_seconds = time.monotonic() - started
-                yield block
+            with Waiting("subgraphs.executor=ray", CPU=self.num_actors).said_aside():
+                first = next(stream, None)
+            self.start_seconds = time.monotonic() - started
+            if first is not None:
+                yield first
+            yield from stream
         except GetTimeoutError:
             raise UserError(
                 f"subgraphs.executor=ray: {self.num_actors} actors did not start within {WAIT_SECONDS} s; are all "

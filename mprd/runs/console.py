@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from mprd.text import quoted
+
 FIGURES = (
     ("mAP", "mAP"),
     ("rank1", "Rank-1"),
@@ -160,8 +162,8 @@ def closing_lines(folder: Path) -> str:
     return (
         f"files  {folder}\n"
         "         table.txt  curves.png  metrics.jsonl  checkpoints/last.pt\n"
-        f"next   mprd report {folder}\n"
-        f"       mprd search {folder} --gallery CROPS --query IMAGE"
+        f"next   mprd report {quoted(folder)}\n"
+        f"       mprd search {quoted(folder)} --gallery CROPS --query IMAGE"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -12,13 +13,15 @@ from typing import Any
 
 import yaml
 
-from mprd.config.loading import read_config
+from mprd.config.loading import absolute, read_config
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runtime import checkpoint
 from mprd.runtime.device import num_cores
 from mprd.runtime.files import replaced
-from mprd.text import read_text
+from mprd.text import quoted, read_text
+
+logger = logging.getLogger("mprd")
 
 PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
 
@@ -35,9 +38,31 @@ class RunFolder:
         self.best = path / "checkpoints" / "best.pt"
 
     def check_is_free(self) -> None:
-        """Raise UserError if the folder already holds a run."""
-        if self.config_file.exists():
-            raise UserError(f"{self.path}: holds a run already; go on with --resume {self.path}, or change --out")
+        """Raise UserError if the folder holds a run; one that ended before its first checkpoint may be replaced."""
+        if self.last.exists():
+            raise UserError(
+                f"{self.path}: holds a run already; go on with --resume {quoted(self.path)}, or change --out"
+            )
+        self.check_is_unmeasured()
+
+    def check_is_unmeasured(self) -> None:
+        """Raise UserError if there are metrics, which a run that starts anew would replace."""
+        if rows := self.read_rows():
+            raise UserError(
+                f"{self.last}: there is no checkpoint of the {len(rows)} epochs in {self.metrics_file.name}; to train "
+                "anew, change --out"
+            )
+
+    def has_start(self) -> bool:
+        """Return whether there is a checkpoint to resume; log that the run starts anew where there is none.
+
+        Raises UserError where it has been removed after an epoch.
+        """
+        if self.last.is_file():
+            return True
+        self.check_is_unmeasured()
+        logger.info("%s: no checkpoint yet, starting anew", self.path)
+        return False
 
     def create(self, config: Config) -> None:
         """Create the folder with settings, versions and command line; raise UserError if it already holds a run."""
@@ -48,7 +73,7 @@ class RunFolder:
             raise UserError(f"{self.path}: cannot write the run folder: {error.strerror}") from None
         write_text(self.path / "run.json", json.dumps(describe_run(), indent=2) + "\n")
         # last, because its presence means that the others are complete
-        write_text(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        write_text(self.config_file, yaml.safe_dump(absolute(config).model_dump(mode="json"), sort_keys=False))
 
     def read_config(self) -> Config:
         """Read the settings; raise UserError if the folder holds no run."""

@@ -18,12 +18,13 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder while the block runs; the system releases it if the process is killed.
+    """Hold the lock of a folder, which is created, while the block runs; the system releases it with a killed process.
 
     Raises UserError if another process holds the lock or the folder cannot be written. A file system without locks
     only causes a warning.
     """
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK_NAME).open("a+")
     except OSError as error:
         raise UserError(f"{folder}: cannot write there: {error.strerror}") from None

@@ -48,7 +48,7 @@ def launch(
     profiled: bool = False,
 ) -> None:
     """Read the settings and train; `on_ray` holds num_workers and address."""
-    from mprd.errors import UserError
+    from mprd.errors import Interrupted, UserError
 
     # what is timed is this process
     launcher = choose_launcher("local" if profiled and launcher is None else launcher)
@@ -59,6 +59,7 @@ def launch(
     if resume is not None and (out is not None or any(value for value in settings.values())):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
     from mprd.runs.folder import RunFolder
+    from mprd.text import quoted
     from mprd.train.recipe import read_settings
 
     if resume is not None:
@@ -67,14 +68,18 @@ def launch(
     else:
         config = read_settings(settings)
         folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))
-    if launcher == "ray":
-        from mprd.train.ray_workers import run_on_ray
+    try:
+        if launcher == "ray":
+            from mprd.train.ray_workers import run_on_ray
 
-        run_on_ray(config, folder, resume=resume is not None, console=new_console(), **(on_ray or {}))
-        return
-    from mprd.train.local import run_local
+            run_on_ray(config, folder, resume=resume is not None, console=new_console(), **(on_ray or {}))
+            return
+        from mprd.train.local import run_local
 
-    run_local(config, folder, resume=resume is not None, console=new_console(), profiled=profiled)
+        run_local(config, folder, resume=resume is not None, console=new_console(), profiled=profiled)
+    except KeyboardInterrupt:
+        advice = f"; go on with --resume {quoted(folder.path)}" if folder.config_file.is_file() else ""
+        raise Interrupted(f"stopped at once{advice}") from None
 
 
 def default_out(dataset: str, labeller: str) -> Path:

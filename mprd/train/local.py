@@ -54,11 +54,14 @@ def run_local(
     keep_freed_memory()
     device = choose_device(config.train.device)
     check_tracker(config.train.tracker)
-    dataset = open_dataset(config, folder)
     if not resume:
-        folder.create(config)
+        folder.check_is_free()
+    dataset = open_dataset(config, folder)
     profile = Profile(device, folder.path / "trace.json") if profiled else None
     with held(folder.path):
+        resume = resume and folder.has_start()
+        if not resume:
+            folder.create(config)
         with (
             watch_signals(console) as signals,
             EpochLines(console, num_epochs=config.train.epochs) as lines,

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from mprd.config.loading import absolute
 from mprd.errors import Interrupted, UserError
-from mprd.parallel.cluster import cluster, find_resources
+from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
 
 # other imports are local: Ray's controller process imports this file too, and needs no torch
 if TYPE_CHECKING:
@@ -66,31 +67,31 @@ def run_on_ray(
     from mprd.train.local import finish
 
     started = time.monotonic()
-    address = address or os.environ.get("RAY_ADDRESS", "local")
-    check_run(config, folder, address=address, resume=resume)
+    place = find_address(address)
+    check_run(config, folder, is_local=place.is_local, resume=resume)
     num_actors = count_actors(config)
     # actors beside a worker are logical CPUs of their own: they mostly wait
-    with cluster(address, num_cpus=num_cores() + num_workers * num_actors):
+    with cluster(place, num_cpus=num_cores() + num_workers * num_actors):
         scaling = choose_scaling(config.train.device, num_workers, find_resources(), num_actors=num_actors)
-        if scaling.use_gpu and ray.cluster_resources().get("GPU", 0) < num_workers:
-            logger.info("waiting for the cluster to bring up GPUs for %d workers", num_workers)
-        if not resume:
-            folder.create(config)
+        num_gpus = num_workers if scaling.use_gpu else 0
         with held(folder.path):
+            if not (resume and folder.has_start()):
+                folder.create(config)
             trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
-            run_trainer(trainer, folder, console, num_epochs=config.train.epochs, started=started)
+            waiting = Waiting(f"{num_workers} workers", CPU=num_workers * (1 + num_actors), GPU=num_gpus)
+            run_trainer(trainer, folder, console, num_epochs=config.train.epochs, started=started, waiting=waiting)
             rows = folder.read_rows()
             finish(folder, rows, console)
     return rows
 
 
-def check_run(config: Config, folder: RunFolder, *, address: str, resume: bool) -> None:
+def check_run(config: Config, folder: RunFolder, *, is_local: bool, resume: bool) -> None:
     """Raise UserError for what can be checked before Ray starts; a synthetic data set is drawn here, once."""
     from mprd.runs.dataset import open_dataset
     from mprd.runtime.device import choose_device
     from mprd.train.trackers import check_tracker
 
-    if address == "local":
+    if is_local:
         choose_device(config.train.device)
     if not resume:
         folder.check_is_free()
@@ -189,10 +190,18 @@ class Fit(threading.Thread):
             self.error = error
 
 
-def run_trainer(trainer: TorchTrainer, folder: RunFolder, console: Console, *, num_epochs: int, started: float) -> None:
+def run_trainer(
+    trainer: TorchTrainer,
+    folder: RunFolder,
+    console: Console,
+    *,
+    num_epochs: int,
+    started: float,
+    waiting: Waiting,
+) -> None:
     """Run a trainer to its end, show its messages, and pass on a stop request.
 
-    Raises UserError and Interrupted of the workers, and Ray's error where workers were lost too often.
+    Raises UserError and Interrupted of the workers, UserError where workers are not placed or were lost too often.
     """
     from mprd.runs.console import EpochLines
     from mprd.train.mailbox import Mailbox
@@ -202,13 +211,13 @@ def run_trainer(trainer: TorchTrainer, folder: RunFolder, console: Console, *, n
     mailbox.open()
     try:
         with watch_signals(console) as signals, EpochLines(console, num_epochs=num_epochs) as lines:
-            follow(Fit(trainer), mailbox, signals, Screen(lines, console, started))
+            follow(Fit(trainer), mailbox, signals, Screen(lines, console, started), waiting)
     finally:
         mailbox.close()
 
 
-def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None:
-    """Show messages until the run ends; pass on a stop request."""
+def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen, waiting: Waiting) -> None:
+    """Show messages until the run ends; pass on a stop request, or stop at once while no worker has started."""
     fit.start()
     is_over = False
     while not is_over:
@@ -219,11 +228,26 @@ def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None
             screen.show(message)
         if mailbox.error is not None:
             raise UserError(mailbox.error)
+        if not screen.num_starts:
+            if signals.stop:
+                raise Interrupted("stopped before a worker had started; the same command, or --resume, starts again")
+            waiting.check()
         time.sleep(POLL_SECONDS)
     if fit.error is not None:
-        raise fit.error
+        raise explain_end(fit.error, screen)
     if screen.stopped is not None:
         raise Interrupted(screen.stopped)
+
+
+def explain_end(error: BaseException, screen: Screen) -> BaseException:
+    """Return one line for workers that could not start or were lost; an error of the code stays as it is."""
+    failures = getattr(error, "worker_failures", {}).values()
+    lines = [line.strip() for line in str([*failures, error][0]).splitlines() if line.strip()]
+    if not screen.num_starts:
+        return UserError(f"Ray could not start the workers ({lines[-1][:300]})")
+    if failures and all(isinstance(failure, RayError) for failure in failures):
+        return UserError(f"workers were lost more than {MAX_FAILURES} times ({lines[0][:300]}); go on with --resume")
+    return error
 
 
 class Screen:

@@ -16,6 +16,7 @@ from mprd.runs.curves import plot_curves
 from mprd.runs.folder import RunFolder
 from mprd.runtime.distributed import WorkerGroup
 from mprd.runtime.spans import span
+from mprd.text import quoted
 from mprd.train.signals import StopRequest
 from mprd.train.trackers import Trackers
 
@@ -92,7 +93,9 @@ class Recorder:
         if stop or self.is_due():
             self.save(trainer)
         if stop:
-            raise Interrupted(f"stopped in epoch {trainer.state.epoch + 1}; go on with --resume {self.folder.path}")
+            raise Interrupted(
+                f"stopped in epoch {trainer.state.epoch + 1}; go on with --resume {quoted(self.folder.path)}"
+            )
 
     def show_step(self, trainer: Trainer, num_steps: int) -> None:
         """Update the live line; the losses of an accelerator are read every CHECK_STEPS steps."""
@@ -114,7 +117,7 @@ class Recorder:
         self.save(trainer)
         epoch = trainer.state.epoch
         if self.workers.any(self.stop.stop) and epoch < self.config.train.epochs:
-            raise Interrupted(f"stopped after epoch {epoch}; go on with --resume {self.folder.path}")
+            raise Interrupted(f"stopped after epoch {epoch}; go on with --resume {quoted(self.folder.path)}")
 
     def save(self, trainer: Trainer) -> None:
         """Write the last checkpoint."""

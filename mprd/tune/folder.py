@@ -20,6 +20,7 @@ from mprd.config.old_names import upgrade_dotted
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder, write_text
+from mprd.text import quoted
 from mprd.tune.study import Objective, Study, build_study, write_study
 from mprd.tune.trial import Trial
 
@@ -38,7 +39,9 @@ class StudyFolder:
     def create(self, study: Study, config: Config, *, objective: Objective, num_trials: int) -> None:
         """Make the folder; raise UserError where it holds a study already."""
         if self.study_file.exists():
-            raise UserError(f"{self.path}: holds a study already; go on with --resume, or change --out")
+            raise UserError(
+                f"{self.path}: holds a study already; go on with --resume --out {quoted(self.path)}, or change --out"
+            )
         try:
             (self.path / "trials").mkdir(parents=True, exist_ok=True)
         except OSError as error:

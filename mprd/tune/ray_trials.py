@@ -24,7 +24,7 @@ from mprd.config.loading import absolute
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.parallel.backends import count_actors
-from mprd.parallel.cluster import cluster, find_resources
+from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
 from mprd.runs.folder import RunFolder
 from mprd.runtime.device import CpuThreads, num_cores
 from mprd.train.local import finish
@@ -64,22 +64,25 @@ def run_trials_on_ray(
         return
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
-    address = address or os.environ.get("RAY_ADDRESS", "local")
+    place = find_address(address)
     # a trial's driver hardly computes, so a core runs it beside a worker
     num_cpus = cpus_per_trial(config) * max(num_cores(), concurrency or 1)
     # Ray installs its SIGTERM handler when it starts, so ours comes second
-    with cluster(address, num_cpus=num_cpus), sigterm_as_interrupt():
+    with cluster(place, num_cpus=num_cpus), sigterm_as_interrupt():
         num_gpus = choose_gpus(config.train.device, gpus_per_trial)
         num_slots = count_slots(config, num_gpus, concurrency)
-        threads = choose_threads(config, num_slots if address == "local" else 1)
-        if address != "local":
+        threads = choose_threads(config, num_slots if place.is_local else 1)
+        if not place.is_local:
             # other jobs may share the machine that Ray chooses
             threads = threads._replace(max_threads=threads.threads)
         searcher = QueueSearcher(queue, absolute(config), console, num_gpus=num_gpus, threads=threads)
-        make_tuner(searcher, num_slots).fit()
+        starts = Starts(searcher, Waiting("trials", CPU=cpus_per_trial(config), GPU=num_gpus))
+        make_tuner(searcher, num_slots, starts).fit()
+        if starts.error is not None:
+            raise starts.error
 
 
-def make_tuner(searcher: QueueSearcher, num_slots: int) -> tune.Tuner:
+def make_tuner(searcher: QueueSearcher, num_slots: int, starts: Starts) -> tune.Tuner:
     """Build the tuner, whose own files go to `ray/` in the study folder."""
     queue = searcher.queue
     return tune.Tuner(
@@ -95,6 +98,7 @@ def make_tuner(searcher: QueueSearcher, num_slots: int) -> tune.Tuner:
             name=f"{time.time_ns()}",
             storage_path=str((queue.folder.path / "ray").resolve()),
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            stop=starts,
             verbose=0,
         ),
     )
@@ -169,6 +173,32 @@ def run_trial(spec: dict[str, Any]) -> None:
         finish(folder, folder.read_rows(), new_console(quiet=True))
     except Exception as error:
         write_error(folder, error)
+
+
+class Starts(tune.Stopper):
+    """Say what trials wait for while none runs, and end the study where none ever does."""
+
+    def __init__(self, searcher: QueueSearcher, waiting: Waiting) -> None:
+        self.searcher, self.waiting = searcher, waiting
+        self.error: UserError | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle nothing, as Tune saves its stopper."""
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Look after the wait; Tune calls this again and again."""
+        running = self.searcher.running.values()
+        if not running or any(Mailbox(each.folder.path).messages.is_file() for each in running):
+            self.waiting.restart()
+        try:
+            self.waiting.check()
+        except UserError as error:
+            self.error = error
+        return self.error is not None
 
 
 @dataclass

@@ -13,6 +13,7 @@ from mprd.evaluate.evaluation import can_evaluate
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
 from mprd.runs.lock import held
+from mprd.text import quoted
 from mprd.tune.folder import StudyFolder
 from mprd.tune.report import write_study_report
 from mprd.tune.settings import check_points, read_settings, smoke_study
@@ -102,7 +103,7 @@ def run_and_report(folder: StudyFolder, *, trials: int | None, launcher: str, ra
     try:
         run_trials(queue, config, console, launcher=launcher, ray_options=ray_options)
     except (Interrupted, KeyboardInterrupt):
-        raise Interrupted(f"stopped; go on with --study {study.name} --resume --out {folder.path}") from None
+        raise Interrupted(f"stopped; go on with --resume --out {quoted(folder.path)}") from None
     finally:
         importance = queue.optuna.importance() if queue.optuna is not None else {}
         table = write_study_report(folder, study, config, objective=queue.objective, importance=importance)

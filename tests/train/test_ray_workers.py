@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -79,20 +78,6 @@ def test_actors_beside_the_workers_count() -> None:
     wanted = r"2 with 2 actors each needs 6 logical CPUs, but Ray has 5: ask for --num-workers 1, or"
     with pytest.raises(UserError, match=wanted):
         choose_scaling("cpu", 2, {"CPU": 5}, num_actors=2)
-
-
-def test_an_address_at_which_nothing_listens_is_named() -> None:
-    from mprd.parallel.cluster import check_address
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        with pytest.raises(UserError, match=f"--address 127.0.0.1:{port}: nothing listens there"):
-            check_address(f"127.0.0.1:{port}")
-        listener.listen()
-        check_address(f"127.0.0.1:{port}")
-    check_address("auto")
-    check_address("local")
 
 
 def test_workers_are_not_asked_of_one_process(tiny_root: Path) -> None:
