@@ -78,5 +78,7 @@ def test_a_file_system_without_locks_only_warns(
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent: cannot write there: No such file"), held(tmp_path / "absent"):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match=r"file/absent: cannot write there: Not a directory"), held(file / "absent"):
         pass
