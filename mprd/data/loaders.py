@@ -34,7 +34,7 @@ WATCH_SECONDS = 1.0
 """Interval at which a helper checks that its parent is alive."""
 STOP_SECONDS = 5.0
 """Longest wait for the end of a helper that was killed."""
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "memory runs out (a container's limit counts all processes)",
     signal.SIGBUS: "a disk or /dev/shm is full (of a container: --shm-size) or a file was cut while it was read",
 }
@@ -189,8 +189,8 @@ def shared_slots(batch_size: int, shape: tuple[int, int, int]) -> Tensor:
 def serve(pipe: Connection, images: Images, batches: list[list[int]], slots: Tensor, parent: int) -> None:
     """Prepare batches in a helper: write each into a slot that is free, and send its ids, or its error instead."""
     # the main process handles them, and then stops its helpers
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.SIG_IGN)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     for number, batch in enumerate(batches):

@@ -35,8 +35,6 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # silences a warning about actors that share an object, which here lives as long as they do
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Environment of Ray processes, where nothing else is set."""
 HOST_AND_PORT = re.compile(r"(\[[^\]\s]+\]|[^\[\]:/\s]+):(\d{1,5})")

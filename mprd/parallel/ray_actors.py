@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,8 @@ ITEMS_IN_FLIGHT = 2
 def join_ray(num_actors: int) -> None:
     """Use the Ray of this process or of RAY_ADDRESS; otherwise start one on this machine with CPUs for the actors."""
     if not ray.is_initialized():
+        # silences a warning about actors that share an object, which here lives as long as they do
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         start_ray(find_address(), num_cpus=max(num_cores(), num_actors))
 
 

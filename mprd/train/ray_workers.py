@@ -78,7 +78,7 @@ def run_on_ray(
             if not (resume and folder.has_start()):
                 folder.create(config)
             trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
-            waiting = Waiting(f"{num_workers} workers", CPU=num_workers * (1 + num_actors), GPU=num_gpus)
+            waiting = Waiting(name_workers(num_workers), CPU=num_workers * (1 + num_actors), GPU=num_gpus)
             run_trainer(trainer, folder, console, num_epochs=config.train.epochs, started=started, waiting=waiting)
             rows = folder.read_rows()
             finish(folder, rows, console)
@@ -239,6 +239,10 @@ def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen, waiting
         raise Interrupted(screen.stopped)
 
 
+def name_workers(count: int) -> str:
+    return f"{count} workers" if count > 1 else "one worker"
+
+
 def explain_end(error: BaseException, screen: Screen) -> BaseException:
     """Return one line for workers that could not start or were lost; an error of the code stays as it is."""
     failures = getattr(error, "worker_failures", {}).values()
@@ -286,9 +290,8 @@ class Screen:
             )
             return
         seconds = time.monotonic() - self.started
-        name = f"{size} workers" if size > 1 else "one worker"
         self.console.print(
-            f"Ray: {name} on {device}, started in {seconds:.1f} s (first: process {pid})", highlight=False
+            f"Ray: {name_workers(size)} on {device}, started in {seconds:.1f} s (first: process {pid})", highlight=False
         )
 
 
