@@ -19,12 +19,15 @@ def num_hard(num_negatives: Tensor, r: float) -> Tensor:
     return torch.minimum(wanted.clamp(min=1), num_negatives)
 
 
-def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tuple[Tensor, Tensor]:
+def hard_negatives(
+    similarities: Tensor, positives: Tensor, doubtful: Tensor | None = None, *, r: float
+) -> tuple[Tensor, Tensor]:
     """Find N_i*, the r negatives most similar to each row's image (Eq. 3).
 
     Args:
         similarities: `[B, N]`, cosine to the memory.
-        positives: boolean (or 0 and 1) `[B, N]`; every other image is a negative.
+        positives: boolean (or 0 and 1) `[B, N]`.
+        doubtful: likewise, images that are neither positives nor negatives; every other image is a negative.
 
     Returns:
         Image ids `[B, R]` in descending similarity, and a boolean `[B, R]`, false for the padding of rows with fewer
@@ -36,7 +39,7 @@ def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tupl
     >>> ids.tolist(), counts.tolist()
     ([[3]], [[True]])
     """
-    positives = positives.bool()
+    positives = positives.bool() if doubtful is None else positives.bool() | doubtful
     num_negatives = (~positives).sum(1)
     counts = num_hard(num_negatives, r)
     # a width that depends on the data would force a sync with a GPU
@@ -49,6 +52,7 @@ def hard_negatives(similarities: Tensor, positives: Tensor, *, r: float) -> tupl
 def binomial_deviance(
     similarities: Tensor,
     positives: Tensor,
+    doubtful: Tensor | None = None,
     *,
     delta: float = 5.0,
     alpha: float = 4.0,
@@ -61,6 +65,7 @@ def binomial_deviance(
     Args:
         similarities: `[B, N]`, <F(x_i), M[j]>; the memory side detached.
         positives: boolean `[B, N]`, P_i; each row holds at least one.
+        doubtful: boolean `[B, N]`, neither positives nor negatives.
         r: hard negatives, a share of the negatives below 1, otherwise a number.
 
     Returns:
@@ -74,13 +79,15 @@ def binomial_deviance(
     """
     pull = F.softplus(alpha * (lambda_1 - similarities)) * positives
     pull_B = pull.sum(1) / positives.sum(1)
-    ids, counts = hard_negatives(similarities.detach(), positives, r=r)
+    ids, counts = hard_negatives(similarities.detach(), positives, doubtful, r=r)
     push = F.softplus(alpha * (similarities.gather(1, ids) - lambda_2)) * counts
     push_B = push.sum(1) / counts.sum(1).clamp(min=1)
     return (delta * pull_B + push_B).mean()
 
 
-def mmcl(logits: Tensor, positives: Tensor, *, delta: float = 5.0, r: float = 0.01) -> Tensor:
+def mmcl(
+    logits: Tensor, positives: Tensor, doubtful: Tensor | None = None, *, delta: float = 5.0, r: float = 0.01
+) -> Tensor:
     """Return MLCReID's memory-based multi-label classification loss.
 
     Per row `delta * mean((1 - positive)^2) + mean((1 + hard negative)^2)`, hard negatives as in Eq. 3;
@@ -89,13 +96,14 @@ def mmcl(logits: Tensor, positives: Tensor, *, delta: float = 5.0, r: float = 0.
     Args:
         logits: `[B, N]`, cosines to the memory.
         positives: boolean `[B, N]`; each row holds at least one.
+        doubtful: boolean `[B, N]`, neither positives nor negatives.
 
     >>> import torch
     >>> mmcl(torch.tensor([[1.0, 0.5, -0.8]]), torch.tensor([[True, False, False]]), r=1)  # 5 * 0 + 1.5^2
     tensor(2.2500)
     """
     pull_B = ((1 - logits) ** 2 * positives).sum(1) / positives.sum(1)
-    ids, counts = hard_negatives(logits.detach(), positives, r=r)
+    ids, counts = hard_negatives(logits.detach(), positives, doubtful, r=r)
     push = (1 + logits.gather(1, ids)) ** 2 * counts
     push_B = push.sum(1) / counts.sum(1).clamp(min=1)
     return (delta * pull_B + push_B).mean()

@@ -29,10 +29,13 @@ def groups(num_groups: int, size: int, *, spread: float = 0.05, loners: int = 0)
     return normalize(torch.cat([rows, centers[num_groups:]]), dim=1)
 
 
-def slow_jaccard(distances: np.ndarray, k1: int, k2: int) -> np.ndarray:
-    """Write the k-reciprocal Jaccard distance of Zhong et al., Sec. 3, out with sets, from squared distances [N, N]."""
+def slow_jaccard(distances: np.ndarray, k1: int, k2: int, length: int | None = None) -> np.ndarray:
+    """Write the k-reciprocal Jaccard distance of Zhong et al., Sec. 3, out with sets, from squared distances [N, N].
+
+    `length` cuts the lists of all images.
+    """
     images = range(len(distances))
-    nearest = [sorted(images, key=lambda j, i=i: (j != i, distances[i, j])) for i in images]
+    nearest = [sorted(images, key=lambda j, i=i: (j != i, distances[i, j]))[:length] for i in images]
 
     def mutual(i: int, k: int) -> set[int]:
         return {j for j in nearest[i][: k + 1] if i in nearest[j][: k + 1]}

@@ -127,15 +127,18 @@ class NeighborsConfig(Section):
     k: int = Field(8, ge=1)
     """Least number of neighbors (Sec. 5.2)."""
     similarity: float = Field(0.6, ge=-1, le=1)
-    """Cosine above which an image is a neighbor beyond the first k (Sec. 5.2)."""
+    """Cosine above which an image is a neighbor beyond the first k (Sec. 5.2), where the metric is the cosine."""
     k_max: int = Field(64, ge=1)
-    """Most neighbors; lists that it cuts are counted and logged."""
+    """Most neighbors; lists that it cuts are counted and logged. The number of neighbors under any other metric."""
     metric: Literal["cosine", "csls", "camera"] = "cosine"
     """Similarity that orders the lists: cosine, or corrected for local density over all images or in each camera."""
     density_k: int | None = Field(None, ge=1)
-    """Nearest images, of all (`csls`: 8) or of each camera (`camera`: 5), whose mean cosine is the local density."""
+    """Nearest images, of all (`csls`: 8) or of a camera of average size (`camera`: 20; a smaller camera counts for as
+    many fewer), whose mean cosine is the local density."""
     standardise: bool = False
-    """Standardize features within each camera before comparing them: for lists, rules and clusters."""
+    """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
+    whitening: bool = False
+    """Then whiten them by the differences of the surest pseudo pairs, once an epoch, if these are sure enough."""
     source: ListSource = "memory"
     """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
     search: Literal["exact", "ivf", "hnsw", "sharded"] = "exact"
@@ -234,7 +237,7 @@ class PairsConfig(Section):
     @property
     def is_once_an_epoch(self) -> bool:
         """Whether P of all images is written before an epoch's first step and kept until its last."""
-        return self.refresh == "epoch" or self.labels_all_at_once
+        return self.refresh == "epoch" or self.labels_all_at_once or self.labeller == "dbscan"
 
     def threshold_of(self, labeller: Labeller) -> float:
         """Return what a pair's score must exceed under a labeller other than the GCN."""
@@ -369,8 +372,9 @@ class Config(Section):
 
     @property
     def uses_meta(self) -> bool:
-        """Whether anything learns from the labeled images."""
-        return self.pairs.labeller == "gcn" or self.pairs.relabel_meta or self.limits_positives
+        """Whether anything reads the labeled images."""
+        judges_pairs = self.neighbors.whitening
+        return self.pairs.labeller == "gcn" or self.pairs.relabel_meta or self.limits_positives or judges_pairs
 
     @property
     def limits_positives(self) -> bool:
@@ -387,6 +391,7 @@ class Config(Section):
         # these need a pass over all images, which no batch can afford
         of_all_images = {
             "neighbors.standardise": self.neighbors.standardise,
+            "neighbors.whitening": self.neighbors.whitening,
             f"neighbors.metric: {self.neighbors.metric}": self.neighbors.metric != "cosine",
             "gcn.variant: reciprocal": self.gcn.variant == "reciprocal",
         }

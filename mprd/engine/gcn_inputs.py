@@ -29,15 +29,16 @@ class GcnInputs(NamedTuple):
     """`[N]`, the row of each image's copy, -1 without one."""
 
     @classmethod
-    def of_images(cls, features: Tensor, lists: FrozenLists, *, needs_similarities: bool) -> GcnInputs:
-        """Start without copies."""
-        copies = torch.full((len(features),), PADDING, device=features.device)
-        return cls(features, lists.ids, lists.similarities if needs_similarities else None, copies)
+    def of_images(cls, lists: FrozenLists, *, needs_similarities: bool) -> GcnInputs:
+        """Start without copies, from the features that are compared."""
+        copies = torch.full((len(lists.features),), PADDING, device=lists.features.device)
+        return cls(lists.features, lists.ids, lists.similarities if needs_similarities else None, copies)
 
     def with_copies(self, perturbed: Tensor, originals: Tensor, lists: FrozenLists, camids: Tensor | None) -> GcnInputs:
         """Append copies, with features `[X, D]`, of the images `originals` `[X]`; `lists` finds their neighbors."""
-        num_images = len(self.features)
-        near = lists.search_outside(perturbed, None if camids is None else camids[originals])
+        num_images, camids = len(self.features), None if camids is None else camids[originals]
+        perturbed = lists.chain(perturbed, camids)
+        near = lists.search_outside(perturbed, camids)
         width = max(self.neighbor_ids.shape[1], near.shape[1])
         ids, near = (F.pad(part, (0, width - part.shape[1]), value=PADDING) for part in (self.neighbor_ids, near))
         copies = self.copies.clone()

@@ -51,6 +51,8 @@ class PairSources:
     """`[N]`, the row of an image's perturbed copy behind the memory, -1 without one."""
     meta: MetaSet
     meta_pairs: Literal["random", "candidates"]
+    is_meta_whole: bool
+    """Whether Z holds all images of its identities, so that any other image has another identity."""
     use: Literal["both", "unlabelled", "meta"]
     is_first: bool
     """Whether no P has been labeled yet: negatives are then drawn at random."""
@@ -162,7 +164,9 @@ def draw_meta(images: Tensor, sources: PairSources, draws: StepDraws) -> Labelle
     meta = sources.meta
     drawn = send(draws.integers(len(meta)), images.device)
     if sources.meta_pairs == "candidates":
-        return candidate_meta_pairs(meta.ids, meta.pids, drawn, images, sources.neighbor_ids, draws=draws)
+        return candidate_meta_pairs(
+            meta.ids, meta.pids, drawn, images, sources.neighbor_ids, is_whole=sources.is_meta_whole, draws=draws
+        )
     return random_meta_pairs(meta.ids, meta.pids, drawn, images, draws=draws)
 
 
@@ -239,10 +243,11 @@ def pseudo_positives(
 def random_negatives(anchors: Tensor, positives: PositiveTable, *, num_images: int, draws: StepDraws) -> LabelledPairs:
     """Pair each anchor with a random other image as a negative (Sec. 4.2 item 1, first iteration).
 
-    An image that happens to be in P_i is skipped.
+    An image that happens to be in P_i, or to be refused by `pairs.limit`, is skipped.
     """
     second = send(draws.integers(num_images), anchors.device)[:, None]
-    is_known = (positives.ids[anchors] == second).any(1, keepdim=True)
+    known = torch.cat([positives.ids, positives.refused], dim=1)[anchors]
+    is_known = (known == second).any(1, keepdim=True)
     return label(anchors, second, ~is_known, is_positive=False)
 
 
@@ -251,7 +256,7 @@ def hard_negative_pairs(
 ) -> LabelledPairs:
     """Pair each anchor with |P_i| random members of N_i* as negatives (Sec. 4.2 item 1, Eq. 3)."""
     mask = positives.mask(anchors)
-    ids_AR, counts_AR = hard_negatives(memory[anchors] @ memory.T, mask, r=r)
+    ids_AR, counts_AR = hard_negatives(memory[anchors] @ memory.T, mask, positives.doubtful(anchors), r=r)
     return label(anchors, ids_AR, choose(counts_AR, mask.sum(1), draws), is_positive=False)
 
 
@@ -291,21 +296,23 @@ def candidate_meta_pairs(
     images: Tensor,
     neighbor_ids: Tensor,
     *,
+    is_whole: bool,
     draws: StepDraws,
 ) -> LabelledPairs:
     """Label each drawn z's own candidates NN_k(z), beside the random pairs.
 
-    Departs from Sec. 4.2 item 2: random pairs are far easier than the candidates that Eq. 7 thresholds, which leaves
-    mu uncalibrated.
+    Unless Z `is_whole`, a candidate outside of Z may be a mate of z, and gets no label. Departs from Sec. 4.2 item 2:
+    random pairs are far easier than the candidates that Eq. 7 thresholds, which leaves mu uncalibrated.
     """
     first = meta_ids[drawn]
     near = neighbor_ids[first]
     hits = (near[:, :, None] == meta_ids[None, None]) & (meta_pids[drawn][:, None] == meta_pids[None])[:, None]
     is_match = hits.any(2)
+    is_other = ~is_match if is_whole else ~is_match & torch.isin(near, meta_ids)
     return join_pairs(
         [
             random_meta_pairs(meta_ids, meta_pids, drawn, images, draws=draws),
             label(first, near, is_match, is_positive=True),
-            label(first, near, ~is_match, is_positive=False),
+            label(first, near, is_other, is_positive=False),
         ]
     )

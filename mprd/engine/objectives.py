@@ -41,8 +41,8 @@ class PairObjective:
 
     memory: FeatureMemory
     positives: PositiveTable
-    pair_loss: Callable[[Tensor, Tensor], Tensor]
-    """From similarities and P_i, both `[B, N]`, to a scalar."""
+    pair_loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """From similarities, P_i, and what is neither positive nor negative, all `[B, N]`, to a scalar."""
     batch_size: int
 
     def batches(self, draw: torch.Generator) -> list[list[int]]:
@@ -51,7 +51,7 @@ class PairObjective:
         return ordered_batches(order, self.batch_size, is_normalized=True)
 
     def loss(self, features: Tensor, ids: Tensor) -> Tensor:
-        return self.pair_loss(features @ self.memory.features.T, self.positives.mask(ids))
+        return self.pair_loss(features @ self.memory.features.T, self.positives.mask(ids), self.positives.doubtful(ids))
 
     def update(self, features: Tensor, ids: Tensor) -> None:
         """Change nothing: the memory is updated under every objective."""
@@ -62,11 +62,13 @@ class ClusterObjective:
     """InfoNCE against the centroids of the clusters, which follow the features (Cluster-Contrast)."""
 
     clusters: ClusterMemory
+    camids: Tensor | None
+    """`[N]`."""
     batch_size: int
 
     def batches(self, draw: torch.Generator) -> list[list[int]]:
         """Return several images each of some clusters a batch."""
-        return balanced_batches(self.clusters.labels, batch_size=self.batch_size, generator=draw)
+        return balanced_batches(self.clusters.labels, self.camids, batch_size=self.batch_size, generator=draw)
 
     def loss(self, features: Tensor, ids: Tensor) -> Tensor:
         return self.clusters.loss(features, ids)
@@ -75,14 +77,14 @@ class ClusterObjective:
         self.clusters.update(features, ids)
 
 
-def choose_objective(config: Config, state: TrainState) -> Objective:
+def choose_objective(config: Config, state: TrainState, camids: Tensor | None) -> Objective:
     """Return the objective of this epoch: clusters where `dbscan` found any, else pairs."""
     if state.clusters is not None:
-        return ClusterObjective(state.clusters, config.train.batch_size)
+        return ClusterObjective(state.clusters, camids, config.train.batch_size)
     return PairObjective(state.memory, state.positives, choose_pair_loss(config), config.train.batch_size)
 
 
-def choose_pair_loss(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+def choose_pair_loss(config: Config) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """Return Eq. 2, or MMCL under the labeler `mlcr`."""
     c = config.loss
     if config.pairs.labeller == "mlcr":

@@ -14,6 +14,7 @@ from mprd.config.schema import Config, GcnConfig, TrainConfig
 from mprd.errors import UserError
 from mprd.gcn.network import PairGCN
 from mprd.memory import FeatureMemory
+from mprd.neighbors.similarity import SimilarityChain
 from mprd.pairs.clusters import ClusterMemory
 from mprd.pairs.positives import MetaSet, PositiveTable
 from mprd.runtime import checkpoint
@@ -43,7 +44,9 @@ class TrainState:
     positives: PositiveTable
     meta: MetaSet = field(default_factory=MetaSet.empty)
     list_features: Tensor | None = None
-    """`[N, D]`, the features of this epoch's lists where `neighbors.source` is not the memory."""
+    """`[N, D]`, the features that this epoch's lists are drawn from, where they are fixed for the epoch."""
+    chain: SimilarityChain | None = None
+    """The map to the features that are compared, fitted to `list_features`."""
     clusters: ClusterMemory | None = None
     """Of this epoch, under the labeler `dbscan`."""
     epoch: int = 0
@@ -54,7 +57,6 @@ class TrainState:
     def begin_epoch(self, epoch: int) -> None:
         """Move to an epoch's first step."""
         self.epoch, self.phase, self.step = epoch, "gcn", 0
-        self.list_features = None
         self.clusters = None
 
     def begin_phase(self, phase: Phase) -> None:
@@ -70,8 +72,10 @@ class TrainState:
             "gcn_optimizer": self.gcn_optimizer.state_dict(),
             "memory": self.memory.features,
             "positives": self.positives.ids,
+            "refused": self.positives.refused,
             "meta": self.meta.table(),
             "list_features": self.list_features,
+            "chain": None if self.chain is None else self.chain.state_dict(),
             "clusters": None if self.clusters is None else self.clusters.state_dict(),
             "epoch": self.epoch,
             "phase": self.phase,
@@ -96,7 +100,12 @@ class TrainState:
         # bit for bit: normalizing a row again would change its last bits
         self.memory.features = state["memory"].to(device)
         self.positives.ids = state["positives"].to(device)
+        # older checkpoints lack them
+        self.positives.refused = state.get("refused", self.positives.refused).to(device)
         self.list_features = None if state["list_features"] is None else state["list_features"].to(device)
+        # older checkpoints lack it
+        chain = state.get("chain")
+        self.chain = None if chain is None else SimilarityChain.from_state_dict(chain, device)
         clusters = state["clusters"]
         if clusters is not None:
             clusters = ClusterMemory(**{name: part.to(device) for name, part in clusters.items()})

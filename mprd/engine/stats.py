@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +32,21 @@ class EpochStats:
         else:
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
+    def timer(self, name: str) -> Callable[[], None]:
+        """Start a clock; each call of the result adds the seconds since the last to a sum.
+
+        A sum that grows with the steps is saved with each checkpoint, so a resumed epoch has all of its seconds.
+        """
+        last = time.monotonic()
+
+        def add() -> None:
+            nonlocal last
+            now = time.monotonic()
+            self.add(name, now - last)
+            last = now
+
+        return add
+
     def sync(self) -> None:
         """Copy all pending sums to the host in one transfer."""
         pending, self.pending = self.pending, {}
@@ -48,15 +65,18 @@ class EpochStats:
         names = (name for name in ("GCN", "CNN") if not math.isfinite(self.sums.get(f"{name.lower()}_loss", 0.0)))
         return next(names, None)
 
-    def add_candidates(self, ids: Tensor, labels: Labels, memory: Tensor) -> None:
-        """Keep the candidates of the images `ids` `[B]` with their scores, and count list lengths and cut lists."""
+    def add_candidates(self, ids: Tensor, labels: Labels, compared: Tensor) -> None:
+        """Keep the candidates of the images `ids` `[B]` with their scores, and count list lengths and cut lists.
+
+        Cosines are of `compared` `[N, D]`, the features that lists are drawn from.
+        """
         assert labels.candidates is not None
         assert labels.likelihoods is not None
         assert labels.overlaps is not None
         assert labels.is_capped is not None
         places = (labels.candidates != PADDING).nonzero(as_tuple=True)
         first, second = ids[places[0]], labels.candidates[places]
-        cosines = (memory[first] * memory[second]).sum(1)
+        cosines = (compared[first] * compared[second]).sum(1)
         columns = [first, second, labels.likelihoods[places], cosines, labels.overlaps[places]]
         if labels.agreements is not None:
             columns.append(labels.agreements[places])

@@ -6,7 +6,6 @@ order of the batch, so the number of workers changes nothing. Memory, P and netw
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.engine import schedules
 from mprd.engine.callbacks import Backends, Callbacks, ignore
+from mprd.engine.epoch_lists import EpochLists
 from mprd.engine.gcn_inputs import GcnInputs
 from mprd.engine.gcn_sampling import PairSources, StepPairs, draw_epoch
 from mprd.engine.objectives import Objective, choose_objective
@@ -31,8 +31,8 @@ from mprd.engine.state import TrainState, build_state
 from mprd.engine.stats import EpochStats
 from mprd.errors import NonFiniteLoss
 from mprd.memory import FeatureMemory
-from mprd.neighbors.lists import FrozenLists, LiveLists, list_features
-from mprd.pairs.clusters import find_clusters
+from mprd.neighbors.lists import FrozenLists, LiveLists
+from mprd.pairs.clusters import ClusterMemory, find_clusters
 from mprd.pairs.labellers import Labels, PairLabeller, choose_labeller, gather_labels, label_all
 from mprd.pairs.positives import choose_limit, choose_meta
 from mprd.runtime.device import cudnn_benchmark
@@ -103,7 +103,8 @@ class Trainer:
         self.state.meta = choose_meta(config, dataset, device)
         self.limit = choose_limit(config, self.state.meta, self.camids, self.num_images)
         self.stats = EpochStats()
-        self.extracted_lists: FrozenLists | None = None
+        extract_all = partial(self.extract, self.plain_images)
+        self.epoch_lists = EpochLists(config, self.state, self.camids, extract=extract_all, backends=backends)
 
     # -- position, and what depends on it ------------------------------------------------------------
 
@@ -122,8 +123,9 @@ class Trainer:
     @property
     def eta(self) -> float:
         """This epoch's weight of the meta gradient (Eq. 10)."""
-        eta = self.config.meta.eta.model_dump()
-        return schedules.eta(self.state.epoch, self.config.train.epochs, **eta)
+        # the GCN's first epoch comes after the warm-up
+        eta, warmup = self.config.meta.eta.model_dump(), self.config.train.warmup_epochs
+        return schedules.eta(max(0, self.state.epoch - warmup), self.config.train.epochs - warmup, **eta)
 
     def set_learning_rates(self) -> None:
         """Set both rates of the CNN for this epoch (Sec. 5.2)."""
@@ -135,8 +137,7 @@ class Trainer:
     def begin_epoch(self, epoch: int) -> None:
         """Move to an epoch's first step, with empty statistics."""
         self.state.begin_epoch(epoch)
-        self.stats = EpochStats()
-        self.extracted_lists = None
+        self.stats = self.epoch_lists.begin_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Return state and statistics for a checkpoint; raise NonFiniteLoss where they are not worth keeping."""
@@ -188,23 +189,8 @@ class Trainer:
             self.state.memory.update(ids, features, gamma=self.gamma)
 
     def frozen_lists(self) -> FrozenLists:
-        """Return lists from features that are fixed for now: the epoch's extracted ones, or the memory."""
-        rest = (self.camids, self.config.neighbors)
-        if self.config.neighbors.source == "memory":
-            return FrozenLists(self.state.memory.features, *rest, search_all=self.backends.search_all)
-        if self.extracted_lists is None:
-            features = self.extracted_features()
-            self.extracted_lists = FrozenLists(features, *rest, search_all=self.backends.search_all)
-        return self.extracted_lists
-
-    def extracted_features(self) -> Tensor:
-        """Return features `[N, D]` of all images without augmentation, once an epoch where lists need them."""
-        state, source = self.state, self.config.neighbors.source
-        if source == "memory":
-            return self.extract(self.plain_images)
-        if state.list_features is None:
-            state.list_features = list_features(source, state.memory.features, self.extract(self.plain_images))
-        return state.list_features
+        """Return the epoch's lists, from features that are fixed when lists are first needed."""
+        return self.epoch_lists.get(self.stats)
 
     # -- the GCN's epoch: Alg. 1 lines 3-7 ---------------------------------------------------------------
 
@@ -212,7 +198,7 @@ class Trainer:
         """Train G on labeled pairs, F frozen; resumes behind `state.step`."""
         if self.labeller != "gcn":
             return
-        state, started = self.state, time.monotonic()
+        state, timer = self.state, self.stats.timer("gcn_seconds")
         with span("GCN"):
             inputs = self.gcn_inputs()
             # memory and P are fixed in this phase, so a resumed epoch draws the same pairs
@@ -229,8 +215,8 @@ class Trainer:
             for step, subgraphs in zip(rest, stream, strict=True):
                 self.gcn_step(inputs, step, subgraphs)
                 state.step += 1
+                timer()
                 self.callbacks.after_step(self, len(steps))
-        self.stats.add("gcn_seconds", time.monotonic() - started)
 
     def pair_sources(self, inputs: GcnInputs) -> PairSources:
         """Return what this epoch's GCN pairs are drawn from."""
@@ -241,6 +227,7 @@ class Trainer:
             perturbed=inputs.copies,
             meta=self.state.meta,
             meta_pairs=self.config.meta.pairs,
+            is_meta_whole=self.config.meta.is_whole,
             use=self.config.gcn.sources,
             is_first=self.state.epoch == self.config.train.warmup_epochs,
             r=self.config.loss.r,
@@ -254,7 +241,7 @@ class Trainer:
         """
         state, lists = self.state, self.frozen_lists()
         with span("neighbors"):
-            inputs = GcnInputs.of_images(state.memory.features, lists, needs_similarities=state.gcn.needs_similarities)
+            inputs = GcnInputs.of_images(lists, needs_similarities=state.gcn.needs_similarities)
         lonely = (state.positives.counts() == 1).nonzero().squeeze(1)
         if self.config.gcn.sources == "meta" or len(lonely) == 0:
             return inputs
@@ -278,11 +265,11 @@ class Trainer:
 
     def train_cnn_epoch(self) -> None:
         """Train F on P and N*, G frozen; resumes behind `state.step`."""
-        state, started = self.state, time.monotonic()
+        state, timer = self.state, self.stats.timer("cnn_seconds")
         if state.step == 0 and self.labeller == "dbscan":
-            state.clusters = find_clusters(self.extracted_features(), self.config, camids=self.camids)
+            state.clusters = self.find_clusters()
         label = self.begin_labels(self.build_labeller())
-        objective = choose_objective(self.config, state)
+        objective = choose_objective(self.config, state, self.camids)
         self.train_images.set_epoch(state.epoch)
         batches = objective.batches(generator(self.config.train.seed, RngStream.ORDER, state.epoch))
         state.backbone.train()
@@ -290,8 +277,17 @@ class Trainer:
             for images, ids in self.batches(self.train_images, batches[state.step :]):
                 self.cnn_step(images, ids, label, objective)
                 state.step += 1
+                timer()
                 self.callbacks.after_step(self, len(batches))
-        self.stats.add("cnn_seconds", time.monotonic() - started)
+
+    def find_clusters(self) -> ClusterMemory | None:
+        """Cluster the images by clean features, as Cluster-Contrast does, which become the memory.
+
+        Its batches leave outliers out, whose rows of the memory would otherwise be of earlier epochs.
+        """
+        lists = self.frozen_lists()
+        self.state.memory = FeatureMemory(lists.source)
+        return find_clusters(lists.source, lists.features, eps=self.config.clusters.eps)
 
     def cnn_step(
         self, images: Tensor, ids: Tensor, label: Callable[[Tensor, BatchShard], None], objective: Objective
@@ -317,14 +313,12 @@ class Trainer:
 
     def build_labeller(self) -> PairLabeller:
         """Return this epoch's labeler, on live lists where the settings search them batch by batch."""
-        memory = self.state.memory.features
         is_live = self.config.searches_live
         return choose_labeller(
             self.labeller,
             self.config,
-            LiveLists(memory, self.config.neighbors) if is_live else self.frozen_lists(),
+            LiveLists(self.state.memory.features, self.config.neighbors) if is_live else self.frozen_lists(),
             gcn=self.state.gcn,
-            memory=memory,
             pids=self.pids,
             meta=self.state.meta,
             clusters=self.state.clusters,
@@ -354,9 +348,10 @@ class Trainer:
 
     def set_positives(self, ids: Tensor, labels: Labels) -> None:
         """Write P_i, and keep the scores of candidates for the epoch's statistics."""
-        self.state.positives.set_rows(ids, labels.positives)
+        self.state.positives.set_rows(ids, labels.positives, labels.refused)
         if labels.candidates is not None:
-            self.stats.add_candidates(ids, labels, self.state.memory.features)
+            compared = self.state.memory.features if self.config.searches_live else self.frozen_lists().features
+            self.stats.add_candidates(ids, labels, compared)
 
     # -- a step of either network ------------------------------------------------------------------------
 

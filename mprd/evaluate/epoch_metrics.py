@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mprd.evaluate import label_quality
-from mprd.evaluate.evaluation import can_evaluate, extract_sets, rank_sets
+from mprd.evaluate.evaluation import Extra, can_evaluate, extract_sets, rank_sets
 from mprd.runtime.seeding import RngStream, generator
 
 if TYPE_CHECKING:
@@ -21,12 +21,14 @@ COLLAPSED = 0.95
 def epoch_row(trainer: Trainer) -> dict[str, Any]:
     """Return the figures of this epoch by column; a figure without its input (no identities, no GCN) is None.
 
-    Every worker must call this, since all extract. The first returns the figures, the others an empty row.
+    Every worker must call this, since all extract. The first returns the figures, the others an empty row. The lists of
+    the epoch are renewed: evaluation whitens by a chain of the network that it evaluates.
     """
+    is_first = trainer.workers.is_first
+    row = training_row(trainer) | label_row(trainer) | speed_row(trainer) if is_first else {}
+    trainer.epoch_lists.renew()
     evaluation = evaluation_row(trainer)
-    if not trainer.workers.is_first:
-        return {}
-    return training_row(trainer) | label_row(trainer) | speed_row(trainer) | evaluation
+    return row | evaluation if is_first else {}
 
 
 def training_row(trainer: Trainer) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def training_row(trainer: Trainer) -> dict[str, Any]:
         "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=rng),
         "label_free_score": label_quality.neighborhood_agreement(memory, trainer.camids),
         "silhouette": label_quality.silhouette(memory, state.positives),
+        **({} if state.chain is None else state.chain.report),
     }
 
 
@@ -68,15 +71,15 @@ def label_row(trainer: Trainer) -> dict[str, float | None]:
 def candidate_row(trainer: Trainer, pids: Tensor) -> dict[str, float | None]:
     """Return the AUC of each pair score on the epoch's candidate pairs, and the share of true pairs among them."""
     candidates = torch.cat([part.to(trainer.device) for part in trainer.stats.candidates])
-    # the GCN is trained on the pairs of labeled images
-    candidates = candidates[~torch.isin(candidates[:, 0].long(), trainer.state.meta.ids)]
+    # the GCN is trained on the pairs of labeled images, on either side
+    candidates = candidates[~torch.isin(candidates[:, :2].long(), trainer.state.meta.ids).any(1)]
     first, second = candidates[:, :2].long().unbind(1)
     g, cosine, overlap, *agreement = candidates[:, 2:].unbind(1)
     is_true = pids[first] == pids[second]
     scores = {"gcn_auc": g} if trainer.labeller == "gcn" else {}
     scores |= {"cosine_auc": cosine, "jaccard_auc": overlap}
-    if is_due(trainer):
-        # k-reciprocal scores need lists of all images, which take about as long as an evaluation
+    if is_due(trainer) and not trainer.config.searches_live:
+        # from the features that g was computed from; live lists have none of all images
         scores["reciprocal_auc"] = trainer.frozen_lists().similarities.between(first, second)
     if trainer.config.pairs.decide == "agreement":
         scores["agreement_auc"] = agreement[0]
@@ -90,6 +93,7 @@ def speed_row(trainer: Trainer) -> dict[str, Any]:
     return {
         "gcn_seconds": stats.sums.get("gcn_seconds", 0.0),
         "cnn_seconds": stats.sums.get("cnn_seconds", 0.0),
+        "similarity_seconds": stats.sums.get("similarity_seconds", 0.0),
         "images_per_second": stats.mean("images", "cnn_seconds"),
     }
 
@@ -112,7 +116,9 @@ def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
     features = extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
     if not trainer.workers.is_first:
         return {}
-    return rank_sets(*features, trainer.dataset).row()
+    chain = trainer.state.chain
+    extras: tuple[Extra, ...] = () if chain is None or chain.whitening is None else ("whitened",)
+    return rank_sets(*features, trainer.dataset, extras=extras, chain=chain).row()
 
 
 def is_due(trainer: Trainer) -> bool:

@@ -16,11 +16,12 @@ from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages
 from mprd.metrics import RankMetrics, rank_features, rank_metrics, re_rank
 from mprd.neighbors.camera_norm import CameraStatistics
+from mprd.neighbors.similarity import SimilarityChain
 
 if TYPE_CHECKING:
     from mprd.config.schema import Config
 
-Extra = Literal["reranked", "standardised"]
+Extra = Literal["reranked", "standardised", "whitened"]
 """Common post-processing, reported in columns of its own."""
 
 
@@ -32,7 +33,7 @@ class Evaluation:
     """The headline."""
     before_bn: RankMetrics
     extra: dict[Extra, RankMetrics]
-    """The features after the batch norm, re-ranked or standardised."""
+    """The features after the batch norm, re-ranked, standardised or whitened."""
 
     def row(self) -> dict[str, float]:
         """Return the figures under the column names of metrics.jsonl, fractions in [0, 1]."""
@@ -66,15 +67,20 @@ def evaluate(
     *,
     device: torch.device,
     extras: Collection[Extra] = (),
+    chain: SimilarityChain | None = None,
+    knows_cameras: bool = True,
 ) -> Evaluation:
     """Extract query and gallery, and rank the gallery for each query (Sec. 5.1).
 
     Args:
-        extras: evaluate the features also with k-reciprocal re-ranking, or standardised by camera (Song et al., ICLR
-            2025).
+        extras: evaluate the features also with k-reciprocal re-ranking, standardised by camera (Song et al., ICLR
+            2025), or whitened as the training images are.
+        chain: for `whitened`.
+        knows_cameras: whether the cameras are those of the training images; the chain takes the mean statistics
+            otherwise.
     """
     features = extract_sets(backbone, dataset, config, device=device)
-    return rank_sets(*features, dataset, extras=extras)
+    return rank_sets(*features, dataset, extras=extras, chain=chain, knows_cameras=knows_cameras)
 
 
 def rank_sets(
@@ -83,13 +89,15 @@ def rank_sets(
     dataset: ReidDataset,
     *,
     extras: Collection[Extra] = (),
+    chain: SimilarityChain | None = None,
+    knows_cameras: bool = True,
 ) -> Evaluation:
     """Rank the gallery for each query.
 
     Args:
         query_features: after and before the batch norm, as from `extract_sets`.
         gallery_features: likewise.
-        extras: see `evaluate`.
+        extras: see `evaluate`, also for the others.
     """
     query, gallery = dataset.query, dataset.gallery
     (q_after, q_before), (g_after, g_before) = query_features, gallery_features
@@ -100,6 +108,12 @@ def rank_sets(
     if "standardised" in extras:
         standardised = standardize_sets(q_after, g_after, *ids[2:])
         extra["standardised"] = rank_features(*standardised, *ids)
+    if "whitened" in extras:
+        assert chain is not None
+        sets = ((q_after, query.camids), (g_after, gallery.camids))
+        cameras = [torch.as_tensor(camids, device=rows.device) if knows_cameras else None for rows, camids in sets]
+        mapped = [chain(rows, camids) for (rows, _), camids in zip(sets, cameras, strict=True)]
+        extra["whitened"] = rank_features(mapped[0], mapped[1], *ids)
     return Evaluation(
         rank_features(q_after, g_after, *ids),
         rank_features(q_before, g_before, *ids),
@@ -112,7 +126,7 @@ def standardize_sets(
 ) -> tuple[Tensor, Tensor]:
     """Standardise both by the gallery's statistics of each camera, and by those of all its images for other cameras."""
     q_cameras, g_cameras = (torch.as_tensor(ids, device=g_features.device) for ids in (q_camids, g_camids))
-    statistics = CameraStatistics.measure(g_features, g_cameras, num_cameras=int(q_cameras.max()) + 1)
+    statistics = CameraStatistics.measure(g_features, g_cameras)
     return statistics.standardize(q_features, q_cameras), statistics.standardize(g_features, g_cameras)
 
 

@@ -14,54 +14,58 @@ from torch import Tensor
 
 from mprd.errors import UserError
 
-MIN_IMAGES = 8
-"""A camera with fewer images takes the statistics of all: with too few samples, normalizing per camera removes identity
-signal."""
+PRIOR_IMAGES = 30
+"""Images that the statistics of all count for in those of a camera: a camera's mean over few images holds their
+identities, which subtracting it would remove."""
 MIN_SPREAD = 1e-3
 """Least standard deviation, relative to the size of a unit row's entries, D^-0.5."""
 
 
 @dataclass(frozen=True, eq=False)
 class CameraStatistics:
-    """Mean and standard deviation of the features of each camera."""
+    """Mean and standard deviation of the features of each camera, shrunk towards those of all images.
+
+    A camera of n images takes n / (n + 30) of its own mean and variance, and the rest from all images. The last row
+    holds the statistics of all images, for cameras that are not known.
+    """
 
     means: Tensor
-    """`[C, D]`."""
+    """`[C + 1, D]`."""
     spreads: Tensor
-    """`[C, D]`, standard deviations, above 0."""
+    """`[C + 1, D]`, standard deviations, above 0."""
 
     @classmethod
-    def measure(cls, features: Tensor, camids: Tensor | None, *, num_cameras: int = 0) -> CameraStatistics:
-        """Measure features `[N, D]` under the cameras `[N]`, int64; raise UserError without cameras.
-
-        C is the larger of `num_cameras` and the highest camera id + 1.
-        """
+    def measure(cls, features: Tensor, camids: Tensor | None) -> CameraStatistics:
+        """Measure features `[N, D]` under the cameras `[N]`, int64 from 0; raise UserError without cameras."""
         if camids is None:
             raise UserError("neighbors.standardise: needs camera ids, but these images have none")
-        num_cameras = max(num_cameras, int(camids.max()) + 1)
         # a matrix product: index_add is not deterministic on an accelerator, and workers must agree to the bit
-        is_under = (torch.arange(num_cameras, device=camids.device)[:, None] == camids).to(features.dtype)
+        is_under = (torch.arange(int(camids.max()) + 1, device=camids.device)[:, None] == camids).to(features.dtype)
         counts = is_under.sum(1, keepdim=True)
         means = is_under @ features / counts.clamp(min=1)
-        spreads = (is_under @ (features - means[camids]).square() / counts.clamp(min=1)).sqrt()
-        is_small = counts < MIN_IMAGES
-        means = torch.where(is_small, features.mean(0), means)
-        spreads = torch.where(is_small, features.std(0, correction=0), spreads)
+        variances = is_under @ (features - means[camids]).square() / counts.clamp(min=1)
+        own, mean, variance = counts / (counts + PRIOR_IMAGES), features.mean(0), features.var(0, correction=0)
+        means = torch.cat([torch.lerp(mean, means, own), mean[None]])
+        variances = torch.cat([torch.lerp(variance, variances, own), variance[None]])
         # a deviation below this is rounding error, which dividing by it would amplify
-        return cls(means, spreads.clamp(min=MIN_SPREAD * features.shape[1] ** -0.5))
+        return cls(means, variances.sqrt().clamp(min=MIN_SPREAD * features.shape[1] ** -0.5))
 
     def standardize(self, features: Tensor, camids: Tensor) -> Tensor:
-        """Standardize features `[n, D]` under the cameras `[n]`, and scale them to unit rows.
+        """Standardize features `[n, D]` under the cameras `[n]`, -1 where unknown, and scale them to unit rows.
 
         A feature equal to its camera's mean, which would become 0, is returned unchanged.
         """
-        rest = (features - self.means[camids]) / self.spreads[camids]
+        rows = self.rows(camids)
+        rest = (features - self.means[rows]) / self.spreads[rows]
         is_mean = rest.norm(dim=1, keepdim=True) < 10 * MIN_SPREAD
         return F.normalize(torch.where(is_mean, features, rest))
 
+    def rows(self, camids: Tensor) -> Tensor:
+        """Return the row of each camera's statistics, the last for cameras that are not known."""
+        last = len(self.means) - 1
+        return camids.where((camids >= 0) & (camids < last), last)
 
-def standardize_by_camera(features: Tensor, camids: Tensor | None) -> Tensor:
-    """Standardize features `[N, D]` by their own camera statistics; raise UserError without cameras `[N]`."""
-    statistics = CameraStatistics.measure(features, camids)
-    assert camids is not None
-    return statistics.standardize(features, camids)
+
+def standardize_by_camera(features: Tensor, camids: Tensor) -> Tensor:
+    """Standardize features `[N, D]` by their own camera statistics."""
+    return CameraStatistics.measure(features, camids).standardize(features, camids)

@@ -15,8 +15,8 @@ from torch import Tensor
 from mprd.errors import UserError
 
 Metric = Literal["cosine", "csls", "camera"]
-DENSITY_K = {"csls": 8, "camera": 5}
-"""Default number of nearest images whose mean cosine is the local density."""
+DENSITY_K = {"csls": 8, "camera": 20}
+"""Default number of nearest images, of all or of a camera of average size, whose mean cosine is the local density."""
 PADDING = -1
 """Fills a list that is shorter than the widest."""
 NORM_TOLERANCE = 1e-3
@@ -42,12 +42,12 @@ class NeighborTable:
 class Density:
     """Local density of each image in each group: `values` [N, G], `group_ids` int64 [N].
 
-    `values[i, g]` is the mean of the `k` highest cosines of i to other images of group g; 0 if there are none.
+    `values[i, g]` is the mean of the `ks[g]` highest cosines of i to other images of group g; 0 if there are none.
     """
 
     values: Tensor
     group_ids: Tensor
-    k: int
+    ks: list[int]
 
 
 @torch.no_grad()
@@ -63,15 +63,18 @@ def find_neighbors(
     queries: Tensor | None = None,
     query_camids: Tensor | None = None,
     density_k: int | None = None,
+    density: Density | None = None,
     is_checked: bool = False,
     block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List k_i = max(k, number of cosines above `similarity`), at most `k_max`, neighbors of each image (Sec. 5.2).
 
     `features` [N, D] are unit rows; an image is never its own neighbor. `rows` int64 [R] restricts the search to these
-    images; `queries` [R, D] are images from outside, with `query_camids` [R]. `metric` orders the lists, cosines
-    set their lengths. `csls` and `camera` correct by the density of `density_k` nearest; `camera` needs `camids` [N].
-    `is_checked` skips the check for unit rows, which syncs. Raises UserError where fewer than k others exist.
+    images; `queries` [R, D] are images from outside, with `query_camids` [R]. `csls` and `camera` order the lists by a
+    similarity corrected by the density of `density_k` nearest, of which a threshold of cosines counts nothing: these
+    lists hold `k_max` images. `camera` needs `camids` [N]. A known `density` is not measured again. `is_checked` skips
+    the check for unit rows, which syncs.
+    Raises UserError where fewer than k others exist.
 
     >>> import torch
     >>> features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
@@ -83,30 +86,38 @@ def find_neighbors(
     num_others = len(features) - (queries is None)
     check_counts(num_others, k, k_max)
     check_queries(queries, features, rows)
-    density = None
-    if metric != "cosine":
+    if metric != "cosine" and density is None:
         density = measure_density(features, metric=metric, k=density_k, camids=camids, block_rows=block_rows)
     targets = choose_targets(features, rows, queries, query_camids, density)
     # one image beyond the cap shows which rows the cap cuts
-    width = min(k_max + 1, num_others)
-    ids, counts = rank_images(features, targets, width, similarity=similarity, density=density, block_rows=block_rows)
-    return cut_lists(ids, counts, k=k, k_max=k_max)
+    width = min(k_max + (density is None), num_others)
+    ids, _, counts = rank_images(
+        features, targets, width, similarity=similarity, density=density, block_rows=block_rows
+    )
+    return cut_lists(ids, counts if density is None else counts.fill_(width), k=k, k_max=k_max)
 
 
 @torch.no_grad()
 def measure_density(
     features: Tensor, *, metric: Metric, k: int | None = None, camids: Tensor | None = None, block_rows: int = CPU_ROWS
 ) -> Density:
-    """Measure the density that `csls` (k nearest of all images) or `camera` (k nearest in each camera) subtracts."""
+    """Measure the density that `csls` (k nearest of all images) or `camera` (in each camera) subtracts.
+
+    Of a camera of n images the max(1, round(k n / mean n)) nearest count: a fixed number would reach beyond the mates
+    of an image in a small camera, whose density would be too low and which would flood the lists.
+    """
     check_features(features, "features")
     group_ids = group_images(len(features), metric, camids, features.device)
-    density = Density(features.new_empty(0), group_ids, k or DENSITY_K[metric])
+    counts = torch.bincount(group_ids).tolist()
+    num_groups = sum(count > 0 for count in counts)
+    share = (k or DENSITY_K[metric]) * num_groups / len(features)
+    density = Density(features.new_empty(0), group_ids, [max(1, round(share * count)) for count in counts])
     blocks = []
     buffer = features.new_empty((min(block_rows, len(features)), len(features)))
     for self_ids in torch.arange(len(features), device=features.device).split(block_rows):
         sim_BN = cosines(features[self_ids], features, self_ids=self_ids, out=buffer)
         blocks.append(group_means(sim_BN, density))
-    return Density(torch.cat(blocks), group_ids, density.k)
+    return Density(torch.cat(blocks), group_ids, density.ks)
 
 
 def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int = SIMILARITIES_MB) -> int:
@@ -145,9 +156,13 @@ def choose_targets(
 
 def rank_images(
     features: Tensor, targets: Targets, width: int, *, similarity: float, density: Density | None, block_rows: int
-) -> tuple[Tensor, Tensor]:
-    """Return each target's nearest ids, int64 [R, width], and how many of their cosines exceed `similarity`, [R]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each target's nearest ids, int64 [R, width], their scores, and the number of cosines above `similarity`.
+
+    Scores [R, width] are cosines, or these corrected for density.
+    """
     ids = torch.empty((len(targets), width), dtype=torch.int64, device=features.device)
+    all_scores = features.new_empty(len(targets), width)
     counts = ids.new_empty(len(targets))
     buffer = features.new_empty((min(block_rows, len(targets)), len(features)))
     for start in range(0, len(targets), block_rows):
@@ -159,10 +174,9 @@ def rank_images(
         counts[block] = (values > similarity).sum(1)
         if density is not None and targets.groups is not None:
             row_density = group_means(sim_BN, density) if self_ids is None else density.values[self_ids]
-            scores = subtract_density(sim_BN, row_density, targets.groups[block], density)
-            order = scores.topk(width, dim=1).indices
-        ids[block] = order
-    return ids, counts
+            values, order = subtract_density(sim_BN, row_density, targets.groups[block], density).topk(width, dim=1)
+        ids[block], all_scores[block] = order, values
+    return ids, all_scores, counts
 
 
 def cosines(rows_BD: Tensor, features: Tensor, *, self_ids: Tensor | None, out: Tensor) -> Tensor:
@@ -185,12 +199,11 @@ def subtract_density(sim_BN: Tensor, row_density: Tensor, row_groups: Tensor, de
 
 
 def group_means(sim_BN: Tensor, density: Density) -> Tensor:
-    """Return the mean of each row's `density.k` highest cosines within each group, [B, G]; 0 for an empty group."""
+    """Return the mean of each row's `density.ks` highest cosines within each group, [B, G]; 0 for an empty group."""
     means = []
-    num_groups = int(density.group_ids.max()) + 1
-    for group in range(num_groups):
-        sim = sim_BN if num_groups == 1 else sim_BN[:, density.group_ids == group]
-        best = sim.topk(min(density.k, sim.shape[1]), dim=1).values
+    for group, k in enumerate(density.ks):
+        sim = sim_BN if len(density.ks) == 1 else sim_BN[:, density.group_ids == group]
+        best = sim.topk(min(k, sim.shape[1]), dim=1).values
         is_other = best > -torch.inf
         means.append(best.masked_fill(~is_other, 0).sum(1) / is_other.sum(1).clamp(min=1))
     return torch.stack(means, dim=1)

@@ -103,9 +103,10 @@ def jaccard_distances(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield a slice of the images and its k-reciprocal Jaccard distances to all images [B, N], as SpCL clusters by.
 
-    Unlike in `re_rank`, the squared distances d of features [N, D] are not divided by their largest.
+    Unlike in `re_rank`, the squared distances d of features [N, D] are not divided by their largest, and lists hold k1
+    images with the image itself, one fewer: SpCL's search by faiss returns so many.
     """
-    weights, _ = _encode(features, k1=k1, k2=k2, is_scaled=False, memory_mb=memory_mb)
+    weights, _ = _encode(features, k1=k1, k2=k2, is_scaled=False, memory_mb=memory_mb, length=k1)
     # every image is a query and a gallery image
     indptr = torch.cat([weights.indptr, weights.indptr[1:] + weights.indptr[-1]])
     twice = SparseRows(indptr, weights.columns.repeat(2), weights.weights.repeat(2))
@@ -154,12 +155,16 @@ def _blocks(num_rows: int, bytes_per_row: int, memory_mb: int) -> Iterator[slice
     return (slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
-def _encode(features: Tensor, *, k1: int, k2: int, is_scaled: bool, memory_mb: int) -> tuple[SparseRows, Tensor]:
+def _encode(
+    features: Tensor, *, k1: int, k2: int, is_scaled: bool, memory_mb: int, length: int | None = None
+) -> tuple[SparseRows, Tensor]:
     """Return each image's weights of its expanded k-reciprocal set, [N, N], and its largest squared distance, [N].
 
-    A member at squared distance d weighs exp(-d), or exp(-d / largest d) if scaled.
+    A member at squared distance d weighs exp(-d), or exp(-d / largest d) if scaled. Lists hold the image and its k1
+    nearest; `length` cuts them to so many in all.
     """
-    nearest, farthest = _find_nearest(features, min(max(k1 + 1, k2), len(features)), memory_mb=memory_mb)
+    num_nearest = max(k1 + 1 if length is None else length, k2)
+    nearest, farthest = _find_nearest(features, min(num_nearest, len(features)), memory_mb=memory_mb)
     parts = zip(*_expand_reciprocal(nearest, k1, memory_mb=memory_mb), strict=True)
     images, members = (torch.cat(ids) for ids in parts)
     scale = farthest if is_scaled else torch.ones_like(farthest)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.approximate import NeighborSearch
-from mprd.neighbors.camera_norm import CameraStatistics
-from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors, rows_at_once
+from mprd.neighbors.exact import PADDING, NeighborTable, cut_lists, find_neighbors, rows_at_once
+from mprd.neighbors.graph import SimilarityGraph
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
+from mprd.neighbors.similarity import SimilarityChain, find_similarity_graph, fit_chain
 
 
 class NeighborLists(Protocol):
@@ -24,7 +25,7 @@ class NeighborLists(Protocol):
 
     @property
     def features(self) -> Tensor:
-        """Unit features `[N, D]` that similarities are taken of."""
+        """Unit features `[N, D]` that are compared."""
 
     @property
     def ids(self) -> Tensor:
@@ -50,30 +51,34 @@ class FrozenLists:
         camids: Tensor | None,
         config: NeighborsConfig,
         *,
+        chain: SimilarityChain | None = None,
         search_all: NeighborSearch = find_neighbors,
     ) -> None:
-        """Search in unit features `source` `[N, D]`, standardized by the cameras `camids` `[N]` where settings say so.
+        """Search in unit features `source` `[N, D]` of images under the cameras `camids` `[N]`, mapped by the chain.
 
-        Raises UserError where the features are to be standardized and no cameras are known.
+        Without a chain one is fitted to these features. Raises UserError where the settings need cameras and none are
+        known.
         """
         self.source = source
-        self.cameras = CameraStatistics.measure(source, camids) if config.standardise else None
-        self.features = self.comparable(source, camids)
+        self.chain = fit_chain(source, camids, config) if chain is None else chain
+        self.features = self.chain(source, camids)
         self.camids = camids
         self.config = config
         self.search_all = search_all
 
-    def comparable(self, features: Tensor, camids: Tensor | None) -> Tensor:
-        """Standardize features `[n, D]` of images under the cameras `[n]` where settings say so."""
-        if self.cameras is None:
-            return features
-        assert camids is not None, "features are standardized by camera, but these images have none"
-        return self.cameras.standardize(features, camids)
+    @cached_property
+    def graph(self) -> SimilarityGraph:
+        """The nearest by the camera-corrected similarity, from which J and lists are taken."""
+        return find_similarity_graph(self.features, self.camids, self.config)
 
     @cached_property
     def found(self) -> NeighborTable:
         """The lists of all images."""
-        return self.search_all(self.features, camids=self.camids, **search_rule(self.config, self.features))
+        config = self.config
+        if config.metric != "camera":
+            return self.search_all(self.features, camids=self.camids, **search_rule(config, self.features))
+        ids = self.graph.ids[:, : config.k_max]
+        return cut_lists(ids, (ids != PADDING).sum(1), k=min(config.k, ids.shape[1]), k_max=config.k_max)
 
     @property
     def ids(self) -> Tensor:
@@ -81,16 +86,18 @@ class FrozenLists:
 
     @cached_property
     def similarities(self) -> SimilarityTable:
-        return measure_similarities(self.features)
+        return measure_similarities(self.graph, k1=self.chain.k1)
 
     def of_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.found.ids[rows], self.found.is_capped[rows]
 
     def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
-        """Return the neighbors `[X, K]` of features `[X, D]` that are not among the images."""
+        """Return the neighbors `[X, K]` of features `[X, D]`, mapped by the chain, that are not among the images."""
         rule = search_rule(self.config, self.features)
-        queries = self.comparable(queries, camids)
-        return find_neighbors(self.features, camids=self.camids, queries=queries, query_camids=camids, **rule).ids
+        density = self.graph.density if self.config.metric == "camera" else None
+        return find_neighbors(
+            self.features, camids=self.camids, queries=queries, query_camids=camids, density=density, **rule
+        ).ids
 
 
 class LiveLists:

@@ -1,29 +1,42 @@
-"""k-reciprocal Jaccard similarities of all images, the strongest training-free pair score (not in the paper).
+"""J, the k-reciprocal Jaccard similarity on the camera-corrected similarity c: a training-free pair score.
 
-A k-reciprocal set (Zhong et al., CVPR 2017) includes neighbors of neighbors and weights members by distance, unlike a
-neighbor list.
+The sets of Zhong et al. (CVPR 2017) are built from lists by c, and members weigh exp(c) in place of exp(-distance).
+Not in the paper. All work is on the sparse graph: N x K in, the pairs that share a member out, on the CPU.
+Shapes: N images, K list width, E entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.neighbors.jaccard import jaccard_distances
+from mprd.neighbors.exact import PADDING
+from mprd.neighbors.graph import SimilarityGraph
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 K1, K2 = 20, 6
 """Sizes of the lists that sets are built from and averaged over: the authors' values."""
+LEAST = 0.02
+"""Similarities that are not above this are left out of the table."""
+CELLS_AT_ONCE = 2**24
+"""Sums of minima, of a block of rows with all images, held at a time."""
+TERMS_AT_ONCE = 2**22
+"""Minima held at a time, unless one row has more."""
 
 
 @dataclass(frozen=True, eq=False)
 class SimilarityTable:
-    """The E non-zero similarities of N images, and X copies of images, which share those of their originals."""
+    """The E pairs of N images whose similarity is above LEAST, and X copies of images, which share their originals'."""
 
     keys: Tensor
-    """int64 `[E]`, ascending: i N + j of each entry."""
+    """int64 `[E]`, ascending: i N + j of each pair i < j."""
     values: Tensor
     """`[E]`, in 0..1."""
     images: Tensor
@@ -43,24 +56,135 @@ class SimilarityTable:
 
     def between(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the similarities of images, int64 ids of shapes that broadcast; 0 where there is no entry."""
-        keys = self.images[first] * self.num_images + self.images[second]
+        first, second = torch.broadcast_tensors(self.images[first], self.images[second])
+        own = (first == second).to(self.values.dtype)
+        if len(self.keys) == 0:
+            return own
+        keys = torch.minimum(first, second) * self.num_images + torch.maximum(first, second)
         # a key beyond the last entry is compared with the last, and differs
         positions = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
-        return self.values[positions].where(self.keys[positions] == keys, 0)
+        return self.values[positions].where(self.keys[positions] == keys, own)
+
+    @property
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """The images of each pair, int64 `[E]` each, the smaller id first."""
+        return self.keys // self.num_images, self.keys % self.num_images
+
+    def above(self, least: float) -> tuple[Tensor, Tensor]:
+        """List for each image itself and the images whose similarity to it exceeds `least`.
+
+        Returns:
+            Ids `[N, W]`, ascending and padded with -1, and their similarities `[N, W]`.
+        """
+        is_near = self.values > least
+        first, second = (ids[is_near] for ids in self.pairs)
+        own = torch.arange(self.num_images, device=first.device)
+        keys = torch.cat([first * self.num_images + second, second * self.num_images + first, own * (len(own) + 1)])
+        keys, order = keys.sort()
+        rows, columns = keys // max(1, len(own)), keys % max(1, len(own))
+        counts = torch.bincount(rows, minlength=len(own))
+        places = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[rows]
+        width = int(counts.max()) if len(own) else 1
+        ids = torch.full((len(own), width), PADDING, device=keys.device).index_put_((rows, places), columns)
+        near = self.values[is_near]
+        values = torch.cat([near, near, near.new_ones(len(own))])[order]
+        return ids, near.new_zeros(len(own), width).index_put_((rows, places), values)
+
+    def surest(self, count: int) -> Tensor:
+        """Return the positions `[count]` of the pairs of highest similarity; all where there are fewer."""
+        return self.values.argsort(descending=True, stable=True)[:count]
 
 
-def measure_similarities(features: Tensor, *, k1: int = K1, k2: int = K2) -> SimilarityTable:
-    """Measure the similarities of all images from unit features `[N, D]`."""
-    num_images, keys, values = len(features), [], []
-    for ids, block in reciprocal_similarities(features, k1=k1, k2=k2):
-        rows, columns = block.nonzero(as_tuple=True)
-        keys.append(ids[rows] * num_images + columns)
-        values.append(block[rows, columns])
-    images = torch.arange(num_images, device=features.device)
-    return SimilarityTable(torch.cat(keys), torch.cat(values), images, num_images)
+def measure_similarities(graph: SimilarityGraph, *, k1: int = K1, k2: int = K2) -> SimilarityTable:
+    """Measure J of all pairs, with lists of k1 and means over k2 images."""
+    num_images, device = len(graph), graph.ids.device
+    parts = [*jaccard_blocks(reciprocal_weights(graph, k1=k1, k2=k2))]
+    keys, values = (torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts, strict=True))
+    return SimilarityTable(keys, values.float(), torch.arange(num_images, device=device), num_images)
 
 
-def reciprocal_similarities(features: Tensor, *, k1: int, k2: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield image ids `[B]`, ascending, and their similarities to all images, 1 - Jaccard distance, `[B, N]`."""
-    for rows, distances in jaccard_distances(features, k1=min(k1, len(features) - 1), k2=k2):
-        yield torch.arange(rows.start, rows.stop, device=features.device), 1 - distances
+def reciprocal_weights(graph: SimilarityGraph, *, k1: int, k2: int) -> csr_array:
+    """Return the weights of each image's expanded k-reciprocal set, `[N, N]` with rows that sum to 1.
+
+    The set of i is its k1-reciprocal neighbors R(i) and the k1/2-reciprocal neighbors of those members m for which
+    more than two thirds of R(m, k1/2) lie in R(i). Member j weighs exp(c_ij), i itself exp(largest c of any pair). A
+    row is then replaced by the mean of the rows of its k2 nearest, itself among them (local query expansion).
+    """
+    from scipy.sparse import csr_array, diags_array
+
+    num_images = len(graph)
+    k1 = min(k1, num_images - 1)
+    near = np.concatenate([np.arange(num_images)[:, None], graph.ids[:, : max(k1, k2 - 1)].numpy(force=True)], axis=1)
+    members, half = mutual(near[:, : k1 + 1]), mutual(near[:, : round(k1 / 2) + 1])
+    shared = members.multiply(members @ half).tocoo()
+    is_taken = 3 * shared.data > 2 * half.sum(1)[shared.col]
+    taken = csr_array((shared.data[is_taken] > 0, (shared.row[is_taken], shared.col[is_taken])), members.shape)
+    expanded = (members + taken.astype(np.float32) @ half).tocoo()
+    rows, columns = (torch.from_numpy(ids.astype(np.int64)).to(graph.ids.device) for ids in expanded.coords)
+    similarities = graph.between(rows, columns).where(rows != columns, graph.scores.max()).numpy(force=True)
+    weights = csr_array((np.exp(similarities.astype(np.float64)), expanded.coords), members.shape)
+    weights = diags_array(1 / weights.sum(1)) @ weights
+    averaging = list_matrix(near[:, :k2])
+    return (diags_array(1 / averaging.sum(1)) @ averaging @ weights).tocsr()
+
+
+def mutual(lists: np.ndarray) -> csr_array:
+    """Return which images of each list hold the image in their own list, 1 or 0, `[N, N]`."""
+    is_listed = list_matrix(lists)
+    return is_listed.multiply(is_listed.T).tocsr()
+
+
+def list_matrix(lists: np.ndarray) -> csr_array:
+    """Return lists `[N, K]`, padded with -1, as a matrix `[N, N]` of 1 and 0."""
+    from scipy.sparse import csr_array
+
+    rows, places = np.nonzero(lists != PADDING)
+    entries = (np.ones(len(rows), np.float32), (rows, lists[rows, places]))
+    return csr_array(entries, shape=(len(lists), len(lists)))
+
+
+def jaccard_blocks(weights: csr_array, *, least: float = LEAST) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the pairs i < j above `least`, as keys i N + j ascending and J: sum of minima over sum of maxima of rows.
+
+    Rows sum to 1, so J = m / (2 - m) with m the sum of minima. By columns, an entry meets those of later rows: the
+    work grows with the pairs that share a member.
+    """
+    num_images = weights.shape[0]
+    by_column = weights.tocsc()
+    by_column.sort_indices()
+    rows, values = by_column.indices.astype(np.int64), by_column.data
+    # entries in the order of rows, each with its place among the entries by column
+    order = np.argsort(rows, kind="stable")
+    ends = np.repeat(by_column.indptr[1:].astype(np.int64), np.diff(by_column.indptr))[order]
+    counts = ends - order - 1
+    starts = np.searchsorted(rows[order], np.arange(num_images + 1))
+    terms = np.concatenate([[0], counts.cumsum()])[starts]
+    row, most_rows = 0, max(1, CELLS_AT_ONCE // num_images)
+    while row < num_images:
+        stop = int(np.searchsorted(terms, terms[row] + TERMS_AT_ONCE, side="right")) - 1
+        stop = min(max(stop, row + 1), row + most_rows, num_images)
+        block = slice(starts[row], starts[stop])
+        yield block_pairs(order[block], counts[block], rows, values, first=row, stop=stop, least=least)
+        row = stop
+
+
+def block_pairs(
+    entries: np.ndarray,
+    counts: np.ndarray,
+    rows: np.ndarray,
+    values: np.ndarray,
+    *,
+    first: int,
+    stop: int,
+    least: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys and J of the pairs of rows `first` to `stop` with later rows, from their entries by column."""
+    num_images = int(rows.max()) + 1
+    mine = np.repeat(entries, counts)
+    ahead = np.arange(len(mine)) - np.repeat(counts.cumsum() - counts, counts)
+    theirs = mine + 1 + ahead
+    cells = (rows[mine] - first) * num_images + rows[theirs]
+    sums = np.bincount(cells, np.minimum(values[mine], values[theirs]), minlength=(stop - first) * num_images)
+    # m / (2 - m) > least
+    found = np.flatnonzero(sums > 2 * least / (1 + least))
+    return found + first * num_images, sums[found] / (2 - sums[found])

@@ -2,6 +2,4 @@
 
 from mprd.lazy import lazy_names
 
-__getattr__, __all__ = lazy_names(
-    __name__, {"knn": "rules", "mplp": "rules", "reciprocal": "rules", "ss": "rules", "supervised": "rules"}
-)
+__getattr__, __all__ = lazy_names(__name__, {"knn": "rules", "mplp": "rules", "ss": "rules", "supervised": "rules"})

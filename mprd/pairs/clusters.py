@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.config.schema import Config
-from mprd.neighbors.camera_norm import standardize_by_camera
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.jaccard import jaccard_distances
 
@@ -34,15 +32,16 @@ OLD_WEIGHT = 0.1
 """Weight of the old centroid when an image moves it."""
 
 
-def find_clusters(features: Tensor, config: Config, *, camids: Tensor | None) -> ClusterMemory | None:
+def find_clusters(features: Tensor, compared: Tensor, *, eps: float) -> ClusterMemory | None:
     """Cluster the images as Cluster-Contrast does before each epoch; None, with a warning, for fewer than two clusters.
 
-    Unit features `[N, D]` are compared as they are or, under `neighbors.standardise`, standardized by camera.
+    Args:
+        features: `[N, D]`, unit length, of which centroids are the means.
+        compared: `[N, D]`, unit length, of which distances are taken.
     """
-    compared = standardize_by_camera(features, camids) if config.neighbors.standardise else features
-    labels = cluster_images(compared, eps=config.clusters.eps)
+    labels = cluster_images(compared, eps=eps)
     if int(labels.max()) < 1:
-        logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", config.clusters.eps)
+        logger.warning("clusters.eps = %g finds no two clusters; this epoch trains as single does", eps)
         return None
     return ClusterMemory.from_features(features, labels)
 
@@ -85,28 +84,38 @@ def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
 
 
 def balanced_batches(
-    labels: Tensor, *, batch_size: int, generator: torch.Generator, num_instances: int = NUM_INSTANCES
+    labels: Tensor,
+    camids: Tensor | None,
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+    num_instances: int = NUM_INSTANCES,
 ) -> list[list[int]]:
     """Draw an epoch of batches, each of `batch_size // num_instances` clusters and as many images of each.
 
-    Clusters come in random order, in rounds, until as many images are drawn as are in clusters;
-    images of a cluster are drawn without replacement where it has enough. Outliers are left out.
+    Clusters come in random order, in rounds, until as many images are drawn as are in clusters. Outliers are left
+    out. A group is a random image of the cluster and others under other cameras, then under its own. Unlike in
+    Cluster-Contrast's code no image is repeated to fill a group: the memory takes an image once a batch.
     """
-    members = [(labels == cluster).nonzero().squeeze(1).tolist() for cluster in range(int(labels.max()) + 1)]
+    members = [(labels == cluster).nonzero().squeeze(1).cpu() for cluster in range(int(labels.max()) + 1)]
+    cameras = torch.zeros_like(labels).cpu() if camids is None else camids.cpu()
     num_clusters = min(len(members), max(1, batch_size // num_instances))
     batches, order = [], list[int]()
     for _ in range(max(1, sum(map(len, members)) // (num_clusters * num_instances))):
         if len(order) < num_clusters:
             order = torch.randperm(len(members), generator=generator).tolist()
         chosen, order = order[:num_clusters], order[num_clusters:]
-        batches.append([image for cluster in chosen for image in draw(members[cluster], num_instances, generator)])
+        groups = (draw_group(members[cluster], cameras, num_instances, generator) for cluster in chosen)
+        batches.append([image for group in groups for image in group])
     return batches
 
 
-def draw(images: list[int], count: int, generator: torch.Generator) -> list[int]:
-    """Draw so many images, each at most once where there are enough."""
-    rounds = [torch.randperm(len(images), generator=generator) for _ in range(-(-count // len(images)))]
-    return [images[place] for place in torch.cat(rounds)[:count].tolist()]
+def draw_group(images: Tensor, cameras: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """Draw at most `count` of the images `[m]`: one at random, then of other cameras than its, then of its own."""
+    images = images[torch.randperm(len(images), generator=generator)]
+    is_near = cameras[images] == cameras[images[0]]
+    is_near[0] = False
+    return images[is_near.byte().argsort(stable=True)[:count]].tolist()
 
 
 @dataclass

@@ -22,7 +22,7 @@ from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.pairs import rules
 from mprd.pairs.agreement import agreements, likelihood_graph
 from mprd.pairs.clusters import ClusterMemory, cluster_images, cluster_members, is_same_cluster
-from mprd.pairs.positives import MetaSet, PositiveLimit
+from mprd.pairs.positives import MetaSet, PositiveLimit, split_by_limit
 from mprd.runtime.distributed import WorkerGroup
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
 
@@ -46,6 +46,8 @@ class Labels:
     """`[B, K]`, cosine of the likelihoods of i and j to all images, under `pairs.decide: agreement`; 0 at padding."""
     is_capped: Tensor | None = None
     """bool `[B]`, the lists that `neighbors.k_max` cut."""
+    refused: Tensor | None = None
+    """`[B, W]`, likely positives beyond `pairs.limit`, padded with -1: neither positives nor negatives."""
 
 
 class Candidates(NamedTuple):
@@ -124,9 +126,8 @@ class CandidateLabeller:
     """Label the candidates NN_k(i) by the GCN, or by another score in its place (Sec. 4.1, Eq. 7)."""
 
     scorer: PairScorer
-    memory: Tensor
-    """`[N, D]`, the node features."""
     lists: NeighborLists
+    """Candidates, and the features that graphs are built of."""
     mu: float
     """Threshold of the likelihood (Eq. 7), or of the agreement."""
     decide: Decision = "likelihood"
@@ -143,7 +144,9 @@ class CandidateLabeller:
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
         candidates = Candidates.of_batch(ids, self.lists)
-        scores = self.scorer.predict(self.memory, self.lists.ids, candidates.pairs, similarities=self.similarities)
+        scores = self.scorer.predict(
+            self.lists.features, self.lists.ids, candidates.pairs, similarities=self.similarities
+        )
         return self.accept(candidates, *scores)
 
     @torch.no_grad()
@@ -153,15 +156,17 @@ class CandidateLabeller:
         pair_ids = [chunk.pairs for chunk in candidates]
         stream = build(torch.cat(pair_ids), self.lists.ids, [*map(len, pair_ids)])
         for chunk, subgraphs in zip(candidates, stream, strict=True):
-            logits = self.scorer(self.memory, subgraphs, similarities=self.similarities)
+            logits = self.scorer(self.lists.features, subgraphs, similarities=self.similarities)
             yield self.accept(chunk, logits.sigmoid(), overlap(subgraphs))
 
     def accept(self, candidates: Candidates, likelihoods: Tensor, overlaps: Tensor) -> Labels:
         """Apply Eq. 7 to the likelihoods `[P]` of the candidate pairs."""
         ids, lists, is_capped, _ = candidates
         table = candidates.table(likelihoods)
-        positives = rules.accept(ids, lists, table, mu=self.mu, limit=self.limit)
-        return Labels(positives, lists, table, candidates.table(overlaps), is_capped=is_capped)
+        accepted = rules.accept(ids, lists, table, mu=self.mu)
+        scores = torch.cat([table.new_ones(len(ids), 1), table], dim=1)
+        positives, refused = split_by_limit(ids, accepted, scores, self.limit)
+        return Labels(positives, lists, table, candidates.table(overlaps), is_capped=is_capped, refused=refused)
 
     def finish(self, labels: Iterator[Labels]) -> Iterator[Labels]:
         """Decide by agreement where settings say so, given the labels of all images in order."""
@@ -169,10 +174,11 @@ class CandidateLabeller:
 
     def thresholds(self) -> Callable[[Tensor], Tensor]:
         """Return a function that gives the agreement needed of the images `ids` `[B]` and all, `[B or 1, N]`."""
-        mu = self.memory.new_full((1, len(self.memory)), self.mu)
+        features = self.lists.features
+        mu = features.new_full((1, len(features)), self.mu)
         if self.clustering is None or self.clustering.mu is None:
             return lambda _: mu
-        clusters, mu_within = cluster_images(self.lists.features, eps=self.clustering.eps), self.clustering.mu
+        clusters, mu_within = cluster_images(features, eps=self.clustering.eps), self.clustering.mu
         return lambda ids: mu.where(~is_same_cluster(clusters, ids), mu_within)
 
 
@@ -181,10 +187,12 @@ class RuleLabeller:
     """Label by one of the rules of Tables 1 and 2: a function from ids `[B]` to P `[B, W]`, padded with -1."""
 
     rule: Callable[[Tensor], Tensor]
+    refused: Callable[[Tensor], Tensor] | None = None
+    """From ids `[B]` to what the limit has refused `[B, W]`, where it can."""
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
-        return Labels(self.rule(ids))
+        return Labels(self.rule(ids), refused=None if self.refused is None else self.refused(ids))
 
     def label_chunks(self, chunks: list[Tensor], _build: SubgraphBuilder) -> Iterator[Labels]:
         """Label chunks of images."""
@@ -204,7 +212,6 @@ def choose_labeller(
     lists: NeighborLists,
     *,
     gcn: PairGCN,
-    memory: Tensor,
     pids: Tensor | None,
     meta: MetaSet,
     clusters: ClusterMemory | None = None,
@@ -213,7 +220,6 @@ def choose_labeller(
     """Return the labeler of this name.
 
     Args:
-        memory: `[N, D]`, M.
         pids: `[N]`, read by `supervised` alone.
         clusters: of this epoch, under `dbscan`; None where none were found, which labels as `single` does.
         limit: most positives of an image, for `gcn`, `list_overlap` and `reciprocal`.
@@ -224,8 +230,26 @@ def choose_labeller(
     }
     if name in scorers:
         scorer, mu = scorers[name]
-        return CandidateLabeller(scorer, memory, lists, mu, config.pairs.decide, limit, config.clusters)
-    return RuleLabeller(choose_rule(name, config.pairs, lists.features, pids, meta, clusters, limit))
+        return CandidateLabeller(scorer, lists, mu, config.pairs.decide, limit, config.clusters)
+    if name == "reciprocal":
+        return label_by_similarity(lists, above=config.pairs.threshold_of("reciprocal"), limit=limit)
+    return RuleLabeller(choose_rule(name, config.pairs, lists.features, pids, meta, clusters))
+
+
+def label_by_similarity(lists: NeighborLists, *, above: float, limit: PositiveLimit | None) -> RuleLabeller:
+    """Label by a threshold of the k-reciprocal similarity of all pairs, once, when a label is first read."""
+
+    @cache
+    def split() -> tuple[Tensor, Tensor | None]:
+        ids, values = lists.similarities.above(above)
+        return split_by_limit(torch.arange(len(ids), device=ids.device), ids, values, limit)
+
+    def refused(ids: Tensor) -> Tensor:
+        beyond = split()[1]
+        assert beyond is not None, "there is a limit"
+        return beyond[ids]
+
+    return RuleLabeller(lambda ids: split()[0][ids], None if limit is None else refused)
 
 
 def choose_rule(
@@ -235,18 +259,11 @@ def choose_rule(
     pids: Tensor | None,
     meta: MetaSet,
     clusters: ClusterMemory | None,
-    limit: PositiveLimit | None,
 ) -> Callable[[Tensor], Tensor]:
     """Return the rule of this name on features `[N, D]`: from ids `[B]` to P `[B, W]`."""
-
-    @cache
-    def reciprocal() -> Tensor:
-        return rules.reciprocal(features, above=config.threshold_of("reciprocal"), limit=limit)
-
     tables: dict[str, Callable[[Tensor], Tensor]] = {
         "single": lambda ids: ids[:, None],
         "dbscan": lambda ids: ids[:, None] if clusters is None else cluster_members(clusters.labels, ids),
-        "reciprocal": lambda ids: reciprocal()[ids],
     }
     if name in tables:
         return tables[name]
@@ -299,9 +316,12 @@ def agree(
     everyone = torch.arange(len(candidates), device=candidates.device)
     for part, ids, near in zip(labels, everyone.split(LABEL_CHUNK), candidates.split(LABEL_CHUNK), strict=True):
         scores = agreements(graph, ids)
+        accepted = rules.accept_all(ids, scores, mu=thresholds(ids))
+        positives, refused = split_by_limit(ids, accepted, scores.gather(1, accepted.clamp(min=0)), limit)
         yield replace(
             part,
-            positives=rules.accept_all(ids, scores, mu=thresholds(ids), limit=limit),
+            positives=positives,
+            refused=refused,
             agreements=scores.gather(1, near.clamp(min=0)).masked_fill(near == PADDING, 0),
         )
 
@@ -310,7 +330,14 @@ def gather_labels(labels: Labels, counts: list[int], workers: WorkerGroup) -> La
     """Concatenate the labels of all workers' images, in two messages: widths, then values."""
     if workers.size == 1:
         return labels
-    fills = {"positives": PADDING, "candidates": PADDING, "likelihoods": 0, "overlaps": 0, "is_capped": 0}
+    fills = {
+        "positives": PADDING,
+        "refused": PADDING,
+        "candidates": PADDING,
+        "likelihoods": 0,
+        "overlaps": 0,
+        "is_capped": 0,
+    }
     own = {name: part for name in fills if (part := getattr(labels, name)) is not None}
     tables = {name: part if part.ndim == 2 else part[:, None] for name, part in own.items()}
     sizes = torch.tensor([[part.shape[1] for part in tables.values()]], device=workers.device)

@@ -49,33 +49,52 @@ def choose_meta(config: Config, dataset: ReidDataset, device: torch.device) -> M
 
 
 class PositiveTable:
-    """P: for each image the ids of its positives, itself included; `[N, W]` padded with -1 anywhere in a row."""
+    """P: for each image the ids of its positives, itself included; `[N, W]` padded with -1 anywhere in a row.
+
+    `refused` `[N, W']` are likely positives beyond `pairs.limit`: neither positives nor negatives.
+    """
 
     def __init__(self, num_images: int, device: torch.device | str = "cpu") -> None:
         """Start with P_i = {i} (Alg. 1 line 1)."""
         self.ids = torch.arange(num_images, device=device)[:, None].clone()
+        self.refused = self.ids[:, :0]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def set_rows(self, rows: Tensor, ids: Tensor) -> None:
-        """Replace the P_i of the images `rows` `[B]` by `ids` `[B, W']`, padded with -1."""
-        grow = ids.shape[1] - self.ids.shape[1]
-        if grow > 0:
-            self.ids = F.pad(self.ids, (0, grow), value=PADDING)
-        self.ids[rows] = F.pad(ids, (0, max(0, -grow)), value=PADDING)
+    def set_rows(self, rows: Tensor, ids: Tensor, refused: Tensor | None = None) -> None:
+        """Replace the P_i of the images `rows` `[B]`, and what was refused, by ids `[B, W']`, padded with -1."""
+        self.ids = with_rows(self.ids, rows, ids)
+        self.refused = with_rows(self.refused, rows, ids[:, :0] if refused is None else refused)
 
     def mask(self, rows: Tensor) -> Tensor:
         """Return P_i of the images `rows` `[B]` as a boolean `[B, N]`."""
-        mask = torch.zeros(len(rows), len(self) + 1, dtype=torch.bool, device=self.ids.device)
-        # padding lands in an extra column, which is cut off
-        ids = self.ids[rows]
-        mask.scatter_(1, torch.where(ids == PADDING, len(self), ids), True)
-        return mask[:, :-1]
+        return ids_to_mask(self.ids[rows], len(self))
+
+    def doubtful(self, rows: Tensor) -> Tensor | None:
+        """Return which images are neither positives nor negatives of `rows` `[B]`, `[B, N]`; None where none can be."""
+        return ids_to_mask(self.refused[rows], len(self)) if self.refused.shape[1] else None
 
     def counts(self) -> Tensor:
         """Return |P_i|, `[N]`."""
         return (self.ids != PADDING).sum(1)
+
+
+def with_rows(table: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """Replace rows `[B]` of a table `[N, W]` by ids `[B, W']`, in place unless they are wider; padded with -1."""
+    grow = ids.shape[1] - table.shape[1]
+    if grow > 0:
+        table = F.pad(table, (0, grow), value=PADDING)
+    table[rows] = F.pad(ids, (0, max(0, -grow)), value=PADDING)
+    return table
+
+
+def ids_to_mask(ids: Tensor, num_images: int) -> Tensor:
+    """Turn ids `[B, W]`, padded with -1, into a boolean `[B, N]`."""
+    mask = torch.zeros(len(ids), num_images + 1, dtype=torch.bool, device=ids.device)
+    # padding lands in an extra column, which is cut off
+    mask.scatter_(1, torch.where(ids == PADDING, num_images, ids), True)
+    return mask[:, :-1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +141,19 @@ class PositiveLimit:
             ranks = torch.empty_like(counts).scatter_(1, order, counts)
             is_kept |= group & ~is_own & (ranks <= most)
         return ids.masked_fill(~is_kept, PADDING)
+
+
+def split_by_limit(
+    rows: Tensor, ids: Tensor, scores: Tensor, limit: PositiveLimit | None
+) -> tuple[Tensor, Tensor | None]:
+    """Split accepted ids `[B, W]` of the images `rows` `[B]` into the positives of highest score and the rest.
+
+    Both are `[B, W]`, padded with -1; the second is None without a limit.
+    """
+    if limit is None:
+        return ids, None
+    kept = limit.keep(rows, ids, scores)
+    return kept, ids.masked_fill(kept != PADDING, PADDING)
 
 
 def choose_limit(config: Config, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit | None:

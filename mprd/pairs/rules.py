@@ -7,12 +7,10 @@ A rule returns a boolean `[B, N]` in which an image's own index is always true (
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.neighbors.exact import PADDING
-from mprd.neighbors.reciprocal import K1, K2, reciprocal_similarities
-from mprd.pairs.positives import MetaSet, PositiveLimit
+from mprd.pairs.positives import MetaSet
 
 KNN_K = 8
 """K of the rule "KNN" (Sec. 5.3)."""
@@ -27,10 +25,8 @@ def mask_to_ids(mask: Tensor) -> Tensor:
     return ids
 
 
-def accept(
-    rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float, limit: PositiveLimit | None = None
-) -> Tensor:
-    """Keep the candidates with g_ij > mu (Eq. 7), or the likeliest of them.
+def accept(rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float) -> Tensor:
+    """Keep the candidates with g_ij > mu (Eq. 7).
 
     Args:
         rows: `[B]`, the images i.
@@ -41,13 +37,11 @@ def accept(
         `[B, 1 + K]`: P_i with i first, -1 where a candidate was refused.
     """
     refused = (likelihoods <= mu) | (candidates == PADDING)
-    accepted = candidates.masked_fill(refused, PADDING)
-    accepted = accepted if limit is None else limit.keep(rows, accepted, likelihoods)
-    return torch.cat([rows[:, None], accepted], dim=1)
+    return torch.cat([rows[:, None], candidates.masked_fill(refused, PADDING)], dim=1)
 
 
-def accept_all(rows: Tensor, scores: Tensor, *, mu: float | Tensor, limit: PositiveLimit | None = None) -> Tensor:
-    """Keep, of all images, those whose score with the images `rows` `[B]` is above mu, or the best of them.
+def accept_all(rows: Tensor, scores: Tensor, *, mu: float | Tensor) -> Tensor:
+    """Keep, of all images, those whose score with the images `rows` `[B]` is above mu.
 
     Args:
         scores: `[B, N]`.
@@ -56,8 +50,7 @@ def accept_all(rows: Tensor, scores: Tensor, *, mu: float | Tensor, limit: Posit
     Returns:
         `[B, W]`: P_i with i, padded with -1.
     """
-    ids = mask_to_ids((scores > mu) | own_index(rows, scores.shape[1]))
-    return ids if limit is None else limit.keep(rows, ids, scores.gather(1, ids.clamp(min=0)))
+    return mask_to_ids((scores > mu) | own_index(rows, scores.shape[1]))
 
 
 def own_index(targets: Tensor, num_images: int) -> Tensor:
@@ -87,30 +80,6 @@ def ss(memory: Tensor, targets: Tensor, *, similarity: float) -> Tensor:
     [[True, True, True, False]]
     """
     return (memory[targets] @ memory.T > similarity) | own_index(targets, len(memory))
-
-
-def reciprocal(
-    features: Tensor, *, above: float, limit: PositiveLimit | None = None, k1: int = K1, k2: int = K2
-) -> Tensor:
-    """List the images of each image's k-reciprocal Jaccard similarity (1 - distance) above a threshold, and itself.
-
-    The strongest training-free pair score (Zhong et al., CVPR 2017); not in the paper.
-
-    Args:
-        features: `[N, D]`, unit length.
-
-    Returns:
-        Ids `[N, W]`, padded with -1.
-
-    >>> features = torch.tensor([[1.0, 0.0], [0.96, 0.28], [0.28, 0.96], [0.0, 1.0]])
-    >>> reciprocal(features, above=0.4, k1=1, k2=1).tolist()
-    [[0, 1], [0, 1], [2, 3], [2, 3]]
-    """
-    blocks, width = [], 1
-    for targets, similarities in reciprocal_similarities(features, k1=k1, k2=k2):
-        blocks.append(accept_all(targets, similarities, mu=above, limit=limit))
-        width = max(width, blocks[-1].shape[1])
-    return torch.cat([F.pad(ids, (0, width - ids.shape[1]), value=PADDING) for ids in blocks])
 
 
 def supervised(pids: Tensor, targets: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import FrozenLists, list_features
+from mprd.neighbors.similarity import SimilarityChain
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
@@ -32,8 +33,8 @@ class CandidateScores:
     """Scores of the candidate pairs (i, j), j in NN_k(i), in one state of the networks."""
 
     scores: dict[str, np.ndarray]
-    """`[P]` each: `g_ij` of a trained GCN, `cosine` in the memory, `list overlap` of NN(i) and NN(j), `k-reciprocal`
-    similarity of the features that lists are drawn from, and `agreement` under `pairs.decide: agreement`."""
+    """`[P]` each: `g_ij` of a trained GCN; of the features that lists are drawn from, `cosine`, `list overlap` of NN(i)
+    and NN(j), and `k-reciprocal` similarity; and `agreement` under `pairs.decide: agreement`."""
     is_true: np.ndarray | None
     """Whether both images show one identity, boolean `[P]`; None without identities."""
     decides: str | None
@@ -83,8 +84,9 @@ def score_candidates(snapshot: Snapshot) -> CandidateScores:
     if has_gcn(snapshot):
         # the GCN was trained on pairs of labeled images, which would flatter it
         where[meta.ids] = False
+        where &= ~torch.isin(lists.ids, meta.ids)
     pairs = torch.stack([where.nonzero()[:, 0], lists.ids[where]], dim=1)
-    scores = pair_scores(snapshot.memory, lists, pairs)
+    scores = pair_scores(lists, pairs)
     decides, threshold, is_positive = None, None, None
     if isinstance(labeller, CandidateLabeller):
         decides, threshold = DECIDING_SCORES[snapshot.config.pairs.labeller], labeller.mu
@@ -106,22 +108,23 @@ def build_lists(snapshot: Snapshot) -> FrozenLists:
     config, features = snapshot.config.neighbors, snapshot.memory
     if config.source != "memory":
         features = list_features(config.source, features, snapshot.extract(snapshot.need_train()))
-    return FrozenLists(features, snapshot.camids(), config)
+    saved = snapshot.state.get("chain")
+    chain = None if saved is None else SimilarityChain.from_state_dict(saved, features.device)
+    return FrozenLists(features, snapshot.camids(), config, chain=chain)
 
 
 def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:
     """Build the labeler that training uses in this state."""
-    config, memory = snapshot.config, snapshot.memory
+    config = snapshot.config
     is_untrained = config.pairs.labeller == "gcn" and not has_gcn(snapshot)
     return choose_labeller(
         "single" if is_untrained else config.pairs.labeller,
         config,
         lists,
         gcn=load_gcn(snapshot),
-        memory=memory,
         pids=None,
         meta=meta,
-        limit=choose_limit(config, meta, snapshot.camids(), len(memory)),
+        limit=choose_limit(config, meta, snapshot.camids(), len(snapshot.memory)),
     )
 
 
@@ -154,12 +157,13 @@ def contained(candidates: Tensor, positives: Tensor) -> Tensor:
     return (candidates[:, :, None] == positives[:, None]).any(2) & (candidates != PADDING)
 
 
-def pair_scores(memory: Tensor, lists: FrozenLists, pairs: Tensor) -> dict[str, Tensor]:
+def pair_scores(lists: FrozenLists, pairs: Tensor) -> dict[str, Tensor]:
     """Return the scores of pairs `[P, 2]` that need no training, `[P]` each."""
+    features = lists.features
     # an empty part gives the dtype where there are no pairs
-    cosines, overlaps = [memory.new_zeros(0)], [memory.new_zeros(0)]
+    cosines, overlaps = [features.new_zeros(0)], [features.new_zeros(0)]
     for chunk in pairs.split(CHUNK):
-        cosines.append((memory[chunk[:, 0]] * memory[chunk[:, 1]]).sum(1))
+        cosines.append((features[chunk[:, 0]] * features[chunk[:, 1]]).sum(1))
         overlaps.append(overlap(build_subgraphs(chunk, lists.ids)))
     similarities = lists.similarities.between(*pairs.unbind(1))
     return {"cosine": torch.cat(cosines), "list overlap": torch.cat(overlaps), "k-reciprocal": similarities}

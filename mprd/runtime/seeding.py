@@ -20,8 +20,11 @@ class RngStream(IntEnum):
 
 
 def generator(seed: int, *key: int) -> torch.Generator:
-    """Return a CPU generator for a seed and key, independent of those of other keys."""
-    state = np.random.SeedSequence([seed, *key]).generate_state(2, np.uint32)
+    """Return a CPU generator for a seed and key, independent of those of other keys.
+
+    The key is a spawn key: entropy alone is padded with zeros, so (1,) and (1, 0) would be one key.
+    """
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 

@@ -33,6 +33,7 @@ RUNS = (
     ("train.batch_size=7", "pairs.refresh=epoch", "backbone.recalibrate_bn=true"),
     ("backbone.bn_group=4", "neighbors.source=mean", "pairs.decide=agreement", "pairs.mu=0.1"),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
+    ("neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false"),
 )
 
 

@@ -99,10 +99,10 @@ def test_images_of_one_cluster_are_positives_at_a_lower_agreement(monkeypatch: p
     features = F.normalize(torch.eye(2).repeat_interleave(6, 0) + 0.05 * torch.arange(24).view(12, 2) / 24)
     lists = FrozenLists(features, None, NeighborsConfig(k=2))
     rule = ClustersConfig(mu=0.3, eps=0.5)
-    labeller = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, decide="agreement", clustering=rule)
+    labeller = CandidateLabeller(ListOverlap(), lists, mu=0.6, decide="agreement", clustering=rule)
     least = labeller.thresholds()(torch.tensor([0, 7]))
     torch.testing.assert_close(least, torch.tensor([[0.3] * 6 + [0.6] * 6, [0.6] * 6 + [0.3] * 6]))
-    without = CandidateLabeller(ListOverlap(), features, lists, mu=0.6, clustering=ClustersConfig())
+    without = CandidateLabeller(ListOverlap(), lists, mu=0.6, clustering=ClustersConfig())
     torch.testing.assert_close(without.thresholds()(torch.tensor([0])), torch.full((1, 12), 0.6))
 
 
@@ -130,7 +130,7 @@ def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config
     settings["pairs"] |= {"decide": "agreement", "mu": 0.3}
     # with k-reciprocal similarities, or without the cameras, so few images are told apart without a mistake
     settings["gcn"] |= {"variant": "structure"}
-    settings["neighbors"] |= {"standardise": False}
+    settings["neighbors"] |= {"standardise": False, "source": "memory"}
     settings["eval"] |= {"every": 2}
     config = Config.model_validate(settings)
     rows = []

@@ -9,29 +9,13 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from mprd.config.schema import Config
-from mprd.neighbors.exact import PADDING
 from mprd.pairs import clusters
-from mprd.pairs import rules as pairs
 from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
-from tests.graphs import groups, slow_jaccard, squared_distances
-
-
-@pytest.mark.parametrize("above", [0.0, 0.2, 0.5])
-def test_reciprocal_takes_what_loops_say_is_above_the_threshold(above: float) -> None:
-    features = groups(3, 5, loners=4, spread=0.4)
-    distances = slow_jaccard(squared_distances(features.numpy()), 6, 3)
-    found = pairs.reciprocal(features, above=above, k1=6, k2=3)
-    for i, ids in enumerate(found.tolist()):
-        assert ids[0] >= 0
-        near = {j for j in range(len(features)) if 1 - distances[i, j] > above}
-        assert set(ids) - {PADDING} == near | {i}
-    counts = (found != PADDING).sum(1)
-    assert counts.min() < counts.max()
+from tests.graphs import groups
 
 
 def test_groups_are_found_and_loners_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "K1", 7)
+    monkeypatch.setattr(clusters, "K1", 8)
     monkeypatch.setattr(clusters, "K2", 3)
     labels = cluster_images(groups(3, 8, loners=2), eps=0.5)
     assert labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8 + [-1, -1]
@@ -52,23 +36,33 @@ def test_members_are_those_of_the_cluster_and_an_outlier_is_alone() -> None:
 
 def test_batches_hold_as_many_images_of_each_of_some_clusters() -> None:
     labels = torch.tensor([0] * 5 + [1] * 4 + [-1] * 3 + [2] * 6 + [3] * 4)
-    batches = balanced_batches(labels, batch_size=8, num_instances=4, generator=torch.Generator().manual_seed(0))
-    assert len(batches) == 19 // 8
-    for batch in batches:
+
+    def draw() -> list[list[int]]:
+        return balanced_batches(labels, None, batch_size=8, generator=torch.Generator().manual_seed(0))
+
+    assert len(draw()) == 19 // 8
+    for batch in draw():
         found = labels[batch]
         assert found.unique().numel() == 2
         assert (found != -1).all()
         assert len(set(batch)) == 8
         assert found.bincount(minlength=4).max() == 4
-    again = balanced_batches(labels, batch_size=8, num_instances=4, generator=torch.Generator().manual_seed(0))
-    assert batches == again
+    assert draw() == draw()
 
 
-def test_a_cluster_that_is_too_small_gives_its_images_again() -> None:
-    labels = torch.tensor([0, 0, 1, 1, 1])
-    (batch,) = balanced_batches(labels, batch_size=8, num_instances=4, generator=torch.Generator().manual_seed(0))
-    assert sorted(batch)[:4] == [0, 0, 1, 1]
-    assert {2, 3, 4} <= set(batch)
+def test_a_group_takes_other_cameras_first_and_no_image_twice() -> None:
+    labels = torch.tensor([0] * 8 + [1] * 3)
+    # cluster 0 has five images under camera 0 and three under others, cluster 1 one camera
+    camids = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 3, 3, 3])
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        (batch,) = balanced_batches(labels, camids, batch_size=8, generator=draw)
+        assert len(batch) == len(set(batch)) == 7
+        group = [image for image in batch if labels[image] == 0]
+        num_near = sum(int(camids[image] == camids[group[0]]) for image in group[1:])
+        # as few of the first one's camera as the others leave
+        assert num_near == max(0, 3 - int((camids[:8] != camids[group[0]]).sum()))
+        assert sorted(image for image in batch if labels[image] == 1) == [8, 9, 10]
 
 
 def test_centroids_are_means_and_move_image_by_image() -> None:
@@ -100,5 +94,5 @@ def test_the_loss_is_infonce_against_the_centroids() -> None:
 
 def test_features_without_two_clusters_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="mprd"):
-        assert find_clusters(torch.eye(12), Config(), camids=None) is None
+        assert find_clusters(torch.eye(12), torch.eye(12), eps=0.6) is None
     assert "clusters.eps = 0.6 finds no two clusters" in caplog.text

@@ -8,9 +8,10 @@ from mprd.config.schema import Config, NeighborsConfig, PairsConfig
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import NeighborTable
 from mprd.neighbors.lists import FrozenLists
-from mprd.pairs.labellers import CandidateLabeller, ListOverlap, RuleLabeller, choose_labeller
-from mprd.pairs.positives import MetaSet
+from mprd.pairs.labellers import CandidateLabeller, ListOverlap, RuleLabeller, choose_labeller, label_by_similarity
+from mprd.pairs.positives import MetaSet, PositiveLimit
 from mprd.subgraphs import build_serially
+from tests.graphs import groups
 
 NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
 """Lists of 0 and 1 share 2 out of 2, 3, 4; those of 0 and 3 nothing out of 1, 2, 4, 5."""
@@ -32,7 +33,7 @@ def by_hand(i: int, *, above: float) -> set[int]:
 
 
 def overlap_labeller(mu: float) -> CandidateLabeller:
-    return CandidateLabeller(ListOverlap(), torch.eye(6), lists_by_hand(), mu=mu)
+    return CandidateLabeller(ListOverlap(), lists_by_hand(), mu=mu)
 
 
 def test_candidates_whose_lists_overlap_enough_are_positives() -> None:
@@ -55,7 +56,7 @@ def test_labels_are_the_same_from_graphs_that_somebody_else_built() -> None:
 
 def test_the_gcn_is_told_apart_from_the_overlap_that_is_kept_beside_it() -> None:
     gcn = PairGCN(6, hidden=4, mlp_hidden=4, generator=torch.Generator().manual_seed(0))
-    labeller = CandidateLabeller(gcn, torch.eye(6), lists_by_hand(), mu=0.5)
+    labeller = CandidateLabeller(gcn, lists_by_hand(), mu=0.5)
     labels = labeller.label(torch.arange(2))
     assert labels.likelihoods is not None
     assert labels.overlaps is not None
@@ -71,7 +72,7 @@ def labels_overlap(i: int) -> list[float]:
 
 
 def test_every_name_has_its_labeller() -> None:
-    rest = {"gcn": PairGCN(6), "memory": torch.eye(6), "pids": torch.arange(6)}
+    rest = {"gcn": PairGCN(6), "pids": torch.arange(6)}
     rest["meta"] = MetaSet.empty()
     config = Config(pairs=PairsConfig(labeller="list_overlap", mu=0.6, threshold=0.2))
     gcn, shared, knn = (
@@ -82,3 +83,21 @@ def test_every_name_has_its_labeller() -> None:
     assert isinstance(knn, RuleLabeller)
     assert (gcn.mu, shared.mu) == (0.6, 0.2)
     assert isinstance(shared.scorer, ListOverlap)
+
+
+def test_similarities_above_a_threshold_are_positives_and_the_limit_refuses_some() -> None:
+    camids = torch.zeros(24, dtype=torch.long)
+    lists = FrozenLists(groups(3, 8, spread=0.4), camids, NeighborsConfig(k=3, metric="camera"))
+    everyone, table = torch.arange(24), lists.similarities
+    above = table.between(everyone[:, None], everyone) > 0.4
+    free = label_by_similarity(lists, above=0.4, limit=None).label(everyone)
+    limited = label_by_similarity(lists, above=0.4, limit=PositiveLimit(camids, same=2, other=0)).label(everyone)
+    assert free.refused is None
+    assert limited.refused is not None
+    assert int(above.sum(1).max()) > 4
+    for i in everyone.tolist():
+        near = above[i].nonzero().squeeze(1).tolist()
+        best = sorted((j for j in near if j != i), key=lambda j: -float(table.between(everyone[i], everyone[j])))
+        assert set(free.positives[i].tolist()) - {-1} == set(near)
+        assert set(limited.positives[i].tolist()) - {-1} == {i, *best[:2]}
+        assert set(limited.refused[i].tolist()) - {-1} == {*best[2:]}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from mprd.losses import binomial_deviance, hard_negatives
 from mprd.neighbors.exact import PADDING
-from mprd.pairs.positives import MetaSet, PositiveLimit, PositiveTable
+from mprd.pairs.positives import MetaSet, PositiveLimit, PositiveTable, split_by_limit
 from mprd.pairs.rules import accept, accept_all, knn, mask_to_ids, mplp, own_index, relabel, ss, supervised
 
 ORACLE = Path(__file__).parents[1] / "oracle"
@@ -48,12 +49,15 @@ def test_a_limit_keeps_the_likeliest_under_the_own_camera_and_under_others(same:
     limit = PositiveLimit(torch.randint(3, (40,), generator=draw), same, other)
     rows = torch.tensor([5, 0, 39, 5])
     scores = torch.rand(4, 40, generator=draw)
-    found = accept_all(rows, scores, mu=0.4, limit=limit)
+    accepted = accept_all(rows, scores, mu=0.4)
+    found, refused = split_by_limit(rows, accepted, scores.gather(1, accepted.clamp(min=0)), limit)
+    assert refused is not None
     kept = limit.keep(rows, *padded_at_random(rows, scores, draw))
     for b, i in enumerate(rows.tolist()):
         above = [j for j in range(40) if scores[b, j] > 0.4]
         expected = likeliest(i, above, scores[b, above].tolist(), limit)
         assert set(found[b].tolist()) - {PADDING} == expected
+        assert set(refused[b].tolist()) - {PADDING} == {*above} - expected
         everyone = likeliest(i, list(range(40)), scores[b].tolist(), limit)
         assert set(kept[b].tolist()) - {PADDING} == everyone
 
@@ -65,12 +69,26 @@ def padded_at_random(rows: torch.Tensor, scores: torch.Tensor, draw: torch.Gener
     return ids, scores.gather(1, ids.clamp(min=0)).masked_fill(ids == PADDING, 9)
 
 
-def test_a_limit_holds_for_candidates_as_well() -> None:
-    candidates = torch.tensor([[1, 2, 3], [0, 3, PADDING]])
-    likelihoods = torch.tensor([[0.6, 0.8, 0.7], [0.9, 0.2, 1.0]])
-    limit = PositiveLimit(torch.tensor([0, 0, 1, 1]), same=0, other=1)
-    found = accept(torch.tensor([0, 2]), candidates, likelihoods, mu=0.5, limit=limit)
-    assert found.tolist() == [[0, -1, 2, -1], [2, 0, -1, -1]]
+def test_what_the_limit_refuses_is_no_negative() -> None:
+    table = PositiveTable(5)
+    table.set_rows(torch.tensor([0, 2]), torch.tensor([[0, 1], [2, -1]]), torch.tensor([[3, 4], [-1, 1]]))
+    doubtful = table.doubtful(torch.tensor([0, 1, 2]))
+    assert doubtful is not None
+    assert sets(doubtful) == [{3, 4}, set(), {1}]
+    similarities = torch.tensor([[0.9, 0.8, 0.1, 0.7, 0.6]])
+    ids, counts = hard_negatives(similarities, table.mask(torch.tensor([0])), doubtful[:1], r=3)
+    assert ids[counts].tolist() == [2]
+    loss = binomial_deviance(similarities, table.mask(torch.tensor([0])), doubtful[:1], r=3)
+    kept = torch.tensor([0, 1, 2])
+    torch.testing.assert_close(
+        loss, binomial_deviance(similarities[:, kept], table.mask(torch.tensor([0]))[:, kept], r=3)
+    )
+    # labels without a limit refuse nothing
+    table.set_rows(torch.tensor([0]), torch.tensor([[0]]))
+    doubtful = table.doubtful(torch.tensor([0]))
+    assert doubtful is not None
+    assert not doubtful.any()
+    assert PositiveTable(5).doubtful(torch.tensor([0])) is None
 
 
 def test_labelled_images_say_how_many_positives_there_are_at_most() -> None:

@@ -63,12 +63,12 @@ def test_re_ranking_orders_by_its_own_distance_and_excludes_as_well(street: Gall
 
 def test_standardising_finds_identities_that_camera_bias_hides() -> None:
     draw = np.random.default_rng(0)
-    identities, biases = draw.normal(size=(12, 16)), 5 * draw.normal(size=(2, 16))
-    # twelve identities under two cameras, whose biases are far larger than the differences of identities
+    identities, biases = draw.normal(size=(150, 16)), 2 * draw.normal(size=(2, 16))
+    # identities under two cameras, whose biases are far larger than the differences of identities
     features = np.concatenate([identities + bias for bias in biases])
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    paths, camids = [str(row) for row in range(24)], np.repeat([40, 7], 12)
-    gallery = Gallery.from_features(features, paths=paths, pids=[*range(12)] * 2, camids=camids)
+    paths, camids = [str(row) for row in range(300)], np.repeat([40, 7], 150)
+    gallery = Gallery.from_features(features, paths=paths, pids=[*range(150)] * 2, camids=camids)
     queries = [QueryImage(str(row), row, 40) for row in range(12)]
     plain = answer_queries(gallery, queries, features[:12], top=1, cameras="all", rerank=False)
     standardised = standardize_gallery(gallery, queries, features[:12])

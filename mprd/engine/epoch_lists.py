@@ -1,0 +1,97 @@
+"""The neighbor lists of an epoch: the features they are drawn from, and the similarity chain fitted to these."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from mprd.config.schema import Config
+from mprd.engine.stats import EpochStats
+from mprd.neighbors.lists import FrozenLists, list_features
+from mprd.neighbors.similarity import KnownIds, SimilarityChain, fit_chain
+from mprd.runtime.spans import span
+
+if TYPE_CHECKING:
+    from mprd.engine.callbacks import Backends
+    from mprd.engine.state import TrainState
+
+
+class EpochLists:
+    """Make lists when they are first needed, and keep them for the epoch; features and chain are kept in the state."""
+
+    def __init__(
+        self,
+        config: Config,
+        state: TrainState,
+        camids: Tensor | None,
+        *,
+        extract: Callable[[], Tensor],
+        backends: Backends,
+    ) -> None:
+        """Draw lists of the images under the cameras `[N]`; `extract` returns their clean features `[N, D]`."""
+        self.config = config
+        self.state = state
+        self.camids = camids
+        self.extract = extract
+        self.backends = backends
+        self.lists: FrozenLists | None = None
+        self.next_stats: EpochStats | None = None
+
+    def get(self, stats: EpochStats) -> FrozenLists:
+        """Return the epoch's lists; the seconds of a new similarity chain are added to the statistics."""
+        if self.config.searches_live:
+            # the lists of the GCN's epoch, during which the memory is fixed
+            return self.draw(self.state.memory.features, SimilarityChain())
+        if self.lists is None:
+            features = self.features()
+            started = time.monotonic()
+            if self.state.chain is None:
+                self.state.chain = self.fit(features)
+            self.lists = self.draw(features, self.state.chain)
+            stats.add("similarity_seconds", time.monotonic() - started)
+        return self.lists
+
+    def renew(self) -> None:
+        """Drop lists, their features and the chain, all of which the network has moved away from.
+
+        Under `neighbors.whitening` they are made anew at once, so that a chain of this network is saved with it.
+        """
+        self.state.list_features = self.state.chain = self.lists = None
+        self.next_stats = EpochStats()
+        if self.config.neighbors.whitening:
+            self.get(self.next_stats)
+
+    def begin_epoch(self) -> EpochStats:
+        """Renew the lists unless that is done, and return the new epoch's statistics."""
+        if self.next_stats is None:
+            self.renew()
+        assert self.next_stats is not None
+        stats, self.next_stats = self.next_stats, None
+        return stats
+
+    def features(self) -> Tensor:
+        """Return the features `[N, D]` that the epoch's lists are drawn from."""
+        state, memory = self.state, self.state.memory.features
+        # Cluster-Contrast clusters clean features
+        source = "clean" if self.config.pairs.labeller == "dbscan" else self.config.neighbors.source
+        if state.list_features is None:
+            # the memory moves during the epoch
+            state.list_features = (
+                memory.clone() if source == "memory" else list_features(source, memory, self.extract())
+            )
+        return state.list_features
+
+    def fit(self, features: Tensor) -> SimilarityChain:
+        """Fit the similarity chain to features `[N, D]`; labeled images tell how many of the surest pairs are true."""
+        with span("similarity"):
+            meta, is_whole = self.state.meta, self.config.meta.is_whole
+            known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=is_whole)
+            return fit_chain(features, self.camids, self.config.neighbors, known=known)
+
+    def draw(self, features: Tensor, chain: SimilarityChain) -> FrozenLists:
+        """Return lists of features `[N, D]` mapped by the chain."""
+        rest = (self.camids, self.config.neighbors)
+        return FrozenLists(features, *rest, chain=chain, search_all=self.backends.search_all)

@@ -1,0 +1,187 @@
+"""The similarity that images are compared by: camera statistics, then whitening, fitted once an epoch.
+
+    y = unit((standardize(x) - mean) W),   W W^T = (S + tr(S) / D I)^-1,
+    S = sum_ij w_ij (x_i - x_j)(x_i - x_j)^T / sum_ij w_ij,   w_ij = (degree_i degree_j)^-1/2
+
+over the 2 N surest pseudo pairs (i, j), those of highest J. S is the covariance of the differences within an identity:
+learned whitening (Radenovic, Tolias and Chum, TPAMI 2018) and the half of KISSME that reads similar pairs (Koestinger
+et al., CVPR 2012), here with pseudo pairs that are found in the loop. The mean eigenvalue on the diagonal is the
+shrinkage that D = 2,048 needs; degrees weigh down images that appear in many pairs, as wrong pairs do. A second round
+finds the pairs in the features that the first has whitened. Not in the paper.
+
+Shapes: N images, D feature size, P pairs, C cameras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mprd.config.schema import NeighborsConfig
+from mprd.neighbors.camera_norm import CameraStatistics
+from mprd.neighbors.graph import SimilarityGraph, find_graph
+from mprd.neighbors.reciprocal import K1, measure_similarities
+
+ROUNDS = 2
+"""Times that pairs are found and features whitened."""
+PAIRS_PER_IMAGE = 2
+DAMPING = 1.0
+"""Multiple of the mean eigenvalue that is added to the diagonal."""
+MIN_JUDGED = 20
+"""Pairs that touch labeled images from which their precision is taken."""
+MIN_PRECISION = 0.2
+"""Least share of true ones among the surest pairs; with fewer there is no whitening."""
+SETS_PER_SIZE = 1.2
+"""Length of the lists behind J, as a multiple of the size of an identity."""
+MIN_K1 = 6
+"""Least length of these lists, that of the lists J is averaged over."""
+GRAPH_WIDTH = 32
+"""Least width of the graph, at least that of the lists J is built from."""
+DIFFERENCES_AT_ONCE = 2**24
+"""Feature entries of pair differences held at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """The affine map y = unit((x - mean) W)."""
+
+    mean: Tensor
+    """`[D]`."""
+    matrix: Tensor
+    """W, `[D, D]`."""
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Whiten features `[n, D]`; return unit rows."""
+        return F.normalize((features - self.mean) @ self.matrix)
+
+
+@torch.no_grad()
+def fit_whitening(features: Tensor, first: Tensor, second: Tensor) -> Whitening:
+    """Fit the whitening of features `[N, D]` by the differences of the pairs (first, second), int64 `[P]` each."""
+    num_images, num_features = features.shape
+    degrees = torch.bincount(torch.cat([first, second]), minlength=num_images).clamp(min=1).to(features.dtype)
+    weights = (degrees[first] * degrees[second]).rsqrt()
+    within = features.new_zeros(num_features, num_features)
+    size = max(1, DIFFERENCES_AT_ONCE // num_features)
+    for i, j, weight in zip(first.split(size), second.split(size), weights.split(size), strict=True):
+        differences = (features[i] - features[j]) * weight.sqrt()[:, None]
+        within.addmm_(differences.T, differences)
+    within /= weights.sum()
+    within.diagonal().add_(DAMPING * within.trace() / num_features)
+    # any root will do, for rotations change no cosine: with S = L L^T, W = L^-T
+    root = torch.linalg.cholesky(within)
+    matrix = torch.linalg.solve_triangular(
+        root, torch.eye(num_features, dtype=root.dtype, device=root.device), upper=False
+    )
+    return Whitening(features.mean(0), matrix.T.contiguous())
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityChain:
+    """The map from unit features of the network to the features that are compared."""
+
+    cameras: CameraStatistics | None = None
+    whitening: Whitening | None = None
+    k1: int = K1
+    """Length of the lists behind J."""
+    report: dict[str, float | None] = field(default_factory=dict)
+    """Figures of the surest pairs of the last round, by the column of metrics.jsonl."""
+
+    def __call__(self, features: Tensor, camids: Tensor | None) -> Tensor:
+        """Map features `[n, D]` under the cameras `[n]`, which are -1, or None, where unknown."""
+        if self.cameras is not None:
+            camids = torch.full((len(features),), -1, device=features.device) if camids is None else camids
+            features = self.cameras.standardize(features, camids)
+        return features if self.whitening is None else self.whitening(features)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the parts as dicts of tensors and numbers."""
+        parts = {"cameras": self.cameras, "whitening": self.whitening}
+        return {name: None if part is None else dict(vars(part)) for name, part in parts.items()} | {
+            "k1": self.k1,
+            "report": dict(self.report),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> SimilarityChain:
+        """Restore the parts on a device."""
+
+        def restore(kind: Any, part: dict[str, Tensor] | None) -> Any:
+            return None if part is None else kind(**{name: value.to(device) for name, value in part.items()})
+
+        cameras, whitening = restore(CameraStatistics, state["cameras"]), restore(Whitening, state["whitening"])
+        return cls(cameras, whitening, state["k1"], dict(state["report"]))
+
+
+@dataclass(frozen=True, eq=False)
+class KnownIds:
+    """What is known of the images' identities without the labels of a test: those of the labeled images."""
+
+    pids: Tensor
+    """int64 `[N]`, -1 where unknown."""
+    is_whole: bool
+    """Whether the labeled images are all images of their identities, so that any other image is of another one."""
+
+    @classmethod
+    def of(cls, ids: Tensor, pids: Tensor, *, num_images: int, is_whole: bool) -> KnownIds:
+        """Take the labeled images `ids` `[Z]` of the identities `pids` `[Z]`."""
+        known = torch.full((num_images,), -1, device=ids.device)
+        known[ids] = pids.unique(return_inverse=True)[1]
+        return cls(known, is_whole)
+
+    @property
+    def k1(self) -> int:
+        """The length of the lists behind J: 1.2 times an identity's mean number of images; 20 where that is unknown."""
+        pids = self.pids[self.pids >= 0]
+        if not self.is_whole or len(pids) == 0:
+            return K1
+        return min(GRAPH_WIDTH, max(MIN_K1, round(SETS_PER_SIZE * len(pids) / len(pids.unique()))))
+
+    def precision(self, first: Tensor, second: Tensor) -> float | None:
+        """Return the share of true ones among the pairs that can be judged; None where these are few."""
+        first, second = self.pids[first], self.pids[second]
+        is_known = ((first >= 0) | (second >= 0)) if self.is_whole else ((first >= 0) & (second >= 0))
+        if int(is_known.sum()) < MIN_JUDGED:
+            return None
+        return float((first == second)[is_known].double().mean())
+
+
+@torch.no_grad()
+def fit_chain(
+    features: Tensor, camids: Tensor | None, config: NeighborsConfig, *, known: KnownIds | None = None
+) -> SimilarityChain:
+    """Fit camera statistics and whitening, as far as the settings have them, to features `[N, D]` of all images.
+
+    The chain stops before the whitening where labeled images tell that the surest pairs are poor: whitening by wrong
+    pairs removes what tells identities apart. No sign has been found that tells so without labels. Raises UserError
+    where the settings need cameras `[N]` and none are known.
+    """
+    cameras = CameraStatistics.measure(features, camids) if config.standardise else None
+    chain = SimilarityChain(cameras, k1=K1 if known is None else known.k1)
+    if not config.whitening:
+        return chain
+    standardized = chain(features, camids)
+    compared = standardized
+    for _ in range(ROUNDS):
+        table = measure_similarities(find_similarity_graph(compared, camids, config), k1=chain.k1)
+        surest = table.surest(PAIRS_PER_IMAGE * len(features))
+        first, second = (ids[surest] for ids in table.pairs)
+        report = {
+            "surest_similarity": float(table.values[surest].double().mean()) if len(surest) else 0.0,
+            "surest_precision": None if known is None else known.precision(first, second),
+        }
+        precision = report["surest_precision"]
+        if precision is not None and precision < MIN_PRECISION:
+            return replace(chain, report={"whitening": 0.0, **report})
+        whitening = fit_whitening(standardized, first, second)
+        compared = whitening(standardized)
+    return replace(chain, whitening=whitening, report={"whitening": 1.0, **report})
+
+
+def find_similarity_graph(features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> SimilarityGraph:
+    """Search the graph of all images that lists and J are taken from."""
+    return find_graph(features, camids, width=max(config.k_max, GRAPH_WIDTH), density_k=config.density_k)

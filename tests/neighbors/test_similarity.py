@@ -1,0 +1,116 @@
+"""The similarity chain: whitening by hand, by the surest pairs of the loop, its guard, and its file."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mprd.config.schema import NeighborsConfig
+from mprd.neighbors.camera_norm import CameraStatistics
+from mprd.neighbors.lists import FrozenLists
+from mprd.neighbors.similarity import KnownIds, SimilarityChain, fit_chain, fit_whitening
+
+CONFIG = NeighborsConfig(metric="camera", standardise=True, whitening=True, k=4, k_max=12)
+PEOPLE, PER_PERSON, CAMERAS = 60, 6, 3
+
+
+def crowd() -> tuple[Tensor, Tensor, Tensor]:
+    """Draw people whose images differ most in the dimensions that tell people apart least, under three cameras."""
+    draw = torch.Generator().manual_seed(0)
+    people = torch.randn(PEOPLE, 24, generator=draw) * torch.linspace(1.6, 0.4, 24)
+    noise = torch.randn(PEOPLE * PER_PERSON, 24, generator=draw) * torch.linspace(0.4, 2.4, 24)
+    pids = torch.arange(PEOPLE).repeat_interleave(PER_PERSON)
+    return F.normalize(people[pids] + noise), pids, torch.arange(len(pids)) % CAMERAS
+
+
+def slow_whitening(x: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Whiten by the covariance of the differences of pairs, each weighted by 1 / sqrt(degree_i degree_j)."""
+    degree = [max(1, sum(i in pair for pair in pairs)) for i in range(len(x))]
+    within, total = np.zeros((x.shape[1], x.shape[1])), 0.0
+    for i, j in pairs:
+        weight = (degree[i] * degree[j]) ** -0.5
+        within += weight * np.outer(x[i] - x[j], x[i] - x[j])
+        total += weight
+    within /= total
+    within += np.trace(within) / len(within) * np.eye(len(within))
+    values, vectors = np.linalg.eigh(within)
+    y = (x - x.mean(0)) @ vectors / np.sqrt(values)
+    return y / np.linalg.norm(y, axis=1, keepdims=True)
+
+
+def share_of_true(lists: FrozenLists, pids: Tensor) -> float:
+    return float((pids[lists.ids] == pids[:, None]).float().mean())
+
+
+def test_whitening_has_the_cosines_of_the_inverse_square_root_of_the_pairs_covariance() -> None:
+    features, _, _ = crowd()
+    pairs = [(0, 1), (1, 2), (0, 3), (20, 24), (24, 25), (40, 1)]
+    whiten = fit_whitening(features.double(), *torch.tensor(pairs).T)
+    expected = slow_whitening(features.double().numpy(), pairs)
+    found = whiten(features.double())
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-9)
+
+
+def test_the_chain_whitens_by_the_surest_pairs_found_twice() -> None:
+    features, _, camids = crowd()
+    standardized = CameraStatistics.measure(features, camids).standardize(features, camids)
+    compared = standardized
+    for _ in range(2):
+        table = FrozenLists(compared, camids, CONFIG, chain=SimilarityChain()).similarities
+        first, second = table.pairs
+        best = table.values.sort(descending=True, stable=True).indices[: 2 * len(features)]
+        pairs = [*zip(first[best].tolist(), second[best].tolist(), strict=True)]
+        compared = torch.from_numpy(slow_whitening(standardized.double().numpy(), pairs)).float()
+    found = fit_chain(features, camids, CONFIG)(features, camids)
+    torch.testing.assert_close(found @ found.T, compared @ compared.T, atol=1e-4, rtol=0)
+
+
+def test_lists_of_whitened_features_hold_more_mates() -> None:
+    features, pids, camids = crowd()
+    plain = FrozenLists(features, camids, CONFIG.model_copy(update={"whitening": False}))
+    whitened = FrozenLists(features, camids, CONFIG)
+    assert share_of_true(whitened, pids) > share_of_true(plain, pids) + 0.02
+
+
+def test_poor_pairs_stop_the_chain_before_the_whitening() -> None:
+    features, pids, camids = crowd()
+    everyone = torch.arange(len(features))
+    shuffled = pids[torch.randperm(len(pids), generator=torch.Generator().manual_seed(1))]
+    for known, is_whitened in ((pids, True), (shuffled, False)):
+        labeled = KnownIds.of(everyone[:60], known[:60], num_images=len(features), is_whole=False)
+        chain = fit_chain(features, camids, CONFIG, known=labeled)
+        assert (chain.whitening is not None, chain.report["whitening"]) == (is_whitened, float(is_whitened))
+    plain = fit_chain(features, camids, CONFIG.model_copy(update={"whitening": False}))
+    assert torch.equal(chain(features, camids), plain(features, camids))
+
+
+def test_pairs_with_labeled_images_are_judged_as_far_as_they_are_known() -> None:
+    # images 0 to 2 show person 7, image 3 person 8; 4 and 5 are unknown
+    ids, pids = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 7, 7, 8])
+    first, second = torch.tensor([[0, 1], [1, 2], [0, 3], [2, 4], [4, 5]]).T.repeat(1, 20)
+    whole, partly = (KnownIds.of(ids, pids, num_images=6, is_whole=is_whole) for is_whole in (True, False))
+    assert whole.precision(first, second) == 2 / 4
+    assert partly.precision(first, second) == 2 / 3
+    assert whole.precision(first[4:5], second[4:5]) is None
+
+
+def test_lists_behind_j_are_as_long_as_labeled_identities_are_large() -> None:
+    def labeled(sizes: tuple[int, ...], *, is_whole: bool = True) -> KnownIds:
+        pids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
+        return KnownIds.of(torch.arange(len(pids)), pids, num_images=200, is_whole=is_whole)
+
+    assert labeled((10, 20, 30)).k1 == 24
+    assert [labeled((2, 2)).k1, labeled((90,)).k1] == [6, 32]
+    assert labeled((10, 20, 30), is_whole=False).k1 == labeled(()).k1 == 20
+
+
+def test_a_chain_is_restored_to_the_bit_and_maps_unknown_cameras() -> None:
+    features, _, camids = crowd()
+    chain = fit_chain(features, camids, CONFIG)
+    restored = SimilarityChain.from_state_dict(chain.state_dict())
+    assert torch.equal(restored(features, camids), chain(features, camids))
+    assert restored.report == chain.report
+    assert torch.equal(chain(features, None), chain(features, torch.full_like(camids, 99)))
+    assert not torch.equal(chain(features, None), chain(features, camids))
