@@ -46,7 +46,7 @@ def run_command(command: Callable[[], None]) -> None:
         # as when the reader of `mprd ... | head` has gone; the exit would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (UserError, OSError) as error:
+    except (UserError, OSError, UnicodeEncodeError) as error:
         print(f"error: {one_line(explain(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except Interrupted as stop:
@@ -69,8 +69,10 @@ def set_up_output() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def explain(error: UserError | OSError) -> str:
+def explain(error: UserError | OSError | UnicodeEncodeError) -> str:
     """Return an error in words, with the file where the system names one."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object}: not UTF-8, which is needed here; rename it"
     if not isinstance(error, OSError) or error.strerror is None:
         return " ".join(str(error).split("\n"))
     return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"

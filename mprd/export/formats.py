@@ -144,33 +144,38 @@ def write_onnx(backbone: Backbone, images: Tensor, path: Path) -> None:
         verbose=False,
     )
     assert program is not None
-    program.save(str(path), external_data=False)
+    path.write_bytes(program.model_proto.SerializeToString())
 
 
 def read_onnx(path: Path) -> Network:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 def write_torchscript(backbone: Backbone, images: Tensor, path: Path) -> None:
-    torch.jit.save(torch.jit.trace(backbone, images), str(path))
+    with path.open("wb") as file:
+        torch.jit.save(torch.jit.trace(backbone, images), file)
 
 
 def read_torchscript(path: Path) -> Network:
-    return torch.jit.load(str(path), map_location="cpu")
+    with path.open("rb") as file:
+        return torch.jit.load(file, map_location="cpu")
 
 
 def write_torch_export(backbone: Backbone, images: Tensor, path: Path) -> None:
-    torch.export.save(torch.export.export(backbone, (images,), dynamic_shapes=dynamic_batch()), str(path))
+    with path.open("wb") as file:
+        torch.export.save(torch.export.export(backbone, (images,), dynamic_shapes=dynamic_batch()), file)
 
 
 def read_torch_export(path: Path) -> Network:
-    return torch.export.load(str(path)).module()
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
 
 
 WRITERS = {"onnx": write_onnx, "torchscript": write_torchscript, "torch-export": write_torch_export}
+# by open files, as neither torch nor ONNX Runtime takes a path that is not UTF-8
 READERS = {"onnx": read_onnx, "torchscript": read_torchscript, "torch-export": read_torch_export}
 
 

@@ -39,13 +39,21 @@ def find_images(source: str) -> ImageList:
         base, names = os.path.dirname(source), read_lines(Path(source))
         suffixes = "a path a line"
     else:
-        base, names = "", sorted(filter(is_image, glob.glob(source, recursive=True)))
+        base, names = "", sorted(filter(is_image, find_matches(source)))
         if not names and not glob.has_magic(source):
             raise UserError(f"{source}: no such folder, list or image")
     if not names:
         raise UserError(f"{source}: no images; looked for {suffixes}")
     base = os.path.abspath(base)
     return ImageList([os.path.normpath(os.path.join(base, name)) for name in names], names)
+
+
+def find_matches(pattern: str) -> list[str]:
+    """Return the files of a glob; a name that exists as it is, whole or up to a folder, is no pattern."""
+    literal = pattern
+    while literal and not os.path.lexists(literal):
+        literal = os.path.dirname(literal) if os.path.dirname(literal) != literal else ""
+    return glob.glob(glob.escape(literal) + pattern[len(literal) :], recursive=True)
 
 
 def is_image(path: str) -> bool:

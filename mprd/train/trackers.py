@@ -101,7 +101,12 @@ class Trackers:
     """The trackers of a run."""
 
     def __init__(self, config: Config, folder: Path) -> None:
-        self.all: list[Tracker] = [TensorBoard(folder)]
+        self.all: list[Tracker] = []
+        try:
+            self.all.append(TensorBoard(folder))
+        except (OSError, UnicodeError) as error:
+            # it takes no path that is not UTF-8
+            logger.warning("no event files for TensorBoard below %s: %s", folder, first_line(error))
         name = config.train.tracker
         if name != "none":
             self.all.append(open_tracker(name, config, folder))

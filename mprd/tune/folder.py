@@ -19,8 +19,8 @@ from mprd.config.loading import read_config, read_yaml
 from mprd.config.old_names import upgrade_dotted
 from mprd.config.schema import Config
 from mprd.errors import UserError
-from mprd.runs.folder import RunFolder, write_text
-from mprd.text import quoted
+from mprd.runs.folder import RunFolder, parse_object, write_text
+from mprd.text import quoted, read_text
 from mprd.tune.study import Objective, Study, build_study, write_study
 from mprd.tune.trial import Trial
 
@@ -60,7 +60,10 @@ class StudyFolder:
         write_text(self.options_file, json.dumps({"objective": objective, "num_trials": num_trials}) + "\n")
 
     def read_options(self) -> dict[str, Any]:
-        return json.loads(self.options_file.read_text())
+        options = parse_object(read_text(self.options_file))
+        if options is None or not {"objective", "num_trials"} <= {*options}:
+            raise UserError(f"{self.options_file}: damaged; wanted an object with objective and num_trials")
+        return options
 
     def read_study(self) -> Study:
         """Read the study as it was when the folder was made."""
@@ -77,13 +80,19 @@ class StudyFolder:
         """Read all trials that were ever started, by number."""
         if not self.trials_file.is_file():
             return []
-        trials = json.loads(self.trials_file.read_text())
-        for values in trials:
-            # its name in the files of mprd 0.1
-            if "mirror" in values:
-                values["optuna_number"] = values.pop("mirror")
-            values["settings"] = upgrade_dotted(values["settings"])
-        return [Trial(**values) for values in trials]
+        try:
+            trials = json.loads(read_text(self.trials_file))
+            for values in trials:
+                # its name in the files of mprd 0.1
+                if "mirror" in values:
+                    values["optuna_number"] = values.pop("mirror")
+                values["settings"] = upgrade_dotted(values["settings"])
+            return [Trial(**values) for values in trials]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(
+                f"{self.trials_file}: damaged, so the trials of this study are not known; take it from a copy, or "
+                "remove it to run all of them anew"
+            ) from None
 
     def write_trials(self, trials: list[Trial]) -> None:
         """Replace the list of trials atomically."""

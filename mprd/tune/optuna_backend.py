@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
+from mprd.errors import UserError
 from mprd.tune.study import SEED, Choice, Grid, Point, Settings, Stop, Study
 
 if TYPE_CHECKING:
-    from mprd.tune.trial import State
+    from mprd.tune.trial import State, Trial
+
+logger = logging.getLogger("mprd")
 
 POINT = "point"
 """The parameter that holds the name of a named point."""
+LOCK_SECONDS = 30
+"""Longest wait for another process that writes to the database, such as optuna-dashboard."""
+STORAGE_ERRORS = (StorageInternalError, SQLAlchemyError)
 STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -32,6 +46,7 @@ class OptunaStudy:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = distributions(study)
         self.has_points = bool(study.points)
+        self.objective = objective
         self.running: dict[int, optuna.Trial] = {}
         self.study = optuna.create_study(
             storage=storage,
@@ -54,6 +69,31 @@ class OptunaStudy:
         while self.study.get_trials(states=(TrialState.WAITING,)):
             self.study.tell(self.study.ask(), state=TrialState.FAIL)
 
+    def has(self, number: int | None) -> bool:
+        """Return whether the database holds a trial of the study folder, which keeps none without Optuna."""
+        return number is None or number < len(self.study.trials)
+
+    def add(self, trial: Trial, rows: list[dict[str, Any]]) -> int | None:
+        """Add a trial that ended and that the database lacks, with its rows of metrics; return its new number.
+
+        A trial that was running, or whose metrics are gone, is not added.
+        """
+        values = {row["epoch"] + 1: row[self.objective] for row in rows if row.get(self.objective) is not None}
+        if trial.state == "running" or (trial.state == "finished" and not values):
+            return None
+        params = {SEED: trial.seed, **({POINT: trial.point} if self.has_points else trial.settings)}
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=STATES[trial.state],
+                params=params,
+                distributions={name: self.space[name] for name in params},
+                value=values[max(values)] if trial.state == "finished" else None,
+                intermediate_values=values,
+                user_attrs={} if trial.reason is None else {"reason": trial.reason},
+            )
+        )
+        return self.study.trials[-1].number
+
     def ask(self, point: Point | None, seed: int) -> tuple[int, Settings]:
         """Start a trial at a point, or at one that the sampler draws; return its number and settings."""
         fixed: dict[str, Any] = {SEED: seed}
@@ -74,24 +114,29 @@ class OptunaStudy:
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective of an epoch; return whether the pruner stops the trial."""
-        trial = self.find(number)
-        # pruners count completed epochs
-        if epoch + 1 not in self.study.trials[number].intermediate_values:
-            trial.report(value, epoch + 1)
-        return bool(trial.should_prune())
+        with logged_errors():
+            trial = self.find(number)
+            # pruners count completed epochs
+            if epoch + 1 not in self.study.trials[number].intermediate_values:
+                trial.report(value, epoch + 1)
+            return bool(trial.should_prune())
+        return False
 
     def tell(self, number: int, state: State, value: float | None, reason: str | None) -> None:
         """Close a trial."""
-        if reason is not None:
-            self.find(number).set_user_attr("reason", reason)
-        self.study.tell(number, value if state == "finished" else None, state=STATES[state])
+        with logged_errors():
+            if reason is not None:
+                self.find(number).set_user_attr("reason", reason)
+            self.study.tell(number, value if state == "finished" else None, state=STATES[state])
 
     def importance(self) -> dict[str, float]:
         """Return each parameter's share of the objective's variance (fANOVA), largest first.
 
         Empty if fewer than two parameters vary, or fewer than four trials are complete.
         """
-        done = self.study.get_trials(states=(TrialState.COMPLETE,))
+        done: list[optuna.trial.FrozenTrial] = []
+        with logged_errors():
+            done = self.study.get_trials(states=(TrialState.COMPLETE,))
         varied = [name for name in self.space if len({trial.params.get(name) for trial in done}) > 1]
         values = {trial.value for trial in done}
         if len(varied) < 2 or len(done) < 4 or len(values) < 2:
@@ -100,6 +145,41 @@ class OptunaStudy:
             self.study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
         )
         return {name: share for name, share in shares.items() if name in varied}
+
+
+def open_storage(database: Path) -> BaseStorage:
+    """Open or create a database of SQLite; raise UserError where it is none, or locked."""
+    # as a URI of SQLite in an address of SQLAlchemy, in which ? and % have a meaning, as { has for Optuna
+    url = f"sqlite:///file:{quote(os.fsencode(database.resolve()))}?uri=true"
+    with explained_errors(database):
+        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+
+
+@contextmanager
+def explained_errors(database: Path) -> Iterator[None]:
+    """Turn an error of the database into one line."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        raise UserError(
+            f"{database}: {storage_reason(error)}; end what uses it, or remove it: it is made anew from trials.json"
+        ) from None
+
+
+@contextmanager
+def logged_errors() -> Iterator[None]:
+    """Log an error of the database in place of raising it: trials.json holds all that counts."""
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        logger.warning("study.db: %s, so a result is missing there; trials.json holds it", storage_reason(error))
+
+
+def storage_reason(error: BaseException) -> str:
+    """Return the database's own words, such as `database is locked`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(getattr(error, "orig", None) or error).splitlines()[0]
 
 
 def distributions(study: Study) -> dict[str, BaseDistribution]:

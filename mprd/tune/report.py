@@ -15,6 +15,7 @@ from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.runs.folder import describe_run, write_text
 from mprd.runs.html import render_page
+from mprd.runtime.files import replaced
 from mprd.tune.folder import StudyFolder
 from mprd.tune.plots import draw_plots
 from mprd.tune.results import NAMES, PointResult, average_points, choose_best, order_agreement, trial_row
@@ -102,7 +103,9 @@ def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
         if len(types) > 1 and not types <= {int, float}:
             values = [None if value is None else str(value) for value in values]
         columns[name] = pa.array(map(float, values)) if types == {int, float} and None not in values else values
-    pyarrow.parquet.write_table(pa.table(columns), path)
+    # Arrow takes neither names that are not UTF-8 nor all others
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        pyarrow.parquet.write_table(pa.table(columns), file)
 
 
 def write_best(folder: StudyFolder, config: Config, results: StudyResults, best: PointResult) -> None:

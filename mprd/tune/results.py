@@ -56,7 +56,7 @@ def trial_row(folder: StudyFolder, trial: Trial, study: Study) -> dict[str, Any]
         "state": trial.state,
         "reason": trial.reason,
         "epochs": len(epochs),
-        "seconds": sum(epoch["gcn_seconds"] + epoch["cnn_seconds"] for epoch in epochs),
+        "seconds": sum(epoch.get("gcn_seconds", 0.0) + epoch.get("cnn_seconds", 0.0) for epoch in epochs),
     }
     return row | {key: last.get(key) for key in NAMES}
 

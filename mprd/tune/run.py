@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -19,6 +20,8 @@ from mprd.tune.report import write_study_report
 from mprd.tune.settings import check_points, read_settings, smoke_study
 from mprd.tune.study import Objective, Study, load_study
 from mprd.tune.trial_queue import TrialQueue
+
+logger = logging.getLogger("mprd")
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -128,7 +131,7 @@ def open_queue(folder: StudyFolder, *, trials: int | None) -> TrialQueue:
 def open_optuna(folder: StudyFolder, study: Study, *, objective: Objective) -> OptunaStudy | None:
     """Open the Optuna study; None where Optuna is not installed and the study is a plain grid."""
     try:
-        from mprd.tune.optuna_backend import OptunaStudy
+        from mprd.tune.optuna_backend import OptunaStudy, explained_errors, open_storage
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
@@ -136,10 +139,20 @@ def open_optuna(folder: StudyFolder, study: Study, *, objective: Objective) -> O
             raise UserError(
                 f"{study.name} draws points or stops early, which needs optuna: pip install optuna"
             ) from None
-        logging.getLogger("mprd").warning("optuna is not installed: no %s, no importance", folder.database.name)
+        logger.warning("optuna is not installed: no %s, no importance", folder.database.name)
         return None
-    known = {trial.optuna_number for trial in folder.read_trials() if trial.optuna_number is not None}
-    return OptunaStudy(f"sqlite:///{folder.database}", study, objective=objective, known=known)
+    trials = folder.read_trials()
+    known = {trial.optuna_number for trial in trials if trial.optuna_number is not None}
+    with explained_errors(folder.database):
+        optuna = OptunaStudy(open_storage(folder.database), study, objective=objective, known=known)
+        lost = [trial.number for trial in trials if not optuna.has(trial.optuna_number)]
+        for number in lost:
+            rows = folder.run_folder(trials[number]).read_rows()
+            trials[number] = replace(trials[number], optuna_number=optuna.add(trials[number], rows))
+    if lost:
+        logger.warning("%s: lacked %d trials of trials.json, which were added", folder.database, len(lost))
+        folder.write_trials(trials)
+    return optuna
 
 
 def check_data(config: Config, queue: TrialQueue) -> None:
