@@ -77,7 +77,20 @@ def test_a_study_in_an_odd_folder_keeps_its_database_there(odd: Path) -> None:
     study = {"name": "one", "doc": "One.", "space": {"pairs.mu": {"grid": [0.4]}}}
     (odd / "tune_configs" / "one.yaml").write_text(yaml.safe_dump(study))
     settings = sets(*TINY, "train.epochs=1", "train.threads=1")
-    run(tune, "--study", "one", "--launcher", "local", "--data", odd / "data", "--out", odd / "s", *settings)
+    run(
+        tune,
+        "--study",
+        "one",
+        "--preset",
+        "demo",
+        "--launcher",
+        "local",
+        "--data",
+        odd / "data",
+        "--out",
+        odd / "s",
+        *settings,
+    )
     run(report, odd / "s", "--out", odd / "r.html")
     assert (odd / "s" / "results.parquet").is_file()
     shutil.move(odd / "s" / "study.db", odd.parent / "study.db")

@@ -82,6 +82,8 @@ class StudyFolder:
             return []
         try:
             trials = json.loads(read_text(self.trials_file))
+            if not isinstance(trials, list):
+                raise TypeError
             for values in trials:
                 # its name in the files of mprd 0.1
                 if "mirror" in values:

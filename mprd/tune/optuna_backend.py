@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -149,10 +148,14 @@ class OptunaStudy:
 
 def open_storage(database: Path) -> BaseStorage:
     """Open or create a database of SQLite; raise UserError where it is none, or locked."""
-    # as a URI of SQLite in an address of SQLAlchemy, in which ? and % have a meaning, as { has for Optuna
-    url = f"sqlite:///file:{quote(os.fsencode(database.resolve()))}?uri=true"
+    path = database.resolve()
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+
     with explained_errors(database):
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+        # in an address of SQLAlchemy ? and % have a meaning, as { has for Optuna; its file is the one connected to
+        return RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def draw_curve(study: Study, points: list[PointResult], path: Path) -> None:
     figure, axes = new_figure(*([6.5, 4.5] if paper else [8.0]), height=height)
     draw_measured(axes[0], points, setting)
     label_axes(axes[0], labels, setting)
-    if setting is not None:
+    if setting is not None and len(numbers) > 1:
         # the whole sweep, even if only a part of it has run
         margin = 0.05 * (max(numbers) - min(numbers))
         axes[0].set_xlim(min(numbers) - margin, max(numbers) + margin)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,69 @@ def test_trials_that_a_kill_left_in_optuna_alone_are_closed(tmp_path: Path) -> N
     opened = open_study(tmp_path, num_trials=2).optuna
     assert opened is not None
     assert {trial.state.name for trial in opened.study.trials} == {"FAIL"}
+
+
+def end_two(path: Path) -> TrialQueue:
+    """Open the small study, finish a trial, fail another, and leave a third running."""
+    queue = open_study(path, num_trials=4)
+    done, failed, _ = islice(queue, 3)
+    finish(queue, done, 0.4, 0.6)
+    queue.finish(failed, "failed", "out of memory")
+    return queue
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_lost_database_is_made_anew(content: bytes | None, tmp_path: Path) -> None:
+    database = end_two(tmp_path).folder.database
+    database.unlink()
+    if content is not None:
+        database.write_bytes(content)
+    queue = open_study(tmp_path, num_trials=4)
+    assert queue.optuna is not None
+    made = [(trial.state.name, trial.value, trial.params["train.seed"]) for trial in queue.optuna.study.trials]
+    assert made == [("COMPLETE", 0.6, 0), ("FAIL", None, 0)]
+    assert [trial.number for trial in queue] == [2, 1, 3]
+    finish(queue, queue.trials[3], 0.5)
+    assert queue.trials[3].state == "finished"
+
+
+def test_what_is_no_database_is_named_and_removing_it_helps(tmp_path: Path) -> None:
+    database = end_two(tmp_path).folder.database
+    database.write_bytes(b"garbage" * 1000)
+    with pytest.raises(UserError, match=r"study\.db: file is not a database; end what uses it, or remove it") as error:
+        open_study(tmp_path, num_trials=4)
+    assert "\n" not in str(error.value)
+    database.unlink()
+    assert open_study(tmp_path, num_trials=4).num_left == 3
+
+
+def test_a_locked_database_ends_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mprd.tune.optuna_backend.LOCK_SECONDS", 0.1)
+    queue = open_study(tmp_path, num_trials=4)
+    trial = queue.next()
+    assert trial is not None
+    with closing(sqlite3.connect(queue.folder.database, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        finish(queue, trial, 0.4)
+        assert "study.db: database is locked, so a result is missing there" in caplog.text
+        assert queue.trials[0].state == "finished"
+        with pytest.raises(UserError, match=r"study\.db: database is locked; end what uses it"):
+            open_study(tmp_path, num_trials=4)
+
+
+@pytest.mark.parametrize("text", ["[{", "{}", "[1]", '[{"number": 0}]', "\0"])
+def test_a_damaged_list_of_trials_is_named(text: str, tmp_path: Path) -> None:
+    folder = end_two(tmp_path).folder
+    folder.trials_file.write_text(text)
+    with pytest.raises(UserError, match=r"trials\.json: (damaged|not text)"):
+        open_study(tmp_path, num_trials=4)
+    folder.trials_file.unlink()
+    assert open_study(tmp_path, num_trials=4).num_left == 4
+    folder.options_file.write_text(text)
+    with pytest.raises(UserError, match=r"study\.json: (damaged|not text)"):
+        open_study(tmp_path, num_trials=4)
 
 
 def test_a_drawn_point_runs_with_all_of_its_seeds(tmp_path: Path) -> None:
