@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import json
 import re
 import runpy
 from importlib import import_module
@@ -15,15 +16,21 @@ from PIL import Image
 from mprd import load_model
 from mprd.__main__ import COMMANDS
 from mprd.config.schema import Config
+from mprd.tune.study import Study
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 
 
-def test_the_page_of_settings_is_current() -> None:
-    written = runpy.run_path(str(DOCS / "settings.py"))["page"]()
-    assert (DOCS / "settings.md").read_text() == written, "run `python docs/settings.py`"
+@pytest.mark.parametrize("name", ["settings", "studies"])
+def test_a_written_page_is_current(name: str) -> None:
+    written = runpy.run_path(str(DOCS / f"{name}.py"))["page"]()
+    assert (DOCS / f"{name}.md").read_text() == written, f"run `python docs/{name}.py`"
+
+
+def test_the_schema_of_study_files_is_current() -> None:
+    assert json.loads((DOCS / "_static" / "study.schema.json").read_text()) == Study.model_json_schema()
 
 
 def test_every_command_has_a_page_in_the_index() -> None:

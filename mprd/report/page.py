@@ -234,7 +234,7 @@ def thumbnail(path: Path) -> str:
 def study_values(study: StudyRuns, progress: Progress) -> dict[str, Any]:
     """Return a study's tables, and the mean curves of each point over its seeds."""
     progress(f"{study.name}: {len(study.trials)} trials")
-    objective = study.folder.read_options()["objective"]
+    objective = study.folder.read_options().objective
     runs: dict[str, tuple[str, list[Rows]]] = {}
     for trial in study.trials:
         rows = study.folder.run_folder(trial).read_rows()

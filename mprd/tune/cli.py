@@ -27,6 +27,13 @@ def tune(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Study folder; by default runs/study-NAME.")] = None,
     objective: Annotated[str | None, typer.Option(help="label_free_score, silhouette or mAP, not the study's.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, random or grid, not the study's.")] = None,
+    pruner: Annotated[str | None, typer.Option(help="asha, median, hyperband or none, not the study's.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampler; 0 by default.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds after which no trial starts.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Optuna's storage: database URL or journal file; by default study.db in --out.")
+    ] = None,
     concurrency: Annotated[int | None, typer.Option(help="Trials side by side; by default as many as fit.")] = None,
     gpus_per_trial: Annotated[float | None, typer.Option(help="GPUs of a trial, also a share of one.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to run on; by default this machine.")] = None,
@@ -46,11 +53,12 @@ def tune(
         run_study(
             study,
             {"preset": preset, "data": data, "set_": set_},
+            changes={"objective": objective, "sampler": sampler, "pruner": pruner, "seed": seed, "storage": storage},
             out=out,
             resume=resume,
             smoke=smoke,
             trials=trials,
-            objective=objective,
+            timeout=timeout,
             launcher=launcher,
             ray_options={"concurrency": concurrency, "gpus_per_trial": gpus_per_trial, "address": address},
         )

@@ -9,9 +9,8 @@ study.db                              the Optuna study, for optuna-dashboard
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -25,6 +24,18 @@ from mprd.tune.study import Objective, Study, build_study, write_study
 from mprd.tune.trial import Trial
 
 
+@dataclass(frozen=True)
+class StudyOptions:
+    """What the command line chose for a study."""
+
+    objective: Objective
+    num_trials: int
+    seed: int = 0
+    """Of the sampler."""
+    storage: str | None = None
+    """Where Optuna keeps the study, in place of study.db."""
+
+
 class StudyFolder:
     """Paths of a study, and reading and writing of its files."""
 
@@ -36,7 +47,7 @@ class StudyFolder:
         self.trials_file = path / "trials.json"
         self.database = path / "study.db"
 
-    def create(self, study: Study, config: Config, *, objective: Objective, num_trials: int) -> None:
+    def create(self, study: Study, config: Config, options: StudyOptions) -> None:
         """Make the folder; raise UserError where it holds a study already."""
         if self.study_file.exists():
             raise UserError(
@@ -47,7 +58,7 @@ class StudyFolder:
         except OSError as error:
             raise UserError(f"{self.path}: cannot write the study folder: {error.strerror}") from None
         write_text(self.config_file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        self.write_options(objective=objective, num_trials=num_trials)
+        self.write_options(options)
         # last, because its presence means that the others are complete
         write_text(self.study_file, write_study(study))
 
@@ -56,14 +67,15 @@ class StudyFolder:
         if not self.study_file.is_file():
             raise UserError(f"{self.path}: holds no study to go on with, it has no {self.study_file.name}")
 
-    def write_options(self, *, objective: Objective, num_trials: int) -> None:
-        write_text(self.options_file, json.dumps({"objective": objective, "num_trials": num_trials}) + "\n")
+    def write_options(self, options: StudyOptions) -> None:
+        write_text(self.options_file, json.dumps(asdict(options)) + "\n")
 
-    def read_options(self) -> dict[str, Any]:
+    def read_options(self) -> StudyOptions:
         options = parse_object(read_text(self.options_file))
-        if options is None or not {"objective", "num_trials"} <= {*options}:
-            raise UserError(f"{self.options_file}: damaged; wanted an object with objective and num_trials")
-        return options
+        try:
+            return StudyOptions(**(options or {}))
+        except TypeError:
+            raise UserError(f"{self.options_file}: damaged; wanted an object with objective and num_trials") from None
 
     def read_study(self) -> Study:
         """Read the study as it was when the folder was made."""

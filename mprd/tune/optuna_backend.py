@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,29 +37,38 @@ STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed
 class OptunaStudy:
     """An Optuna study, driven by ask and tell."""
 
-    def __init__(self, storage: str | BaseStorage, study: Study, *, objective: str, known: set[int]) -> None:
+    def __init__(
+        self,
+        storage: BaseStorage,
+        study: Study,
+        *,
+        objective: str,
+        known: set[int],
+        name: str | None = None,
+        seed: int = 0,
+    ) -> None:
         """Open or create the study.
 
         Args:
-            storage: URL of a database, or an Optuna storage.
             known: numbers of the trials in the study folder; other running trials are closed as failed.
+            name: in a storage that other studies share; the study's own by default.
+            seed: of the sampler.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space = distributions(study)
         self.has_points = bool(study.points)
         self.objective = objective
         self.running: dict[int, optuna.Trial] = {}
+        self.sampler, self.seed = study.sampler, seed
         self.study = optuna.create_study(
             storage=storage,
-            study_name=study.name,
+            study_name=name or study.name,
             direction="maximize",
             load_if_exists=True,
             pruner=build_pruner(study.stop),
         )
         self.study.set_user_attr("question", study.doc)
         self.study.set_user_attr("objective", objective)
-        # a constant seed would draw the first points again after resuming
-        self.study.sampler = build_sampler(study.sampler, seed=len(self.study.trials))
         self.fail_unknown(known)
 
     def fail_unknown(self, known: set[int]) -> None:
@@ -98,6 +109,9 @@ class OptunaStudy:
         fixed: dict[str, Any] = {SEED: seed}
         if point is not None:
             fixed |= {POINT: point.name} if self.has_points else point.set
+        # by the number of the trial, so that a resumed study draws as an uninterrupted one
+        (number,) = np.random.SeedSequence([self.seed, len(self.study.trials)]).generate_state(1)
+        self.study.sampler = build_sampler(self.sampler, seed=int(number))
         self.study.enqueue_trial(fixed)
         trial = self.study.ask(fixed_distributions=self.space)
         self.running[trial.number] = trial
@@ -146,6 +160,23 @@ class OptunaStudy:
         return {name: share for name, share in shares.items() if name in varied}
 
 
+def open_shared(place: str) -> BaseStorage:
+    """Open or create what `--storage` names: the URL of a database, or else a journal file.
+
+    Raises UserError where it cannot be opened.
+    """
+    try:
+        return RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
+    except Exception as error:  # of the database's driver, or of the file system
+        raise UserError(f"--storage {place}: cannot be opened ({str(error).splitlines()[0]})") from None
+
+
+def check_unused(storage: BaseStorage, name: str, *, place: str) -> None:
+    """Raise UserError where a storage holds a study of this name already, whose trials would be taken for ours."""
+    if name in optuna.get_all_study_names(storage):
+        raise UserError(f"--storage {place}: holds a study {name} already; give another --out, whose name it takes")
+
+
 def open_storage(database: Path) -> BaseStorage:
     """Open or create a database of SQLite; raise UserError where it is none, or locked."""
     path = database.resolve()
@@ -159,7 +190,7 @@ def open_storage(database: Path) -> BaseStorage:
 
 
 @contextmanager
-def explained_errors(database: Path) -> Iterator[None]:
+def explained_errors(database: Path | str) -> Iterator[None]:
     """Turn an error of the database into one line."""
     try:
         yield
@@ -199,7 +230,7 @@ def distributions(study: Study) -> dict[str, BaseDistribution]:
             space[name] = IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
         else:
             space[name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    space[SEED] = CategoricalDistribution(study.seeds)
+    space[SEED] = CategoricalDistribution(study.all_seeds)
     return space
 
 
@@ -216,4 +247,6 @@ def build_pruner(stop: Stop | None) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
     if stop.kind == "asha":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=stop.grace_epochs, reduction_factor=stop.reduction)
+    if stop.kind == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=stop.grace_epochs, reduction_factor=stop.reduction)
     return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=stop.grace_epochs)

@@ -42,6 +42,9 @@ def draw_plots(
     if importance:
         plots["Parameter importance"] = folder / "importance.png"
         draw_importance(importance, objective, plots["Parameter importance"])
+    if finished and study.sampler != "grid":
+        plots["Slices"] = folder / "slices.png"
+        draw_slices(study.varied, finished, objective, plots["Slices"])
     if finished:
         plots["Parallel coordinates"] = folder / "parallel.png"
         draw_parallel([*study.varied, SEED], finished, objective, plots["Parallel coordinates"])
@@ -163,6 +166,25 @@ def draw_importance(importance: dict[str, float], objective: str, path: Path) ->
     axes.bar_label(bars, fmt="%.2f", padding=3)
     axes.set_xlim(0, 1.1 * max(importance.values()))
     axes.set_xlabel(f"share of the variance of {objective} (fANOVA); {SEED} is noise")
+    figure.savefig(path, dpi=110)
+
+
+def draw_slices(settings: list[str], rows: list[dict[str, Any]], objective: str, path: Path) -> None:
+    """Draw the objective of every finished run over each setting, later runs darker."""
+    figure, axes = new_figure(*[3.0] * len(settings), height=3.2)
+    heights = [100 * row[objective] for row in rows]
+    for each, name in zip(axes, settings, strict=True):
+        values = [row[name] for row in rows]
+        # names, booleans and None as categories
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            values = [str(value) for value in values]
+        each.scatter(
+            values, heights, c=range(len(rows)), cmap="Blues", vmin=-len(rows), edgecolors="gray", linewidths=0.4
+        )
+        each.set_xlabel(name)
+        each.grid(alpha=0.3)
+        each.tick_params(axis="x", rotation=30)
+    axes[0].set_ylabel(f"{objective}, percent")
     figure.savefig(path, dpi=110)
 
 

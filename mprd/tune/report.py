@@ -12,9 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from mprd.cli import new_console
+from mprd.config.nested import look_up
 from mprd.config.schema import Config
 from mprd.runs.folder import describe_run, write_text
-from mprd.runs.html import render_page
+from mprd.runs.html import render_page, show
 from mprd.runtime.files import replaced
 from mprd.tune.folder import StudyFolder
 from mprd.tune.plots import draw_plots
@@ -66,7 +67,24 @@ def read_results(folder: StudyFolder, study: Study, objective: Objective) -> Stu
     trials = folder.read_trials()
     rows = [trial_row(folder, trial, study) for trial in trials]
     points = average_points(study, trials, rows, objective=objective)
+    if other_quantity(study, folder.read_config()):
+        study = study.model_copy(update={"paper": None})
     return StudyResults(study, objective, rows, points, choose_best(points, objective))
+
+
+def other_quantity(study: Study, config: Config) -> list[str]:
+    """Return a line for each setting under which the study varies another quantity than the paper."""
+    needs = {} if study.paper is None else study.paper.needs
+    changed = [
+        f"{name}={show(look_up(config, name))}" for name, value in needs.items() if look_up(config, name) != value
+    ]
+    if study.paper is None or not changed:
+        return []
+    wanted = ", ".join(f"{name}={show(value)}" for name, value in needs.items())
+    return [
+        f"{study.name}: {', '.join(study.varied)} under {', '.join(changed)} is not what {study.paper.source} of the "
+        f"paper varies ({wanted}), so its figures are left out"
+    ]
 
 
 def write_study_report(
@@ -85,7 +103,7 @@ def write_study_report(
     plain.print(point_table(results, results.columns))
     write_text(folder.path / "table.txt", plain.export_text())
     points, rows, plots = results.points, results.rows, folder.path / "plots"
-    files = draw_plots(study, points, rows, importance, objective=objective, folder=plots)
+    files = draw_plots(results.study, points, rows, importance, objective=objective, folder=plots)
     write_text(folder.path / "report.html", render(results, files))
     shown = (objective, "mAP", "rank1")  # what 80 columns hold; all figures are in the files
     return point_table(results, [key for key in results.columns if key in shown])
@@ -114,7 +132,7 @@ def write_best(folder: StudyFolder, config: Config, results: StudyResults, best:
     trial = Trial(0, best.name, best.settings, best.seeds[0])
     settings = trial_config(config, trial).model_dump(mode="json")
     figures = ", ".join(f"{NAMES[key]} {best.figures[key]}" for key in (objective, "mAP") if key in best.figures)
-    seeds = f"{len(best.seeds)} of {len(study.seeds)} seeds"
+    seeds = f"{len(best.seeds)} of {len(study.all_seeds)} seeds"
     head = f"# {study.name}: {best.name} is best by {NAMES[objective]} over {seeds}\n# {figures}\n"
     write_text(folder.path / "best.yaml", head + yaml.safe_dump(settings, sort_keys=False))
 

@@ -100,12 +100,16 @@ def averages(rows: list[dict[str, Any]]) -> dict[str, MeanStd]:
     return figures
 
 
+def rank_points(points: list[PointResult], objective: Objective) -> list[PointResult]:
+    """Sort points by the objective, the best first."""
+    # by name in case of a tie, so that the order of the trials does not matter
+    return sorted(points, key=lambda point: (-point.figures[objective].mean, point.name))
+
+
 def choose_best(points: list[PointResult], objective: Objective) -> PointResult | None:
     """Return the point with the highest mean among those with the most seeds, so that one lucky seed cannot win."""
     most = max((len(point.seeds) for point in points), default=0)
-    complete = [point for point in points if len(point.seeds) == most]
-    # by name in case of a tie, so that the order of the trials does not matter
-    return min(complete, key=lambda point: (-point.figures[objective].mean, point.name), default=None)
+    return next(iter(rank_points([point for point in points if len(point.seeds) == most], objective)), None)
 
 
 def order_agreement(points: list[PointResult], key: str) -> float | None:

@@ -15,11 +15,12 @@ from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
 from mprd.runs.lock import held
 from mprd.text import quoted
-from mprd.tune.folder import StudyFolder
-from mprd.tune.report import write_study_report
+from mprd.train.trackers import check_tracker
+from mprd.tune.folder import StudyFolder, StudyOptions
+from mprd.tune.report import other_quantity, write_study_report
 from mprd.tune.settings import check_points, read_settings, smoke_study
-from mprd.tune.study import Objective, Study, load_study
-from mprd.tune.trial_queue import TrialQueue
+from mprd.tune.study import Objective, Study, load_study, with_pruner, with_sampler
+from mprd.tune.trial_queue import MAX_ALIKE, TrialQueue
 
 logger = logging.getLogger("mprd")
 
@@ -29,15 +30,22 @@ if TYPE_CHECKING:
     from mprd.tune.optuna_backend import OptunaStudy
 
 
+SAMPLERS = ("grid", "random", "tpe")
+PRUNERS = ("asha", "hyperband", "median", "none")
+CHANGES: dict[str, tuple[str, ...]] = {"objective": get_args(Objective), "sampler": SAMPLERS, "pruner": PRUNERS}
+"""Options that replace a part of the study, and their values."""
+
+
 def run_study(
     name: str | None,
     settings: dict[str, Any],
     *,
+    changes: dict[str, Any] | None = None,
     out: Path | None = None,
     resume: bool = False,
     smoke: bool = False,
     trials: int | None = None,
-    objective: str | None = None,
+    timeout: float | None = None,
     launcher: str | None = None,
     ray_options: dict[str, Any] | None = None,
 ) -> None:
@@ -45,10 +53,13 @@ def run_study(
 
     Args:
         settings: `preset`, `set_` and `data`.
+        changes: `objective`, `sampler`, `pruner`, `seed` and `storage`, in place of the study's.
+        timeout: seconds after which no trial starts.
         ray_options: `concurrency`, `gpus_per_trial` and `address`, for the launcher `ray`.
     """
     launcher, ray_options = choose_launcher(launcher), ray_options or {}
-    check_options(name, settings, resume=resume, smoke=smoke, objective=objective, out=out)
+    changes = {key: value for key, value in (changes or {}).items() if value is not None}
+    check_options(name, settings, changes, resume=resume, smoke=smoke, out=out)
     if trials is not None and trials < 1:
         raise UserError(f"--trials must be at least 1, but got {trials}")
     if launcher == "local" and any(value is not None for value in ray_options.values()):
@@ -58,53 +69,96 @@ def run_study(
         folder.check_exists()
     else:
         assert name is not None
-        create_study(folder, name, settings, smoke=smoke, trials=trials, objective=objective)
+        create_study(folder, name, settings, changes, smoke=smoke, trials=trials)
     with held(folder.path):
-        run_and_report(folder, trials=trials, launcher=launcher, ray_options=ray_options)
+        run_and_report(folder, trials=trials, timeout=timeout, launcher=launcher, ray_options=ray_options)
 
 
 def check_options(
     name: str | None,
     settings: dict[str, Any],
+    changes: dict[str, Any],
     *,
     resume: bool,
     smoke: bool,
-    objective: str | None,
     out: Path | None,
 ) -> None:
     """Refuse options that contradict each other."""
-    if objective not in (None, *get_args(Objective)):
-        raise UserError(f"--objective must be {', '.join(get_args(Objective))}, but got {objective!r}")
+    for key, known in CHANGES.items():
+        if key in changes and changes[key] not in known:
+            raise UserError(f"--{key} must be {', '.join(known)}, but got {changes[key]!r}")
     if name is None and not (resume and out):
         raise UserError("--study NAME is missing; --list shows all studies")
-    if resume and (smoke or objective or any(settings.values())):
+    if resume and (smoke or changes or any(settings.values())):
         raise UserError(
-            "--resume goes on with the settings of its study folder; give it with --study, --out or --trials"
+            "--resume goes on with the settings of its study folder; give it with --study, --out, --trials or --timeout"
         )
 
 
 def create_study(
-    folder: StudyFolder, name: str, settings: dict[str, Any], *, smoke: bool, trials: int | None, objective: Any
+    folder: StudyFolder,
+    name: str,
+    settings: dict[str, Any],
+    changes: dict[str, Any],
+    *,
+    smoke: bool,
+    trials: int | None,
 ) -> None:
     """Validate the study and every point of its grid, and make its folder."""
-    study = smoke_study(load_study(name)) if smoke else load_study(name)
+    study = change_study(load_study(name), changes, trials=trials)
+    if smoke:
+        study = smoke_study(study)
     config = read_settings(study, settings, smoke=smoke)
     check_points(study, config)
-    folder.create(study, config, objective=objective or study.objective, num_trials=trials or study.num_trials)
+    options = StudyOptions(
+        objective=changes.get("objective", study.objective),
+        num_trials=trials or study.num_trials,
+        seed=changes.get("seed", 0),
+        storage=absolute_storage(changes.get("storage")),
+    )
+    check_storage(folder, study, options)
+    folder.create(study, config, options)
 
 
-def run_and_report(folder: StudyFolder, *, trials: int | None, launcher: str, ray_options: dict[str, Any]) -> None:
+def change_study(study: Study, changes: dict[str, Any], *, trials: int | None) -> Study:
+    """Replace sampler and pruner of a study by those of the command line."""
+    if "sampler" in changes:
+        study = with_sampler(study, changes["sampler"], trials=trials)
+    return with_pruner(study, changes["pruner"]) if "pruner" in changes else study
+
+
+def absolute_storage(place: str | None) -> str | None:
+    """Return a storage that other working folders find too; a URL is left as it is."""
+    return place if place is None or "://" in place else str(Path(place).resolve())
+
+
+def check_storage(folder: StudyFolder, study: Study, options: StudyOptions) -> None:
+    """Raise UserError for a storage that cannot be opened, or that holds a study of this name already."""
+    if options.storage is not None:
+        from mprd.tune.optuna_backend import check_unused, open_shared
+
+        check_unused(open_shared(options.storage), folder.path.resolve().name, place=options.storage)
+
+
+def run_and_report(
+    folder: StudyFolder, *, trials: int | None, timeout: float | None, launcher: str, ray_options: dict[str, Any]
+) -> None:
     """Run the trials of a study folder that are left, and write the report."""
-    queue = open_queue(folder, trials=trials)
+    queue = open_queue(folder, trials=trials, timeout=timeout)
     study, config, console = queue.study, folder.read_config(), new_console()
-    check_data(config, queue)
+    check_run(config, queue)
     if trials is not None and trials > queue.num_trials:
         console.print(f"--trials {trials}: {study.name} has only {queue.num_trials}, every point with every seed")
     console.print(
         f"{study.name}: {queue.num_left} of {queue.num_trials} trials to run in {folder.path}", soft_wrap=True
     )
+    for line in other_quantity(study, config):
+        console.print(line, soft_wrap=True)
     try:
         run_trials(queue, config, console, launcher=launcher, ray_options=ray_options)
+        if num_refits := queue.plan_refits():
+            console.print(f"{study.name}: {num_refits} trials more, for other seeds of the best points")
+            run_trials(queue, config, console, launcher=launcher, ray_options=ray_options)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(f"stopped; go on with --resume --out {quoted(folder.path)}") from None
     finally:
@@ -112,26 +166,41 @@ def run_and_report(folder: StudyFolder, *, trials: int | None, launcher: str, ra
         table = write_study_report(folder, study, config, objective=queue.objective, importance=importance)
     console.print(table)
     console.print(f"page: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
+    check_end(queue)
+
+
+def check_end(queue: TrialQueue) -> None:
+    """Raise UserError where trials failed alike or none finished, and Interrupted where the timeout left some."""
+    go_on = f"go on with --resume --out {quoted(queue.folder.path)}"
+    if queue.repeated_failure is not None and queue.num_left > 0:
+        raise UserError(
+            f"stopped after {MAX_ALIKE} trials that failed alike, {queue.num_left} are left: "
+            f"{queue.repeated_failure}; {go_on}"
+        )
     if not any(trial.state == "finished" for trial in queue.trials):
-        raise UserError(f"no trial finished; the first failed with: {queue.trials[0].reason}")
+        reason = queue.trials[0].reason if queue.trials else "none was started"
+        raise UserError(f"no trial finished; the first failed with: {reason}")
+    if queue.is_late and queue.num_left > 0:
+        raise Interrupted(f"--timeout: {queue.num_left} trials are left; {go_on}")
 
 
-def open_queue(folder: StudyFolder, *, trials: int | None) -> TrialQueue:
+def open_queue(folder: StudyFolder, *, trials: int | None, timeout: float | None = None) -> TrialQueue:
     """Read a study folder, with Optuna where it is installed; `trials` replaces the number of trials."""
     options = folder.read_options()
-    objective: Objective = options["objective"]
-    if trials is not None and trials != options["num_trials"]:
-        options["num_trials"] = trials
-        folder.write_options(**options)
+    if trials is not None and trials != options.num_trials:
+        options = replace(options, num_trials=trials)
+        folder.write_options(options)
     study = folder.read_study()
-    optuna = open_optuna(folder, study, objective=objective)
-    return TrialQueue(folder, study, objective=objective, num_trials=options["num_trials"], optuna=optuna)
+    optuna = open_optuna(folder, study, options)
+    return TrialQueue(
+        folder, study, objective=options.objective, num_trials=options.num_trials, optuna=optuna, timeout=timeout
+    )
 
 
-def open_optuna(folder: StudyFolder, study: Study, *, objective: Objective) -> OptunaStudy | None:
+def open_optuna(folder: StudyFolder, study: Study, options: StudyOptions) -> OptunaStudy | None:
     """Open the Optuna study; None where Optuna is not installed and the study is a plain grid."""
     try:
-        from mprd.tune.optuna_backend import OptunaStudy, explained_errors, open_storage
+        from mprd.tune.optuna_backend import OptunaStudy, explained_errors, open_shared, open_storage
     except ModuleNotFoundError as error:
         if error.name != "optuna":
             raise
@@ -141,22 +210,31 @@ def open_optuna(folder: StudyFolder, study: Study, *, objective: Objective) -> O
             ) from None
         logger.warning("optuna is not installed: no %s, no importance", folder.database.name)
         return None
-    trials = folder.read_trials()
+    trials, shared = folder.read_trials(), options.storage
     known = {trial.optuna_number for trial in trials if trial.optuna_number is not None}
-    with explained_errors(folder.database):
-        optuna = OptunaStudy(open_storage(folder.database), study, objective=objective, known=known)
+    with explained_errors(shared or folder.database):
+        optuna = OptunaStudy(
+            open_storage(folder.database) if shared is None else open_shared(shared),
+            study,
+            objective=options.objective,
+            known=known,
+            # other studies may share the storage
+            name=None if shared is None else folder.path.resolve().name,
+            seed=options.seed,
+        )
         lost = [trial.number for trial in trials if not optuna.has(trial.optuna_number)]
         for number in lost:
             rows = folder.run_folder(trials[number]).read_rows()
             trials[number] = replace(trials[number], optuna_number=optuna.add(trials[number], rows))
     if lost:
-        logger.warning("%s: lacked %d trials of trials.json, which were added", folder.database, len(lost))
+        logger.warning("%s: lacked %d trials of trials.json, which were added", shared or folder.database, len(lost))
         folder.write_trials(trials)
     return optuna
 
 
-def check_data(config: Config, queue: TrialQueue) -> None:
-    """Read the data set once, so that a wrong folder fails before any trial, and a synthetic one is drawn once."""
+def check_run(config: Config, queue: TrialQueue) -> None:
+    """Raise UserError for what every trial would fail with; a synthetic data set is drawn here, once."""
+    check_tracker(config.train.tracker)
     dataset = open_dataset(config, RunFolder(queue.folder.path / "trials" / "any"))
     if queue.objective == "mAP" and not can_evaluate(dataset):
         raise UserError(f"--objective mAP: {dataset.root} has no query and gallery with identities and cameras")

@@ -17,7 +17,9 @@ SMOKE_TRIALS = 4
 
 def smoke_study(study: Study) -> Study:
     """Shorten a study to one seed, and to a few trials where points are drawn."""
-    return study.model_copy(update={"seeds": study.seeds[:1], "trials": SMOKE_TRIALS if study.trials else None})
+    return study.model_copy(
+        update={"seeds": study.seeds[:1], "trials": SMOKE_TRIALS if study.trials else None, "refit": None}
+    )
 
 
 def read_settings(study: Study, settings: dict[str, Any], *, smoke: bool) -> Config:

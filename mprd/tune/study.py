@@ -126,12 +126,24 @@ class Point(Part):
 class Stop(Part):
     """The pruner, which stops trials by the objective after each epoch."""
 
-    kind: Literal["asha", "median"]
-    """Asynchronous successive halving, or worse than the median of the others at the same epoch."""
+    kind: Literal["asha", "median", "hyperband"]
+    """Asynchronous successive halving, worse than the median of the others at the same epoch, or Hyperband."""
     grace_epochs: int = Field(4, ge=1)
     """Epochs before a trial can be stopped."""
     reduction: int = Field(2, ge=2)
-    """Reduction factor of `asha`: one in so many trials survives each rung."""
+    """Reduction factor of `asha` and `hyperband`: one in so many trials survives each rung."""
+
+
+class Refit(Part):
+    """More seeds for the best points once all trials have ended, so that no lucky seed names the best one."""
+
+    top: int = Field(3, ge=1)
+    """Points, the best by the objective."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(check_distinct)] = (
+        1,
+        2,
+    )
+    """Seeds that the study itself does not run."""
 
 
 class Figures(Part):
@@ -146,6 +158,8 @@ class Paper(Part):
 
     source: str
     """Table or figure."""
+    needs: dict[str, Value] = {}
+    """Settings without which the study varies another quantity than the paper, whose results are then left out."""
     text: str
     """Its description in the paper."""
     peak: float | None = None
@@ -175,6 +189,8 @@ class Study(Part):
     trials: int | None = Field(None, ge=1)
     """Number of trials of a drawn study, all seeds counted."""
     stop: Stop | None = None
+    """By default `median` where points are drawn, none for a grid."""
+    refit: Refit | None = None
     objective: Objective = "label_free_score"
     """Selects the best point, and guides sampler and pruner; `--objective` overrides it."""
     paper: Paper | None = None
@@ -203,7 +219,14 @@ class Study(Part):
             raise ValueError(f"sampler {self.sampler} needs trials, their number")
         if self.sampler != "grid" and any(isinstance(dimension, Grid) for dimension in self.space.values()):
             raise ValueError(f"sampler {self.sampler} needs space as {SPACES[self.sampler]}")
+        if self.refit is not None and set(self.refit.seeds) & set(self.seeds):
+            raise ValueError("refit.seeds must differ from seeds")
         return self
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Return the seeds of a point that is refitted, or of any where none is."""
+        return self.seeds + (() if self.refit is None else self.refit.seeds)
 
     @property
     def num_trials(self) -> int:
@@ -284,7 +307,38 @@ def load_study(name: str, *, folder: Path | None = None) -> Study:
     if name not in files:
         raise UserError(f"unknown study {name!r}{suggest(name, list(files))}; known: {', '.join(files)}")
     with resources.as_file(files[name]) as file:
-        return build_study(read_yaml(file), source=f"{file.parent.name}/{file.name}")
+        study = build_study(read_yaml(file), source=f"{file.parent.name}/{file.name}")
+    is_drawn = study.sampler != "grid"
+    # an explicit `stop: null` prunes nothing
+    return with_pruner(study, "median") if is_drawn and "stop" not in study.model_fields_set else study
+
+
+def with_pruner(study: Study, kind: str) -> Study:
+    """Prune by another rule than the study's own, or by none."""
+    if kind == "none":
+        return study.model_copy(update={"stop": None})
+    own = {} if study.stop is None else study.stop.model_dump()
+    return study.model_copy(update={"stop": Stop.model_validate({**own, "kind": kind})})
+
+
+def with_sampler(study: Study, sampler: str, *, trials: int | None) -> Study:
+    """Draw points by another sampler than the study's own, over the same values.
+
+    Raises UserError for named points, and for a grid over real numbers.
+    """
+    if study.points:
+        raise UserError(f"--sampler: {study.name} has named points, which are not drawn")
+    space: dict[str, Any] = {name: part.model_dump() for name, part in study.space.items()}
+    for name, part in study.space.items():
+        values = part.values()
+        if sampler == "grid" and values is None:
+            raise UserError(f"--sampler grid: {name} of {study.name} is a real number, which has no grid")
+        if (sampler == "grid") != isinstance(part, Grid):
+            space[name] = {"grid" if sampler == "grid" else "choice": list(values or ())}
+    changed = {"sampler": sampler, "space": space, "trials": trials or study.num_trials}
+    if sampler == "grid":
+        changed["trials"] = None
+    return build_study({**study.model_dump(exclude_defaults=True), **changed}, source=study.name)
 
 
 def build_study(values: dict[str, Any], *, source: str) -> Study:
@@ -319,7 +373,7 @@ def is_tag(loc: tuple[int | str, ...], number: int) -> bool:
 
 def study_keys() -> list[str]:
     """Return all keys of study files."""
-    parts = (Study, Grid, Choice, Range, Point, Stop, Figures, Paper)
+    parts = (Study, Grid, Choice, Range, Point, Stop, Refit, Figures, Paper)
     return list(dict.fromkeys(name for part in parts for name in part.model_fields))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from mprd.tune.folder import StudyFolder
-from mprd.tune.results import is_number
+from mprd.tune.results import average_points, is_number, rank_points, trial_row
 from mprd.tune.study import Objective, Point, Study, name_point
 from mprd.tune.trial import State, Trial
 
@@ -20,6 +21,8 @@ MAX_REDRAWS = 5
 """Draws of earlier points in a row."""
 MAX_LISTED = 1000
 """Points among which one is chosen after these."""
+MAX_ALIKE = 3
+"""Trials in a row that fail for one reason before the study ends."""
 
 
 class TrialQueue:
@@ -30,12 +33,21 @@ class TrialQueue:
     """
 
     def __init__(
-        self, folder: StudyFolder, study: Study, *, objective: Objective, num_trials: int, optuna: OptunaStudy | None
+        self,
+        folder: StudyFolder,
+        study: Study,
+        *,
+        objective: Objective,
+        num_trials: int,
+        optuna: OptunaStudy | None,
+        timeout: float | None = None,
     ) -> None:
         """Read the trials of earlier sessions.
 
         Args:
+            num_trials: without those of `study.refit`.
             optuna: draws points and stops trials early; a plain grid works without it.
+            timeout: seconds from now after which no trial starts.
         """
         self.folder = folder
         self.study = study
@@ -46,23 +58,47 @@ class TrialQueue:
         self.to_retry = [trial for trial in self.trials if trial.state == "running"]
         self.to_retry += [trial for trial in self.trials if trial.state == "failed"]
         self.grid = study.grid()
+        self.to_refit: list[tuple[Point, int]] = []
+        self.reasons: list[str | None] = []
+        """Of the trials that ended in this session; None for those that did not fail."""
+        self.deadline = None if timeout is None else time.monotonic() + timeout
 
     @property
     def num_left(self) -> int:
         """Count the trials that are not started yet."""
-        return len(self.to_retry) + max(0, self.num_trials - len(self.trials))
+        return len(self.to_retry) + max(0, self.num_trials - len(self.own_trials)) + len(self.to_refit)
+
+    @property
+    def own_trials(self) -> list[Trial]:
+        """Return the trials without those of `study.refit`."""
+        return [trial for trial in self.trials if trial.seed in self.study.seeds]
+
+    @property
+    def is_late(self) -> bool:
+        """Return whether the timeout has passed."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
+    @property
+    def repeated_failure(self) -> str | None:
+        """Return the reason for which the last `MAX_ALIKE` trials failed; None where they did not, or for several."""
+        last = self.reasons[-MAX_ALIKE:]
+        return last[0] if len(last) == MAX_ALIKE and len(set(last)) == 1 else None
 
     def __iter__(self) -> Iterator[Trial]:
         while (trial := self.next()) is not None:
             yield trial
 
     def next(self) -> Trial | None:
-        """Start the next trial; return None when all are started."""
-        trial: Trial | None
+        """Start the next trial; return None when all are started, or none is to start any more."""
+        trial: Trial | None = None
+        if self.is_late or self.repeated_failure is not None:
+            return None
         if self.to_retry:
             trial = self.retry(self.to_retry.pop(0))
-        else:
-            trial = self.plan() if len(self.trials) < self.num_trials else None
+        elif len(self.own_trials) < self.num_trials:
+            trial = self.plan()
+        elif self.to_refit:
+            trial = self.plan_at(*self.to_refit.pop(0))
         if trial is not None:
             self.record(trial)
         return trial
@@ -89,14 +125,35 @@ class TrialQueue:
             pairs = ((point, seed) for point in drawn for seed in seeds)
         new = ((point, seed) for point, seed in pairs if (key(point.name, point.set), seed) not in tried)
         point, seed = next(new, (None, seeds[0]))
-        number = None
-        if point is None:
-            point, number = self.draw(seed)
-        elif self.optuna is not None:
-            number, _ = self.optuna.ask(point, seed)
-        if point is None:
-            return None
+        if point is not None:
+            return self.plan_at(point, seed)
+        point, number = self.draw(seed)
+        return None if point is None else self.make(point, seed, number)
+
+    def plan_at(self, point: Point, seed: int) -> Trial:
+        """Return a new trial, which Optuna knows too."""
+        number = None if self.optuna is None else self.optuna.ask(point, seed)[0]
+        return self.make(point, seed, number)
+
+    def make(self, point: Point, seed: int, number: int | None) -> Trial:
+        """Return a new trial with its number in Optuna."""
         return Trial(len(self.trials), point.name, dict(point.set), seed, optuna_number=number)
+
+    def plan_refits(self) -> int:
+        """Queue the best points with the seeds of `study.refit` that have not run; return the number of trials."""
+        key, refit, own = self.study.key, self.study.refit, self.own_trials
+        if refit is None or self.num_left > 0:
+            return 0
+        rows = [trial_row(self.folder, trial, self.study) for trial in own]
+        points = average_points(self.study, own, rows, objective=self.objective)
+        tried = {(key(trial.point, trial.settings), trial.seed) for trial in self.trials}
+        self.to_refit = [
+            (Point(name=point.name, set=point.settings), seed)
+            for point in rank_points(points, self.objective)[: refit.top]
+            for seed in refit.seeds
+            if (key(point.name, point.settings), seed) not in tried
+        ]
+        return len(self.to_refit)
 
     def draw(self, seed: int) -> tuple[Point | None, int | None]:
         """Draw a new point by the sampler; return it with its number in Optuna, or None where all have run.
@@ -138,6 +195,9 @@ class TrialQueue:
         if state == "finished" and not is_number(value):
             state, reason = "failed", f"the run ended without {self.objective}"
         trial = dataclasses.replace(trial, state=state, reason=reason)
+        # the own folder of a trial makes no other reason
+        place = str(self.folder.run_folder(trial).path)
+        self.reasons.append((reason or state).replace(place, "") if state == "failed" else None)
         if self.optuna is not None and trial.optuna_number is not None:
             self.optuna.tell(trial.optuna_number, state, value, reason)
         self.record(trial)

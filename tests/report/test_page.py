@@ -26,7 +26,7 @@ from mprd.report.tables import result_table
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
-from mprd.tune.folder import StudyFolder
+from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.study import build_study
 from mprd.tune.trial import Trial
 from tests.conftest import NAMELESS, NUM_IDS, TINY
@@ -268,7 +268,7 @@ def test_crops_without_ids_show_their_candidates(nameless_root: Path, tmp_path: 
 def test_a_study_shows_its_table_and_its_trials(gcn_run: Path, tmp_path: Path) -> None:
     study = build_study({"name": "small", "doc": "A question.", "space": {"pairs.mu": {"grid": [0.3, 0.5]}}}, source="")
     folder = StudyFolder(tmp_path / "study")
-    folder.create(study, load_config("demo"), objective="mAP", num_trials=2)
+    folder.create(study, load_config("demo"), StudyOptions("mAP", 2))
     trials = [
         Trial(0, "mu=0.3", {"pairs.mu": 0.3}, 0, state="finished"),
         Trial(1, "mu=0.5", {"pairs.mu": 0.5}, 0, state="failed"),

@@ -16,7 +16,7 @@ from optuna.storages import InMemoryStorage
 
 from mprd.config.loading import build_config, load_config
 from mprd.config.nested import look_up
-from mprd.tune.folder import StudyFolder
+from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.optuna_backend import OptunaStudy
 from mprd.tune.report import StudyResults, point_table, read_results, render, write_best
 from mprd.tune.study import Study, build_study
@@ -121,7 +121,7 @@ def check_report(folder: StudyFolder, results: StudyResults, best: set[str], num
 def test_best_settings_table_and_page_show_the_best_point(study: Study, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, storage = StudyFolder(Path(name) / "study"), InMemoryStorage()
-        folder.create(study, CONFIG, objective="label_free_score", num_trials=study.num_trials)
+        folder.create(study, CONFIG, StudyOptions("label_free_score", study.num_trials))
         for num_trials in data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)):
             run_session(open_queue(folder, study, storage, num_trials=num_trials), data.draw)
         trials = folder.read_trials()
@@ -141,7 +141,7 @@ def test_trials_beyond_the_last_point_and_seed_are_not_run(tmp_path: Path) -> No
     parts = {"space": space, "sampler": "tpe", "trials": 100, "seeds": [0, 1]}
     study = build_study({"name": "small", "doc": "Twelve points.", **parts}, source="")
     folder = StudyFolder(tmp_path / "study")
-    folder.create(study, CONFIG, objective="mAP", num_trials=study.num_trials)
+    folder.create(study, CONFIG, StudyOptions("mAP", study.num_trials))
     queue = open_queue(folder, study, InMemoryStorage(), num_trials=100)
     assert study.num_trials == queue.num_left == 24
     trials = [*queue]

@@ -11,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from mprd.config.loading import build_config, load_config
 from mprd.errors import UserError
@@ -21,6 +24,8 @@ from mprd.runs.folder import RunFolder
 from mprd.tune.cli import app
 from mprd.tune.folder import StudyFolder
 from mprd.tune.outcome import read_error, write_error
+from mprd.tune.report import other_quantity
+from mprd.tune.study import load_study
 from mprd.tune.trial import Trial, trial_config
 
 from .conftest import (
@@ -153,6 +158,10 @@ def test_a_killed_study_resumes_without_repeating_a_trial(
         ([], "--study NAME is missing"),
         (["--study", "small", "--trials", "0"], "--trials must be at least 1"),
         (["--study", "small", "--objective", "map"], "--objective must be label_free_score, silhouette, mAP, but got"),
+        (["--study", "small", "--sampler", "cmaes"], "--sampler must be grid, random, tpe, but got 'cmaes'"),
+        (["--study", "mixed", "--sampler", "tpe"], "--sampler: mixed has named points, which are not drawn"),
+        (["--study", "joint", "--sampler", "grid"], "pairs.mu of joint is a real number, which has no grid"),
+        (["--study", "small", "--storage", "no/such/journal"], "--storage no/such/journal: cannot be opened"),
         (["--study", "small", "--launcher", "slurm"], "--launcher must be ray or local"),
         (["--study", "small", "--resume"], "holds no study to go on with"),
         (["--study", "small", "--resume", "--smoke"], "--resume goes on with the settings of its study folder"),
@@ -180,8 +189,25 @@ def test_the_command_line_overrides_the_objective(tmp_path: Path, nameless_root:
     write_study_file(tmp_path, {**STUDY, "objective": "silhouette"})
     crops = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.standardise=false")
     with pytest.raises(UserError, match=r"--objective mAP: .* has no query and gallery"):
-        run("small", nameless_root, tmp_path / "out", *crops, "neighbors.metric=cosine", objective="mAP")
-    assert StudyFolder(tmp_path / "out").read_options()["objective"] == "mAP"
+        run("small", nameless_root, tmp_path / "out", *crops, "neighbors.metric=cosine", changes={"objective": "mAP"})
+    assert StudyFolder(tmp_path / "out").read_options().objective == "mAP"
+
+
+def test_a_shared_storage_holds_the_study_under_the_name_of_its_folder(tmp_path: Path, tiny_root: Path) -> None:
+    changes = {"storage": str(tmp_path / "journal.log"), "sampler": "random", "pruner": "none"}
+    run("small", tiny_root, tmp_path / "one", trials=1, changes=changes)
+    storage = JournalStorage(JournalFileBackend(changes["storage"]))
+    assert [trial.state.name for trial in optuna.load_study(study_name="one", storage=storage).trials] == ["COMPLETE"]
+    assert not (tmp_path / "one" / "study.db").exists()
+    with pytest.raises(UserError, match="holds a study one already"):
+        run("small", tiny_root, tmp_path / "elsewhere" / "one", changes=changes)
+
+
+def test_figures_of_the_paper_are_shown_beside_the_same_quantity_alone() -> None:
+    study = load_study("mu_sweep")
+    assert other_quantity(study, load_config("paper", overrides=("data.dataset=synthetic",))) == []
+    (line,) = other_quantity(study, load_config("demo", overrides=("pairs.decide=agreement",)))
+    assert "pairs.mu under pairs.decide=agreement is not what Fig. 4 of the paper varies" in line
 
 
 def test_a_smoke_study_is_short_and_its_trials_end_with_the_last_point(

@@ -9,11 +9,13 @@ import yaml
 
 from mprd.errors import UserError
 from mprd.tune.settings import read_settings
-from mprd.tune.study import Range, build_study, load_study, study_files, write_study
+from mprd.tune.study import Range, build_study, load_study, study_files, with_pruner, with_sampler, write_study
 from mprd.tune.trial import Trial, trial_config
 
 NAMES = ["delta_sweep", "eta_schedules", "joint", "k_sweep", "meta_ids"]
 NAMES += ["mu_sweep", "similarity_sweep", "table1", "table2"]
+
+DRAWN = {"space": {"neighbors.k": {"low": 2, "high": 4}}, "sampler": "random", "trials": 3}
 
 
 def study(**parts: object) -> dict:
@@ -95,7 +97,7 @@ MU = {"pairs.mu": {"grid": [0.1]}}
         ({"space": {"pairs.mu": {"choice": [0.1]}}}, "sampler grid needs space as grids"),
         ({"space": {"pairs.mu": {"choice": [0.1]}}, "sampler": "tpe"}, "needs trials"),
         ({"space": MU, "sampler": "tp"}, "sampler must be 'grid', 'tpe' or 'random', but got 'tp'"),
-        ({"space": MU, "stop": {"kind": "ashe"}}, "stop.kind must be 'asha' or 'median', but got 'ashe'"),
+        ({"space": MU, "stop": {"kind": "ashe"}}, "stop.kind must be 'asha', 'median' or 'hyperband', but got 'ashe'"),
         ({"space": MU, "seeds": [1, 2, 1]}, "seeds: 1 is listed twice"),
         ({"space": {"pairs.mu": {"grid": [0.1, 0.1]}}}, "space.pairs.mu.grid: 0.1 is listed twice"),
         ({"space": MU, "seeds": [-1]}, "seeds.0 must be greater than or equal to 0, but got -1"),
@@ -117,3 +119,26 @@ def test_a_study_of_the_user_is_read_from_tune_configs(tmp_path: Path) -> None:
     assert load_study("mine", folder=tmp_path).grid()[0].set == {"pairs.mu": 0.3}
     with pytest.raises(UserError, match=r"unknown study 'mien', did you mean mine\?; known: delta_sweep"):
         load_study("mien", folder=tmp_path)
+
+
+def test_points_are_drawn_from_a_grid_and_a_grid_made_of_whole_numbers() -> None:
+    study = build_study({**DRAWN, "name": "drawn", "doc": "Drawn."}, source="")
+    grid = with_sampler(study, "grid", trials=None)
+    assert [point.set["neighbors.k"] for point in grid.grid()] == [2, 3, 4]
+    assert grid.num_trials == 3
+    drawn = with_sampler(grid, "tpe", trials=2)
+    assert drawn.grid() == []
+    assert (drawn.num_trials, drawn.space["neighbors.k"].values()) == (2, (2, 3, 4))
+
+
+def test_drawn_studies_are_pruned_unless_told_otherwise(tmp_path: Path) -> None:
+    for name, stop in (("unsaid", {}), ("never", {"stop": None}), ("asha", {"stop": {"kind": "asha"}})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**DRAWN, "name": name, "doc": "Drawn.", **stop}))
+    stops = {name: load_study(name, folder=tmp_path).stop for name in ("unsaid", "never", "asha", "k_sweep")}
+    assert {name: stop and stop.kind for name, stop in stops.items()} == {
+        "unsaid": "median", "never": None, "asha": "asha", "k_sweep": None
+    }  # fmt: skip
+    assert with_pruner(load_study("joint"), "none").stop is None
+    changed = with_pruner(load_study("joint"), "hyperband").stop
+    assert changed is not None
+    assert (changed.kind, changed.grace_epochs) == ("hyperband", 8)

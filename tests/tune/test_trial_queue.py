@@ -14,8 +14,9 @@ import pytest
 
 from mprd.config.loading import load_config
 from mprd.errors import UserError
-from mprd.tune.folder import StudyFolder
-from mprd.tune.run import open_queue
+from mprd.tune.folder import StudyFolder, StudyOptions
+from mprd.tune.report import read_results
+from mprd.tune.run import check_end, open_queue
 from mprd.tune.study import build_study
 from mprd.tune.trial import Trial
 from mprd.tune.trial_queue import TrialQueue
@@ -30,18 +31,19 @@ DRAWN = {
 }
 
 
-def open_study(path: Path, *, num_trials: int, **parts: Any) -> TrialQueue:
+def open_study(path: Path, *, num_trials: int, timeout: float | None = None, **parts: Any) -> TrialQueue:
     """Open the small study with other parts, created where it does not exist."""
     folder = StudyFolder(path / "study")
     if not folder.study_file.exists():
         study = build_study({**STUDY, **parts}, source="test")
-        folder.create(study, load_config("demo"), objective="label_free_score", num_trials=num_trials)
-    return open_queue(folder, trials=num_trials)
+        folder.create(study, load_config("demo"), StudyOptions("label_free_score", num_trials, seed=7))
+    return open_queue(folder, trials=num_trials, timeout=timeout)
 
 
 def finish(queue: TrialQueue, trial: Trial, *scores: float) -> list[bool]:
     """End a trial with a score per epoch; return after which of them the pruner stops it."""
-    rows = [{"epoch": epoch, "label_free_score": score} for epoch, score in enumerate(scores)]
+    seconds = {"gcn_seconds": 1.0, "cnn_seconds": 2.0}
+    rows = [{"epoch": epoch, "label_free_score": score, **seconds} for epoch, score in enumerate(scores)]
     stops = [queue.report(trial, row) for row in rows]
     folder = queue.folder.run_folder(trial)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -182,7 +184,7 @@ def test_a_drawn_point_runs_with_all_of_its_seeds(tmp_path: Path) -> None:
         assert trial.settings["neighbors.k"] in range(2, 10)
 
 
-@pytest.mark.parametrize("kind", ["asha", "median"])
+@pytest.mark.parametrize("kind", ["asha", "median", "hyperband"])
 def test_a_pruner_stops_a_poor_trial_after_its_grace(tmp_path: Path, kind: str) -> None:
     stop = {"kind": kind, "grace_epochs": 2}
     queue = open_study(tmp_path, num_trials=8, **{**DRAWN, "seeds": [0], "trials": 8, "stop": stop})
@@ -191,3 +193,63 @@ def test_a_pruner_stops_a_poor_trial_after_its_grace(tmp_path: Path, kind: str) 
     (poor,) = islice(queue, 1)
     stops = finish(queue, poor, *[0.1] * 4)
     assert (stops[0], stops[3]) == (False, True)
+
+
+def test_a_resumed_study_draws_what_an_uninterrupted_one_draws(tmp_path: Path) -> None:
+    parts = {**DRAWN, "seeds": [0], "trials": 14}  # TPE draws at random before ten trials
+    scores = [0.1 * (number % 7) for number in range(14)]
+    whole = open_study(tmp_path / "whole", num_trials=14, **parts)
+    for trial, score in zip(whole, scores, strict=True):
+        finish(whole, trial, score)
+    for number in range(14):
+        part = open_study(tmp_path / "parts", num_trials=number + 1, **parts)
+        for trial in part:
+            finish(part, trial, scores[number])
+    assert [trial.settings for trial in part.trials] == [trial.settings for trial in whole.trials]
+
+
+def test_the_best_points_are_refitted_with_more_seeds(tmp_path: Path) -> None:
+    parts = {"space": {"pairs.mu": {"grid": [0.3, 0.5, 0.7]}}, "seeds": [0], "refit": {"top": 2, "seeds": [1, 2]}}
+    queue = open_study(tmp_path, num_trials=3, **parts)
+    assert queue.plan_refits() == 0
+    for trial, score in zip(queue, (0.8, 0.2, 0.6), strict=True):
+        finish(queue, trial, score)
+    assert queue.plan_refits() == 4
+    finish(queue, *islice(queue, 1), 0.1)
+    # resumed, the other three are left, and the poor refit has not changed which points are the best
+    queue = open_study(tmp_path, num_trials=3)
+    assert queue.plan_refits() == 3
+    for trial in queue:
+        finish(queue, trial, 0.7)
+    assert [(trial.point, trial.seed) for trial in queue.trials[3:]] == [
+        ("mu=0.3", 1), ("mu=0.3", 2), ("mu=0.7", 1), ("mu=0.7", 2)
+    ]  # fmt: skip
+    results = read_results(queue.folder, queue.study, "label_free_score")
+    # (0.8 + 0.1 + 0.7) / 3 lies below (0.6 + 0.7 + 0.7) / 3
+    assert results.best is not None
+    assert (results.best.name, results.best.seeds) == ("mu=0.7", (0, 1, 2))
+    assert queue.plan_refits() == 0
+
+
+def test_no_trial_starts_after_the_timeout(tmp_path: Path) -> None:
+    assert len(list(open_study(tmp_path, num_trials=4, timeout=3600))) == 4
+    late = open_study(tmp_path / "late", num_trials=4, timeout=0)
+    assert list(late) == []
+    with pytest.raises(UserError, match="no trial finished"):
+        check_end(late)
+
+
+def test_a_study_ends_after_three_trials_that_failed_alike(tmp_path: Path) -> None:
+    queue = open_study(tmp_path, num_trials=4)
+    for trial in islice(queue, 3):
+        queue.finish(trial, "failed", f"UserError: {queue.folder.run_folder(trial).path}: the disk is full")
+    assert queue.next() is None
+    with pytest.raises(
+        UserError, match=r"stopped after 3 trials that failed alike, 1 are left: UserError: .*disk is full"
+    ):
+        check_end(queue)
+    # resumed, it tries again
+    queue = open_study(tmp_path, num_trials=4)
+    for number, trial in enumerate(queue):
+        queue.finish(trial, "failed", f"UserError: reason {number}")
+    assert [trial.reason for trial in queue.trials] == [f"UserError: reason {number}" for number in range(4)]
