@@ -52,9 +52,14 @@ def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -
     """Lay a study's and the user's settings over a recipe; return them, and the dotted names that were asked for."""
     data: Path | None = settings["data"]
     recipe = read_preset(settings["preset"] or ("demo" if data is None else "recommended"))
-    given = read_given(settings.get("config"), settings["set_"] or ())
+    overrides = settings["set_"] or ()
+    given = read_given(settings.get("config"), overrides)
     if data is not None:
         put(given, "data.root", data)
+        # a file such as best.yaml names the layout of the data that it comes from; crops have a pattern of the user's
+        is_asked = get(read_given(None, overrides), "data.dataset") is not None
+        if get(given, "data.dataset") not in (None, "folder") and not is_asked:
+            put(given, "data.dataset", "auto")
     if settings.get("seed") is not None:
         put(given, "train.seed", settings["seed"])
     asked = set(flatten(layered(shared or {}, given)))

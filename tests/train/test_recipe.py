@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mprd.config.loading import load_config, read_given
 from mprd.config.schema import Config
@@ -107,3 +108,13 @@ def test_settings_are_asked_for_by_file_or_option(tmp_path: Path) -> None:
     assert asked == {"pairs.mu", "train.epochs", "train.seed", "gcn.link"}
     assert (config.pairs.mu, config.train.seed, config.gcn.link) == (0.4, 3, "keep")
     assert read_given(file, ["pairs.mu=0.6"]) == {"pairs": {"mu": 0.6}}
+
+
+@pytest.mark.parametrize("named", ["synthetic", "msmt17"])
+def test_the_best_settings_of_a_study_train_on_other_data(named: str, tiny_root: Path, tmp_path: Path) -> None:
+    best = load_config("recommended", overrides=("pairs.mu=0.3",), values={"data": {"root": "elsewhere"}})
+    best = best.model_copy(update={"data": best.data.model_copy(update={"dataset": named})})
+    file = tmp_path / "best.yaml"
+    file.write_text(yaml.safe_dump(best.model_dump(mode="json")))
+    config = read_settings({"preset": None, "data": tiny_root, "set_": [], "config": file})
+    assert (config.data.dataset, config.data.root, config.pairs.mu) == ("market1501", tiny_root, 0.3)
