@@ -161,7 +161,7 @@ def test_a_killed_study_resumes_without_repeating_a_trial(
         (["--study", "small", "--sampler", "cmaes"], "--sampler must be grid, random, tpe, but got 'cmaes'"),
         (["--study", "mixed", "--sampler", "tpe"], "--sampler: mixed has named points, which are not drawn"),
         (["--study", "joint", "--sampler", "grid"], "pairs.mu of joint is a real number, which has no grid"),
-        (["--study", "small", "--storage", "no/such/journal"], "--storage no/such/journal: cannot be opened"),
+        (["--study", "small", "--storage", "no/such/journal"], "no/such/journal: cannot be opened ([Errno 2]"),
         (["--study", "small", "--launcher", "slurm"], "--launcher must be ray or local"),
         (["--study", "small", "--resume"], "holds no study to go on with"),
         (["--study", "small", "--resume", "--smoke"], "--resume goes on with the settings of its study folder"),
