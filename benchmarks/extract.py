@@ -54,7 +54,12 @@ def main() -> None:
     config, device = settings(args.quick, args.decoders), torch.device(args.device)
     num_images = args.num_images or (64 if args.quick else 256) * (16 if device.type == "cuda" else 1)
     batch_size = config.eval.batch_size
-    model = Model("bench", config, build_backbone(config.backbone).to(device).eval(), device)
+    model = Model(
+        "bench",
+        config,
+        build_backbone(config.backbone, size=(config.data.height, config.data.width)).to(device).eval(),
+        device,
+    )
     draw = torch.Generator().manual_seed(0)
     batches = [torch.randn(batch_size, 3, config.data.height, config.data.width, generator=draw).to(device)] * (
         num_images // batch_size

@@ -101,6 +101,7 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     place = choose_device(device, setting="device")
     path = folder.best if best else folder.last
     # the checkpoint replaces any pretrained weights
-    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}))
+    size = config.data.height, config.data.width
+    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}), size=size)
     checkpoint.load_module(backbone, checkpoint.load(path)["backbone"], path=path, name="backbone")
     return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place)

@@ -38,6 +38,7 @@ DOORS = {
     "optuna": {"tune/optuna_backend"},
     "faiss": {"neighbors/approximate", "search/index"},
     "torch_geometric": {"gcn/reference"},
+    "timm": {"backbone/from_timm"},
     "onnxruntime": {"export/formats"},
     "wandb": {"train/trackers"},
     "mlflow": {"train/trackers"},

@@ -76,12 +76,20 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     batch_split: BatchSplit
 
+    def __init__(self, num_features: int, *, activation: nn.Module | None = None, **options: Any) -> None:
+        super().__init__(num_features, **options)
+        # without parameters, so that checkpoints are those of the norm that it replaces
+        self.activation = activation
+
     def _check_input_dim(self, maps: Tensor) -> None:
         assert maps.ndim in (2, 4)
 
     def forward(self, maps: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(maps)
+        normalized = self.normalize(maps) if self.training else super().forward(maps)
+        return normalized if self.activation is None else self.activation(normalized)
+
+    def normalize(self, maps: Tensor) -> Tensor:
+        """Normalize by the statistics of the batch, and update the running ones."""
         moments, cells = local_moments(maps, self.batch_split), maps[0, 0].numel()
         if self.batch_split.is_whole:
             # only the running statistics need the other workers' groups: defer them to one collective for all norms
@@ -211,7 +219,12 @@ def replace_batch_norms(network: nn.Module, batch_split: BatchSplit) -> None:
 
 def to_global(norm: nn.BatchNorm1d | nn.BatchNorm2d, batch_split: BatchSplit) -> GlobalBatchNorm:
     """Return a global batch norm that shares the parameters and buffers of a plain one."""
-    new = GlobalBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum, device=norm.weight.device)
+    # timm's norms activate their result
+    parts = [part for name, part in norm.named_children() if name in ("drop", "act")]
+    activation = nn.Sequential(*parts) if parts else None
+    new = GlobalBatchNorm(
+        norm.num_features, activation=activation, eps=norm.eps, momentum=norm.momentum, device=norm.weight.device
+    )
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var
     new.num_batches_tracked = norm.num_batches_tracked

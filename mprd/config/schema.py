@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Preset = Literal["demo", "bench", "recommended", "paper", "market1501", "dukemtmcreid", "msmt17"]
+Preset = Literal[
+    "demo",
+    "bench",
+    "recommended",
+    "paper",
+    "market1501",
+    "dukemtmcreid",
+    "msmt17",
+    "luperson",
+    "luperson_vit",
+    "clip",
+]
 ListSource = Literal["memory", "clean", "mean"]
 Labeller = Literal["gcn", "list_overlap", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
@@ -87,12 +98,20 @@ class DataConfig(Section):
 class BackboneConfig(Section):
     """F: image to feature (Sec. 3.1, 5.2)."""
 
-    name: Literal["resnet50", "resnet34", "resnet18", "mobilenet_v2", "small"] = "resnet50"
-    """Network up to its last feature map; `small` is a 4-layer ResNet for small images."""
+    name: str = "resnet50"
+    """Network up to its last feature map: `resnet50`, `resnet34`, `resnet18`, `mobilenet_v2`, `small` (4 layers, for
+    small images), or `timm:NAME` (extra `timm`); docs/backbones.md has more."""
     weights: str = "imagenet"
-    """`imagenet` (torchvision), `none`, or the path of a state dict."""
+    """`imagenet` or `pretrained`, what torchvision or timm publishes for the network; `none`; or a file."""
+    pixels: Literal["auto", "imagenet", "half", "clip", "lup", "lup_nl"] = "auto"
+    """Mean and standard deviation of pixels that the weights expect; `auto`: by the file, or its network."""
+    freeze_patches: bool = False
+    """Freeze the patch projection of a ViT."""
     last_stride: Literal[1, 2] = 1
-    """Stride of the last stage; 1 gives a 16 x 8 map at 256 x 128."""
+    """Stride of the last stage, of torchvision's networks; 1 gives a 16 x 8 map at 256 x 128."""
+    pool: Literal["auto", "mean", "gem", "token", "clip"] = "auto"
+    """Pooling of the last map: `mean`, `gem` (generalized mean), `token` (class token), `clip` (class token and its
+    projection); `auto` is the class token where there is one, else the mean."""
     num_stripes: int = Field(1, ge=1, le=16)
     """Horizontal stripes pooled separately; 1 is the paper's global pooling."""
     bn_bias: bool = True
@@ -312,6 +331,8 @@ class TrainConfig(Section):
     """beta_1 of the pre-trained layers (Eq. 8)."""
     lr_new: float = Field(0.1, gt=0)
     """beta_1 of all other layers (Eq. 8)."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Rate of a pre-trained layer over that of the layer above it, for ViTs; 1: the same for all."""
     lr_step: int = Field(20, ge=1)
     """Epochs after which the learning rates are divided by 10 (Sec. 5.2)."""
     warmup_epochs: int = Field(0, ge=0)

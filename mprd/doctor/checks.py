@@ -79,7 +79,7 @@ class DatasetReport:
         }
 
 
-def examine(root: Path, *, track: Track = lambda files, _total: files) -> DatasetReport:
+def examine(root: Path, *, backbone: str | None = None, track: Track = lambda files, _total: files) -> DatasetReport:
     """Examine a folder; errors that would stop the training become findings.
 
     Raises UserError where there is no such folder.
@@ -92,7 +92,7 @@ def examine(root: Path, *, track: Track = lambda files, _total: files) -> Datase
             report.layout = recognize(root)
             check_layout(report, report.layout)
             if not report.has_problem:
-                check_images(report, report.layout, track)
+                check_images(report, report.layout, track, backbone)
         except UserError as error:
             report.findings.append(Finding("problem", str(error)))
     if report.has_problem:
@@ -110,8 +110,8 @@ def check_layout(report: DatasetReport, layout: Layout) -> None:
     report.findings += find_misnamed(layout)
 
 
-def check_images(report: DatasetReport, layout: Layout, track: Track) -> None:
-    """Decode every image, add the findings, and choose the command."""
+def check_images(report: DatasetReport, layout: Layout, track: Track, backbone: str | None) -> None:
+    """Decode every image, add the findings, and choose the command, for a backbone if one is given."""
     dataset = load_dataset(base_plan(layout, "paper").compose()[0].data, cache_dir=Path())
     paths = [path for images in (dataset.train, dataset.query, dataset.gallery) for path in images.paths]
     styles = list_style_files(dataset)
@@ -132,7 +132,7 @@ def check_images(report: DatasetReport, layout: Layout, track: Track) -> None:
     if not report.has_problem:
         skips = bool(bad_styles) or any(file.size is None for file in files)
         readable = leave_out(dataset, files)
-        report.plan, report.others = choose_plans(layout, readable, skips=skips)
+        report.plan, report.others = choose_plans(layout, readable, skips=skips, backbone=backbone)
         report.findings += [Finding("note", note) for note in report.plan.fit(readable)[1]]
         warn_about_memory(report)
 

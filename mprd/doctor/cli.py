@@ -16,13 +16,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command)
 def doctor(
     root: Annotated[Path, typer.Argument(help="Folder of a data set, or of crops.")],
+    backbone: Annotated[str | None, typer.Option(help="Estimate the cost with this network (backbone.name).")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Examine a data set before training; exit with 1 when training would fail."""
-    run_command(lambda: print_examination(root, as_json=json_))
+    run_command(lambda: print_examination(root, backbone=backbone, as_json=json_))
 
 
-def print_examination(root: Path, *, as_json: bool) -> None:
+def print_examination(root: Path, *, backbone: str | None, as_json: bool) -> None:
     """Examine a folder and print the report; exit with 1 where training would fail."""
     import json
 
@@ -36,7 +37,7 @@ def print_examination(root: Path, *, as_json: bool) -> None:
     def show(files: Iterable[Any], total: int) -> Iterable[Any]:
         return track(files, "reading images", total=total, console=screen, transient=True, disable=as_json)
 
-    report = examine(root, track=show)
+    report = examine(root, backbone=backbone, track=show)
     if as_json:
         print(json.dumps(report.row(), indent=2))
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from mprd.backbone.network import has_imagenet_weights
+from mprd.backbone.from_torchvision import has_imagenet_weights
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.data.recognition import Layout
@@ -64,15 +64,22 @@ def base_plan(layout: Layout, preset: str, *, skips: bool = False) -> Plan:
     return Plan(TITLES[preset], preset, layout.root, ("data.on_bad_image=skip",) if skips else ())
 
 
-def choose_plans(layout: Layout, dataset: ReidDataset, *, skips: bool) -> tuple[Plan, tuple[Plan, ...]]:
+def choose_plans(
+    layout: Layout, dataset: ReidDataset, *, skips: bool, backbone: str | None = None
+) -> tuple[Plan, tuple[Plan, ...]]:
     """Return the proposed plan, tried up to its first step, and the alternatives.
 
     The recommended settings are proposed where ImageNet weights are available and the estimate is at most two days.
 
     Args:
         skips: whether there are unreadable images, to be left out.
+        backbone: propose the recommended settings with this network, whatever it costs.
     """
     small, recommended, paper = (base_plan(layout, preset, skips=skips) for preset in TITLES)
+    if backbone is not None:
+        settings = (*recommended.settings, f"backbone.name={backbone}")
+        title = f"{backbone}, the recommended settings"
+        return try_out(replace(recommended, settings=settings, title=title), dataset), ()
     if not has_imagenet_weights(recommended.compose()[0].backbone.name):
         recommended, paper = (replace(plan, remark=NO_WEIGHTS) for plan in (recommended, paper))
     else:

@@ -118,9 +118,10 @@ def build_state(
     config: Config, *, num_images: int, device: torch.device, workers: WorkerGroup | None = None
 ) -> TrainState:
     """Build networks and optimizers from the seed; the memory is zeros until it is filled."""
+    size = config.data.height, config.data.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.train.seed, RngStream.WEIGHTS).initial_seed() % 2**63)
-        backbone = build_backbone(config.backbone, workers=workers).to(device)
+        backbone = build_backbone(config.backbone, size=size, workers=workers).to(device)
         set_training_format(backbone, precision=config.train.precision)
         gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
     return TrainState(
@@ -146,7 +147,11 @@ def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
 def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: bool) -> torch.optim.Optimizer:
     """Build the optimizer of Eq. 8, with one rate for pre-trained and one for new layers (Sec. 5.2)."""
     groups = parameter_groups(
-        backbone, is_pretrained=is_pretrained, lr_backbone=config.lr_backbone, lr_new=config.lr_new
+        backbone,
+        is_pretrained=is_pretrained,
+        lr_backbone=config.lr_backbone,
+        lr_new=config.lr_new,
+        layer_decay=config.layer_decay,
     )
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=is_fused(backbone))

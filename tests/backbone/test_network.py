@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from mprd.backbone.features import extract, ordered_batches
-from mprd.backbone.network import Backbone, build_backbone, has_imagenet_weights, parameter_groups, recalibrate_bn
+from mprd.backbone.from_torchvision import has_imagenet_weights
+from mprd.backbone.network import Backbone, build_backbone, parameter_groups, recalibrate_bn
 from mprd.config.schema import BackboneConfig, DataConfig
 from mprd.data.cache import Packs
 from mprd.data.datasets import ImageSet
@@ -22,7 +22,8 @@ from tests.trees import write_noise
 
 def build(**settings: Any) -> Backbone:
     torch.manual_seed(0)
-    return build_backbone(BackboneConfig.model_validate({"name": "small", "weights": "none", **settings}))
+    config = BackboneConfig.model_validate({"name": "small", "weights": "none", **settings})
+    return build_backbone(config, size=(64, 32))
 
 
 @pytest.mark.parametrize(
@@ -57,38 +58,6 @@ def test_features_are_unit_vectors_of_stripes_after_and_before_the_batch_norm() 
     torch.testing.assert_close(backbone(images), after, rtol=0, atol=1e-6)
 
 
-def test_weights_are_read_from_files_of_torch_and_safetensors(tmp_path: Path) -> None:
-    source = build()
-    state = source.trunk.state_dict()
-    # as saved from DataParallel, with a classifier
-    torch.save({"state_dict": {f"module.{name}": part for name, part in state.items()} | {"fc.bias": torch.ones(2)}},
-               tmp_path / "weights.pth")  # fmt: skip
-    save_file(state, tmp_path / "weights.safetensors")
-    for name in ("weights.pth", "weights.safetensors"):
-        torch.manual_seed(1)
-        loaded = build_backbone(BackboneConfig(name="small", weights=str(tmp_path / name)))
-        assert all(torch.equal(part, state[key]) for key, part in loaded.trunk.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ("missing.pth", "no such file"),
-        ("text.pth", "is not a readable state dict"),
-        ("other.pth", "does not hold a torchvision small"),
-        ("imagenet", "there are no ImageNet weights for the network small"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(
-    weights: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.pth").write_text("text")
-    torch.save({"conv1.weight": torch.zeros(1)}, "other.pth")
-    with pytest.raises(UserError, match=rf"^backbone\.weights: .*{message}"):
-        build(weights=weights)
-
-
 def test_imagenet_weights_are_found_in_the_cache_or_reported_as_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +67,8 @@ def test_imagenet_weights_are_found_in_the_cache_or_reported_as_unavailable(
     monkeypatch.setattr("socket.create_connection", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     assert not has_imagenet_weights("small")
+    with pytest.raises(UserError, match=r"^backbone\.weights: there are no ImageNet weights for the network small"):
+        build(weights="imagenet")
     assert not has_imagenet_weights("resnet18")
     with pytest.raises(UserError, match=r"cannot download the ImageNet weights of resnet18 .*offline.*; give the path"):
         build(name="resnet18", weights="imagenet")
