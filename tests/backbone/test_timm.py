@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,22 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
 from mprd.backbone.network import Backbone, build_backbone, parameter_groups
 from mprd.config.loading import load_config
-from mprd.config.schema import BackboneConfig
+from mprd.config.schema import BackboneConfig, Config
 from mprd.doctor.checks import examine
 from mprd.engine.state import build_state
+from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, UserError
 from mprd.export.formats import export_network
-from mprd.model import load_model
+from mprd.model import Model, load_model
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.search.run import SearchOptions, search_run
-from mprd.train.local import run_local
 from tests.conftest import TINY
+from tests.engine.test_trainer import assert_same_state, open_data, stop_after, train
 
 
 def build(name: str, *, size: tuple[int, int] = (64, 32), **settings: Any) -> Backbone:
@@ -154,17 +153,6 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert build("small").num_features == 64
 
 
-def stop_after(num_rows: int) -> Callable[[dict[str, Any]], None]:
-    seen: list[dict[str, Any]] = []
-
-    def on_row(row: dict[str, Any]) -> None:
-        seen.append(row)
-        if len(seen) == num_rows:
-            raise Interrupted("stop")
-
-    return on_row
-
-
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_network_trains_from_a_file_resumes_extracts_searches_and_is_exported(
     name: str, tiny_root: Path, tmp_path: Path
@@ -175,26 +163,38 @@ def test_a_network_trains_from_a_file_resumes_extracts_searches_and_is_exported(
     sets = [f"backbone.name=timm:{name}", f"backbone.weights={file}", "backbone.num_stripes=1", "train.epochs=2",
             "train.layer_decay=0.8", "train.lr_backbone=0.001", "train.lr_new=0.001"]  # fmt: skip
     config = load_config("demo", overrides=(*TINY, *sets), values={"data": {"root": tiny_root}})
-    whole, stopped, quiet = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "stopped"), Console(quiet=True)
-    run_local(config, whole, resume=False, console=quiet)
+    whole = train(config)
     with pytest.raises(Interrupted):
-        run_local(config, stopped, resume=False, console=quiet, on_row=stop_after(1))
-    run_local(config, stopped, resume=True, console=quiet)
-    first, second = (checkpoint.load(folder.last)["backbone"] for folder in (whole, stopped))
-    assert all(torch.equal(part, second[key]) for key, part in first.items())
+        # in the second CNN step of the second epoch
+        train(config, callbacks=stop_after(11, tmp_path / "last.pt"))
+    resumed = Trainer(config, open_data(config), device=torch.device("cpu"))
+    resumed.load_state_dict(checkpoint.load(tmp_path / "last.pt"), path=tmp_path / "last.pt")
+    fit(resumed)
+    assert_same_state(whole, resumed)
     # the pixels of the weights, which are not ImageNet's, belong to the run
     file.unlink()
-    model = load_model(whole.path, device="cpu")
+    model, folder = saved(config, whole, tmp_path / "run")
     scale = torch.tensor([0.229, 0.224, 0.225]) / 0.5
     torch.testing.assert_close(model.backbone.pixel_affine[0], scale)
-    crop = min((tiny_root / "query").iterdir())
+    crop = min((tiny_root / "bounding_box_test").iterdir())
     plain = torch.from_numpy(np.asarray(Image.open(crop).resize((16, 32), Image.Resampling.BICUBIC), np.float32) / 255)
     pooled = first_features(model.backbone, (plain.permute(2, 0, 1)[None] - 0.5) / 0.5)
     np.testing.assert_allclose(model.extract([crop]), pooled.numpy(), atol=1e-4)
-    assert search_run(whole.path, tiny_root / "bounding_box_test", [str(crop)], SearchOptions(device="cpu")) is not None
+    found = search_run(folder, tiny_root / "bounding_box_test", [str(crop)], SearchOptions(device="cpu"))
+    others = [path for path in sorted(crop.parent.iterdir()) if path != crop]
+    cosines = model.extract(others) @ model.extract([crop])[0]
+    assert Path(found.answers[0].hits[0].path).name == others[cosines.argmax()].name
     pytest.importorskip("onnxruntime")
     exported = export_network(model, tmp_path / f"{name}.onnx", kind="onnx")
     assert exported.difference <= 1e-4
+
+
+def saved(config: Config, trainer: Trainer, path: Path) -> tuple[Model, Path]:
+    """Write a run folder, and load its network."""
+    folder = RunFolder(path)
+    folder.create(config)
+    folder.save(trainer.state_dict())
+    return load_model(path, device="cpu"), path
 
 
 @torch.no_grad()
@@ -215,9 +215,7 @@ def test_the_preset_of_clip_trains_a_small_vit(
     config = load_config("clip", overrides=(*tiny, "backbone.weights=none", "train.epochs=1"),
                          values={"data": {"root": tiny_root, "dataset": "market1501"}})  # fmt: skip
     before = build_state(config, num_images=24, device=torch.device("cpu")).backbone
-    folder = RunFolder(tmp_path / "run")
-    run_local(config, folder, resume=False, console=Console(quiet=True))
-    after = load_model(folder.path, device="cpu").backbone
+    after = saved(config, train(config), tmp_path / "run")[0].backbone
     assert after.num_features == 32 + 512
     same = {key for key, part in before.trunk.state_dict().items() if torch.equal(part, after.trunk.state_dict()[key])}
     assert {key for key in same if "patch_embed" in key} == same
