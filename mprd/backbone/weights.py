@@ -85,7 +85,7 @@ def load_weights(trunk: Trunk, path: Path, *, name: str) -> Tensor | None:
     pixels = trunk.pixels if layout.pixels is None else PIXELS[layout.pixels]
     logger.info(
         "%s (%s): %s, skipped %d of the file; pixels %s",
-        *(path, layout.title, found.describe(), len(everything) - found.num_fitting),
+        *(path, layout.title, found.describe(), sum(is_wanted(key) for key in everything) - found.num_fitting),
         "of that run" if own_pixels is not None else title_of(pixels),
     )
     return pixel_affine(pixels) if own_pixels is None else own_pixels
@@ -118,8 +118,7 @@ class Comparison:
 def compare(trunk: Trunk, state: State) -> Comparison:
     """Compare names and shapes of tensors with those of a network."""
     every = trunk.network.state_dict()
-    # files of old versions lack the counters, which nothing here reads
-    own = {key: part for key, part in every.items() if not key.endswith("num_batches_tracked")}
+    own = {key: part for key, part in every.items() if is_wanted(key)}
     held = {key: part for key, part in own.items() if key in state}
     misshapen = [
         f"{key} {shape(state[key])} for {shape(part)}" for key, part in held.items() if state[key].shape != part.shape
@@ -129,6 +128,11 @@ def compare(trunk: Trunk, state: State) -> Comparison:
     # of a file without any familiar name, all are of interest
     foreign = [key for key in strange if part_of(key) in parts or not held]
     return Comparison(len(held) - len(misshapen), len(own), misshapen, [key for key in own if key not in held], foreign)
+
+
+def is_wanted(key: str) -> bool:
+    """Return whether a tensor counts: files of old versions lack the counters of batch norms, which nothing reads."""
+    return not key.endswith("num_batches_tracked")
 
 
 def part_of(key: str) -> str:
