@@ -100,6 +100,8 @@ def start_ray(address: Address, *, num_cpus: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     options: dict[str, Any] = {"address": address.value, "log_to_driver": False, "logging_level": logging.ERROR}
     if address.is_local:
+        # agents whose cluster has gone with a killed process would call it for a minute before they end
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
         options |= {"include_dashboard": False, "num_cpus": num_cpus, **temporary_folder()}
         ensure_token()
     else:
@@ -242,8 +244,10 @@ class Waiting:
             logger.info("%s: waiting for %s (%.0f s)", self.what, self.shortage(), now - self.started)
 
     def shortage(self) -> str:
-        """Return what is needed, and what of it is free."""
+        """Return what is needed, and what of it is free; where all is, processes are still starting."""
         free, total = ray.available_resources(), ray.cluster_resources()
+        if all(free.get(name, 0) >= need for name, need in self.needs.items()):
+            return "processes to start, all CPUs and GPUs that they need are free"
         return ", ".join(
             f"{need:g} logical {name}s, of {total.get(name, 0):g} are {free.get(name, 0):g} free"
             for name, need in self.needs.items()

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Protocol
 
 from rich.console import Console
+
+REPEAT_SECONDS = 1.0
+"""Seconds within which another SIGTERM counts as the same request."""
 
 
 class StopRequest(Protocol):
@@ -33,12 +37,15 @@ class Signals:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.stop = False
+        self.stopped_at = 0.0
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Request a stop after the current step; a second Ctrl-C stops at once."""
-        if self.stop and number == signal.SIGINT:
+        """Request a stop after the current step; a second Ctrl-C stops at once, and so does a later SIGTERM."""
+        # a process group and its leader may each be sent the first one
+        is_second = number == signal.SIGINT or time.monotonic() - self.stopped_at > REPEAT_SECONDS
+        if self.stop and is_second:
             raise KeyboardInterrupt
-        self.stop = True
+        self.stop, self.stopped_at = True, time.monotonic()
         # print is not reentrant; a notebook's stream may have no file descriptor
         with suppress(OSError, ValueError):
             os.write(self.console.file.fileno(), b"\nstopping after this step; Ctrl-C again stops at once\n")
