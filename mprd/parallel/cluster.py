@@ -22,6 +22,7 @@ from typing import Any
 import ray
 
 from mprd.errors import UserError
+from mprd.parallel import reaper
 
 logger = logging.getLogger("mprd")
 
@@ -89,8 +90,11 @@ def cluster(address: Address, *, num_cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def start_ray(address: Address, *, num_cpus: int) -> None:
+def start_ray(address: Address, *, num_cpus: int, without: str = "--launcher local does without it") -> None:
     """Join the Ray cluster at an address, or start one on this machine with so many logical CPUs.
+
+    Args:
+        without: how to do without Ray, for the message where it cannot start.
 
     Raises UserError of one line, in bounded time, whatever fails.
     """
@@ -100,8 +104,7 @@ def start_ray(address: Address, *, num_cpus: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     options: dict[str, Any] = {"address": address.value, "log_to_driver": False, "logging_level": logging.ERROR}
     if address.is_local:
-        # agents whose cluster has gone with a killed process would call it for a minute before they end
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+        reaper.watch()
         options |= {"include_dashboard": False, "num_cpus": num_cpus, **temporary_folder()}
         ensure_token()
     else:
@@ -112,7 +115,10 @@ def start_ray(address: Address, *, num_cpus: int) -> None:
     try:
         ray.init(**options)
     except Exception as error:  # of many types: ConnectionError, OSError, RuntimeError, ValueError and Ray's own
-        raise UserError(explain(address, f"{type(error).__name__}: {error}")) from None
+        reason = f"{type(error).__name__}: {error}"
+        if address.is_local:
+            raise UserError(f"Ray cannot start on this machine ({shorten(reason)}); {without}") from None
+        raise UserError(explain(address, reason)) from None
     finally:
         if is_main:
             signal.signal(signal.SIGTERM, old)
@@ -141,14 +147,15 @@ def check_address(address: Address) -> None:
         raise UserError(explain(address, lines[-1]))
 
 
+def shorten(reason: str) -> str:
+    return " ".join(reason.split())[:300]
+
+
 def explain(address: Address, reason: str) -> str:
-    """Return in one line why Ray cannot be joined or started, and what helps."""
-    reason = " ".join(reason.split())[:300]
-    if address.is_local:
-        return f"Ray cannot start on this machine ({reason}); --launcher local trains without it"
+    """Return in one line why a cluster cannot be joined, and what helps."""
     # the error is the same where a cluster refuses for want of a token
     hint = "" if os.environ.get("RAY_AUTH_MODE") else "; one with a token wants RAY_AUTH_MODE=token here as well"
-    return f"{address.source}: no Ray cluster answers there that this process can join ({reason}){hint}"
+    return f"{address.source}: no Ray cluster answers there that this process can join ({shorten(reason)}){hint}"
 
 
 def temporary_folder() -> dict[str, str]:
