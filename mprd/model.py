@@ -15,6 +15,8 @@ from mprd.backbone.features import ordered_batches, stream_features
 from mprd.backbone.network import Backbone, build_backbone
 from mprd.config.schema import Config
 from mprd.data.images import ImageSource, InferenceImages
+from mprd.errors import UserError
+from mprd.neighbors.similarity import SimilarityChain
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device
@@ -33,6 +35,10 @@ class Model:
     """The settings of the run."""
     backbone: Backbone
     device: torch.device
+    chain: SimilarityChain | None = None
+    """The map to the features that training compares."""
+    camera_numbers: tuple[int, ...] = ()
+    """The numbers in file names of the chain's cameras 0, 1, ..."""
 
     @property
     def num_features(self) -> int:
@@ -73,6 +79,27 @@ class Model:
         ):
             yield ids.numpy(), features.float().numpy(force=True)
 
+    def whitening_chain(self) -> SimilarityChain:
+        """Return the chain; raise UserError where the run has no whitening."""
+        if self.chain is None or self.chain.whitening is None:
+            raise UserError(f"{self.name}: has no whitening, which neighbors.whitening=true fits in training")
+        return self.chain
+
+    def whiten(self, features: np.ndarray, cameras: Sequence[int | None] | None = None) -> np.ndarray:
+        """Map unit features `[n, D]` to those that training compares: standardized by camera, whitened, unit length.
+
+        Args:
+            cameras: of each image, as numbered in file names; the statistics of all training images serve where they
+                are None or were not trained on.
+
+        Raises UserError where the run has no whitening.
+        """
+        chain, rows = self.whitening_chain(), {number: row for row, number in enumerate(self.camera_numbers)}
+        known = [None] * len(features) if cameras is None else cameras
+        camids = torch.tensor([-1 if number is None else rows.get(number, -1) for number in known], dtype=torch.int64)
+        mapped = chain(torch.as_tensor(features, device=self.device), camids.to(self.device))
+        return mapped.numpy(force=True)
+
     def fingerprint(self) -> str:
         """Return a hash of all weights and batch-norm statistics, 16 hexadecimal digits."""
         digest = hashlib.sha256()
@@ -103,5 +130,9 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     # the checkpoint replaces any pretrained weights
     size = config.data.height, config.data.width
     backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}), size=size)
-    checkpoint.load_module(backbone, checkpoint.load(path)["backbone"], path=path, name="backbone")
-    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place)
+    state = checkpoint.load(path)
+    checkpoint.load_module(backbone, state["backbone"], path=path, name="backbone")
+    # older checkpoints lack both
+    saved, numbers = state.get("chain"), tuple(state.get("camera_numbers", ()))
+    chain = None if saved is None else SimilarityChain.from_state_dict(saved, place)
+    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, chain, numbers)

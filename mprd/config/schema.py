@@ -161,8 +161,9 @@ class NeighborsConfig(Section):
     source: ListSource = "memory"
     """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
     search: Literal["exact", "ivf", "hnsw", "sharded"] = "exact"
-    """How all lists of an epoch are searched: exactly, through a faiss index that logs its recall, or exactly by
-    `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's own lists are always exact."""
+    """How all lists of an epoch, and the pairs of J, are searched: exactly, or through a faiss index. `sharded`
+    searches lists by cosine exactly, by `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's
+    own lists are always exact."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> NeighborsConfig:
@@ -172,8 +173,14 @@ class NeighborsConfig(Section):
 
     @model_validator(mode="after")
     def _search_fits(self) -> NeighborsConfig:
-        if self.metric != "cosine" and self.search != "exact":
-            raise ValueError(f"neighbors.metric: {self.metric} needs neighbors.search=exact, but got {self.search}")
+        by_metric = {
+            "cosine": ("exact", "ivf", "hnsw", "sharded"),
+            "csls": ("exact",),
+            "camera": ("exact", "ivf", "hnsw"),
+        }
+        if self.search not in by_metric[self.metric]:
+            known = " or ".join(by_metric[self.metric])
+            raise ValueError(f"neighbors.metric: {self.metric} needs neighbors.search={known}, but got {self.search}")
         return self
 
 

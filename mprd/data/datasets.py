@@ -62,6 +62,8 @@ class ReidDataset:
     """CamStyle's images, where `data.camera_style` is `camstyle` and they exist."""
     packs: Packs | None = None
     """The cache of decoded images; None: files are decoded on each access."""
+    camera_numbers: tuple[int, ...] = ()
+    """The numbers in file names of cameras 0, 1, ..."""
 
 
 def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
@@ -83,7 +85,8 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
     style = None
     if config.camera_style == "camstyle":
         style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
-    dataset = ReidDataset(config.dataset, root, train, query, gallery, len(camera_numbers), style)
+    rest = (len(camera_numbers), style, None, camera_numbers)
+    dataset = ReidDataset(config.dataset, root, train, query, gallery, *rest)
     log_warnings(dataset)
     return dataset if config.max_images is None else take_some(dataset, config.max_images)
 

@@ -142,7 +142,8 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return state and statistics for a checkpoint; raise NonFiniteLoss where they are not worth keeping."""
         self.check_losses()
-        return {**self.state.state_dict(), "stats": self.stats.state_dict()}
+        numbers = list(self.dataset.camera_numbers)
+        return {**self.state.state_dict(), "stats": self.stats.state_dict(), "camera_numbers": numbers}
 
     def load_state_dict(self, saved: dict[str, Any], *, path: Path) -> None:
         """Restore a checkpoint; raise UserError where it does not fit the settings or the data."""

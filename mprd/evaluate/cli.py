@@ -24,25 +24,24 @@ def evaluate(
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Also by features standardised within each camera.")
     ] = False,
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Also by features whitened as the training images were.")
+    ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
-    run_command(
-        lambda: evaluate_and_print(run, data=data, best=best, rerank=rerank, standardise=standardise, as_json=json_)
-    )
+    wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise, "whitened": whiten}
+    extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
+    run_command(lambda: evaluate_and_print(run, data=data, best=best, extras=extras, as_json=json_))
 
 
-def evaluate_and_print(
-    run: Path, *, data: Path | None, best: bool, rerank: bool, standardise: bool, as_json: bool
-) -> None:
+def evaluate_and_print(run: Path, *, data: Path | None, best: bool, extras: list[Extra], as_json: bool) -> None:
     import json
 
     from mprd.evaluate.run import evaluate_run
     from mprd.runs.console import figure_table
     from mprd.runs.folder import RunFolder
 
-    wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise}
-    extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
     row = evaluate_run(RunFolder(run), data=data, best=best, extras=extras)
     if as_json:
         print(json.dumps(row))

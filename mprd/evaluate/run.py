@@ -31,4 +31,15 @@ def evaluate_run(
     if not can_evaluate(dataset):
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
     model = load_model(folder.path, best=best, device=config.train.device)
-    return evaluate(model.backbone, dataset, config, device=model.device, extras=extras).row()
+    chain = model.whitening_chain() if "whitened" in extras else None
+    evaluation = evaluate(
+        model.backbone,
+        dataset,
+        config,
+        device=model.device,
+        extras=extras,
+        chain=chain,
+        # another data set has other cameras
+        knows_cameras=data is None,
+    )
+    return evaluation.row()

@@ -18,19 +18,25 @@ def export(
     format_: Annotated[str, typer.Option("--format", help="onnx, torchscript or torch-export.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="File to write; by default backbone.onnx in the run folder.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
+    whiten: Annotated[bool, typer.Option("--whiten", help="Whiten features as the training images were.")] = False,
+    camera: Annotated[
+        int | None, typer.Option(help="Under --whiten: the camera that images are of, as numbered in file names.")
+    ] = None,
 ) -> None:
     """Write the network with its pre-processing, compared with the original."""
-    run_command(lambda: export_and_print(run, kind=format_, out=out, best=best))
+    run_command(lambda: export_and_print(run, kind=format_, out=out, best=best, whiten=whiten, camera=camera))
 
 
-def export_and_print(run: Path, *, kind: str, out: Path | None, best: bool) -> None:
+def export_and_print(
+    run: Path, *, kind: str, out: Path | None, best: bool, whiten: bool = False, camera: int | None = None
+) -> None:
     """Export, and print the files and the largest difference from the original."""
     from mprd.export.formats import SUFFIXES, check_packages, export_network
     from mprd.model import load_model
 
     check_packages(kind)
     model = load_model(run, best=best, device="cpu")
-    exported = export_network(model, out or run / f"backbone{SUFFIXES[kind]}", kind=kind)
+    exported = export_network(model, out or run / f"backbone{SUFFIXES[kind]}", kind=kind, whiten=whiten, camera=camera)
     print(f"{exported.path}: {model.num_features} features from {model.config.data.height} x "
           f"{model.config.data.width} images; {exported.description.name} says how to prepare them")  # fmt: skip
     print(f"max difference {exported.difference:.1e} over {exported.num_images} images ({exported.source})")

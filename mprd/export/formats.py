@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.backbone.network import Backbone
 from mprd.data.datasets import load_dataset
 from mprd.data.images import InferenceImages
 from mprd.data.synthetic.dataset import Drawing, write_dataset
@@ -55,25 +54,64 @@ class Exported:
     """Description of the images compared on."""
 
 
-def export_network(model: Model, path: Path, *, kind: str) -> Exported:
+class WhitenedNetwork(torch.nn.Module):
+    """A network whose features are mapped as training compares them, under one camera or, without one, under none."""
+
+    def __init__(self, model: Model, camera: int | None) -> None:
+        """Take the statistics of a camera as numbered in file names, of all training images if None.
+
+        Raises UserError where the run has no whitening or no such camera.
+        """
+        super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
+        self.matrix: Tensor
+        self.bias: Tensor
+        chain = model.whitening_chain()
+        assert chain.whitening is not None
+        if camera is not None and camera not in model.camera_numbers:
+            known = ", ".join(map(str, model.camera_numbers))
+            raise UserError(f"--camera must be one of {known}, the cameras of {model.name}, but got {camera}")
+        row = -1 if camera is None else model.camera_numbers.index(camera)
+        self.backbone = model.backbone
+        one = torch.ones(1, model.num_features)
+        mean, spread = (
+            (0 * one, one) if chain.cameras is None else (chain.cameras.means[[row]], chain.cameras.spreads[[row]])
+        )
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", 1 / spread)
+        self.register_buffer("matrix", chain.whitening.matrix)
+        self.register_buffer("bias", -(chain.whitening.mean @ chain.whitening.matrix))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return unit features `[n, D]`."""
+        standardized = torch.nn.functional.normalize((self.backbone(images) - self.mean) * self.scale)
+        return torch.nn.functional.normalize(standardized @ self.matrix + self.bias)
+
+
+def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False, camera: int | None = None) -> Exported:
     """Write the network of a model on the CPU and, beside it, its description.
+
+    With `whiten` its features are mapped as training compares them, under a camera as numbered in file names.
 
     Raises UserError if a package is missing, writing fails, or the output differs by more than 1e-4; nothing is left
     behind then.
     """
     check_packages(kind)
     images, source = sample_images(model)
+    network = WhitenedNetwork(model, camera).eval() if whiten else model.backbone
     with staging_folder(path) as folder:
         # torch.export requires its suffix
         temporary = folder / f"network{SUFFIXES[kind]}"
         with silenced_exporters():
-            WRITERS[kind](model.backbone, images[:2], temporary)
-            difference = compare(model.backbone, READERS[kind](temporary), images)
+            WRITERS[kind](network, images[:2], temporary)
+            difference = compare(network, READERS[kind](temporary), images)
         if not difference <= TOLERANCE:
             raise UserError(f"{path}: not written: its features differ by {difference:.1e} from the network's own, "
                             f"more than {TOLERANCE:.0e} (checked on {len(images)} images)")  # fmt: skip
         description = describe_network(model, path, kind=kind) | {
-            "checked": {"num_images": len(images), "images": source, "max_difference": difference}
+            "whitening": {"applied": whiten, "camera": camera},
+            "checked": {"num_images": len(images), "images": source, "max_difference": difference},
         }
         description_file(folder / path.name).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         temporary.rename(folder / path.name)
@@ -121,7 +159,7 @@ def prepare_sample(model: Model, paths: tuple[Path, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def compare(backbone: Backbone, network: Network, images: Tensor) -> float:
+def compare(backbone: torch.nn.Module, network: Network, images: Tensor) -> float:
     """Return the largest absolute difference of the features, in a batch of all images and in a batch of one."""
     parts = (images, images[:1])
     # Python's max can skip a NaN
@@ -133,7 +171,7 @@ def dynamic_batch() -> dict[str, Any]:
     return {INPUT: {0: torch.export.Dim("batch")}}
 
 
-def write_onnx(backbone: Backbone, images: Tensor, path: Path) -> None:
+def write_onnx(backbone: torch.nn.Module, images: Tensor, path: Path) -> None:
     program = torch.onnx.export(
         backbone,
         (images,),
@@ -154,7 +192,7 @@ def read_onnx(path: Path) -> Network:
     return lambda images: torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
-def write_torchscript(backbone: Backbone, images: Tensor, path: Path) -> None:
+def write_torchscript(backbone: torch.nn.Module, images: Tensor, path: Path) -> None:
     with path.open("wb") as file:
         torch.jit.save(torch.jit.trace(backbone, images), file)
 
@@ -164,7 +202,7 @@ def read_torchscript(path: Path) -> Network:
         return torch.jit.load(file, map_location="cpu")
 
 
-def write_torch_export(backbone: Backbone, images: Tensor, path: Path) -> None:
+def write_torch_export(backbone: torch.nn.Module, images: Tensor, path: Path) -> None:
     with path.open("wb") as file:
         torch.export.save(torch.export.export(backbone, (images,), dynamic_shapes=dynamic_batch()), file)
 

@@ -29,10 +29,11 @@ def extract(
         str | None, typer.Option(help="Regular expression for names, with groups pid and camid, both optional.")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
+    whiten: Annotated[bool, typer.Option("--whiten", help="Features whitened as the training images were.")] = False,
 ) -> None:
     """Extract the features that mprd.evaluate ranks by. The same command resumes after a stop."""
     options = {"best": best, "dtype": dtype, "batch_size": batch_size, "device": device, "decoders": decoders}
-    options |= {"num_workers": num_workers, "name_pattern": name_pattern, "skip_bad": skip_bad}
+    options |= {"num_workers": num_workers, "name_pattern": name_pattern, "skip_bad": skip_bad, "whiten": whiten}
     run_command(lambda: extract_and_print(run, images, out, options))
 
 

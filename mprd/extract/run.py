@@ -50,6 +50,7 @@ def extract_run(
     num_workers: int = 0,
     name_pattern: str | None = None,
     skip_bad: bool = False,
+    whiten: bool = False,
     console: Console | None = None,
 ) -> ExtractSummary:
     """Write the features of `images` into the feature file `out`; arguments are the options of `mprd extract`.
@@ -67,7 +68,7 @@ def extract_run(
     if decoders is None:
         decoders = default_decoders(config.data.num_workers, on_gpu=device != "cpu", num_workers=num_workers)
     batch_size = batch_size or config.eval.batch_size
-    options = ExtractOptions(run.resolve(), best, device, batch_size, skip_bad, decoders)
+    options = ExtractOptions(run.resolve(), best, device, batch_size, skip_bad, decoders, whiten)
     model = load_model(run, best=best, device="cpu" if num_workers else device)
     with ImageLine(console or new_console(quiet=True), len(found.paths)) as line:
         num_rows = extract_to_file(

@@ -42,6 +42,8 @@ class ExtractOptions:
     """Leave out files that cannot be read."""
     decoders: int
     """Decoding processes; 0 decodes in the process that computes."""
+    whiten: bool = False
+    """Write the features that training compares."""
 
 
 def extract_to_file(
@@ -64,7 +66,8 @@ def extract_to_file(
     Raises UserError for unreadable images and for parts with other settings; Interrupted on Ctrl-C. An existing `out`
     is replaced.
     """
-    schema = feature_schema(run=model.name, num_features=model.num_features, dtype=dtype)
+    name = whitened_name(model) if options.whiten else model.name
+    schema = feature_schema(run=name, num_features=model.num_features, dtype=dtype)
     parts = Parts(out, cut_parts(len(images.paths), options.batch_size), schema)
     parts.prepare(describe_settings(options, model, images, dtype=dtype, patterns=patterns))
     missing = parts.missing(skip_bad=options.skip_bad)
@@ -73,7 +76,10 @@ def extract_to_file(
     try:
         for number, (ids, features) in zip(missing, stream(model, options, images.paths, batches), strict=True):
             warn_of_bad(images, parts.batches[number], ids)
-            parts.write(number, to_rows(images, ids.tolist(), features, patterns))
+            rows = to_rows(images, ids.tolist(), features, patterns)
+            if options.whiten:
+                rows = rows._replace(features=model.whiten(rows.features, rows.camids))
+            parts.write(number, rows)
             on_images(count_images(parts.batches[number]), False)
         if not parts.count_rows():
             parts.remove()
@@ -81,6 +87,12 @@ def extract_to_file(
         return parts.join()
     except KeyboardInterrupt:
         raise Interrupted("stopped; what is done is kept, and the same command goes on from there") from None
+
+
+def whitened_name(model: Model) -> str:
+    """Return the run's name as the header of whitened features has it: they compare with whitened features alone."""
+    model.whitening_chain()
+    return f"{model.name}, whitened"
 
 
 def describe_settings(
@@ -96,6 +108,7 @@ def describe_settings(
         "--batch-size": options.batch_size,
         "--dtype": dtype,
         "--device": options.device.partition(":")[0],
+        "--whiten": options.whiten,
         "--name-pattern": " or ".join(pattern.pattern for pattern in patterns),
     }
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,28 +97,39 @@ def find_by_index(
     return table
 
 
-def search_index(features: Tensor, kind: Index, width: int) -> TopK:
-    """Build an index over all images and search each of them; missing results have id -1 and value -inf."""
+def import_faiss(kind: Index) -> Any:
+    """Import faiss; raise UserError if it is not installed."""
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
         import faiss
     except ModuleNotFoundError:
         raise UserError(f"neighbors.search: {kind} needs faiss (pip install faiss-cpu); or use exact") from None
+    return faiss
+
+
+def search_index(features: Tensor, kind: Index, width: int) -> TopK:
+    """Build an index over all images and search each of them; missing results have id -1 and value -inf."""
     rows = features.detach().float().cpu().contiguous().numpy()
+    values, ids = build_index(rows, kind, width=width).search(rows, width)
+    values[ids < 0] = -float("inf")
+    return TopK(torch.from_numpy(values).to(features.device), torch.from_numpy(ids).to(features.device))
+
+
+def build_index(rows: np.ndarray, kind: Index, *, width: int, least_probes: int = 1) -> Any:
+    """Build an index over rows `[n, D]`, to be searched for `width` results, in `least_probes` cells or more."""
+    faiss = import_faiss(kind)
     num_images, num_features = rows.shape
     index: Any
     if kind == "ivf":
         num_cells = max(1, min(int(4 * num_images**0.5), num_images // IMAGES_PER_CELL))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(num_features), num_features, num_cells, faiss.METRIC_INNER_PRODUCT)
         index.train(rows)
-        index.nprobe = max(1, -(-num_cells // CELLS_PER_PROBE))
+        index.nprobe = max(least_probes, -(-num_cells // CELLS_PER_PROBE))
     else:
         index = faiss.IndexHNSWFlat(num_features, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efSearch = 2 * width
     index.add(rows)
-    values, ids = index.search(rows, width)
-    values[ids < 0] = -float("inf")
-    return TopK(torch.from_numpy(values).to(features.device), torch.from_numpy(ids).to(features.device))
+    return index
 
 
 def without_self(found: TopK, width: int) -> TopK:

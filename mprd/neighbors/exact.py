@@ -108,16 +108,20 @@ def measure_density(
     """
     check_features(features, "features")
     group_ids = group_images(len(features), metric, camids, features.device)
-    counts = torch.bincount(group_ids).tolist()
-    num_groups = sum(count > 0 for count in counts)
-    share = (k or DENSITY_K[metric]) * num_groups / len(features)
-    density = Density(features.new_empty(0), group_ids, [max(1, round(share * count)) for count in counts])
+    density = Density(features.new_empty(0), group_ids, density_counts(group_ids, k or DENSITY_K[metric]))
     blocks = []
     buffer = features.new_empty((min(block_rows, len(features)), len(features)))
     for self_ids in torch.arange(len(features), device=features.device).split(block_rows):
         sim_BN = cosines(features[self_ids], features, self_ids=self_ids, out=buffer)
         blocks.append(group_means(sim_BN, density))
     return Density(torch.cat(blocks), group_ids, density.ks)
+
+
+def density_counts(group_ids: Tensor, k: int) -> list[int]:
+    """Return for each group the number of nearest images whose mean is the density: `k` in a group of average size."""
+    counts = torch.bincount(group_ids).tolist()
+    share = k * sum(count > 0 for count in counts) / len(group_ids)
+    return [max(1, round(share * count)) for count in counts]
 
 
 def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int = SIMILARITIES_MB) -> int:

@@ -24,6 +24,7 @@ from torch import Tensor
 from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.graph import SimilarityGraph, find_graph
+from mprd.neighbors.graph_index import find_graph_by_index
 from mprd.neighbors.reciprocal import K1, measure_similarities
 
 ROUNDS = 2
@@ -183,5 +184,8 @@ def fit_chain(
 
 
 def find_similarity_graph(features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> SimilarityGraph:
-    """Search the graph of all images that lists and J are taken from."""
-    return find_graph(features, camids, width=max(config.k_max, GRAPH_WIDTH), density_k=config.density_k)
+    """Search the graph of all images that lists and J are taken from: exactly, or by the settings' index."""
+    width, density_k = max(config.k_max, GRAPH_WIDTH), config.density_k
+    if config.search == "ivf" or config.search == "hnsw":
+        return find_graph_by_index(features, camids, width=width, density_k=density_k, kind=config.search)
+    return find_graph(features, camids, width=width, density_k=density_k)

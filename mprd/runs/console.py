@@ -32,6 +32,7 @@ FIGURES = (
     ("mAP_before_bn", "mAP before BN"),
     ("mAP_reranked", "mAP re-ranked"),
     ("mAP_standardised", "mAP, cameras taken out"),
+    ("mAP_whitened", "mAP, whitened"),
     ("pair_precision", "pair precision"),
     ("pair_recall", "pair recall"),
     ("labelled_precision", "known precision"),

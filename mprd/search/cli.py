@@ -33,6 +33,9 @@ def search(
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Compare features standardised within each camera.")
     ] = False,
+    whiten: Annotated[
+        bool, typer.Option("--whiten", help="Compare features whitened as the training images were.")
+    ] = False,
     index: Annotated[str, typer.Option(help="exact, or pq: codes of four bits, for large galleries.")] = "exact",
     html: Annotated[Path | None, typer.Option(help="Write one page with everything in it.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -47,6 +50,7 @@ def search(
 ) -> None:
     """Find a person's other appearances: rank a gallery of images by their distance to queries."""
     options = {"top": top, "cameras": cameras, "rerank": rerank, "standardise": standardise, "index": index}
+    options |= {"whiten": whiten}
     options |= {"features_dir": features_dir, "best": best, "device": device, "name_pattern": name_pattern}
     run_command(lambda: search_and_show(run, gallery, [*query, *(more or [])], options, html=html, as_json=json_))
 

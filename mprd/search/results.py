@@ -12,7 +12,9 @@ import torch
 
 from mprd.errors import UserError
 from mprd.evaluate.evaluation import standardize_sets
+from mprd.extract.stream import whitened_name
 from mprd.metrics import JUNK_PID
+from mprd.model import Model
 from mprd.neighbors.jaccard import re_rank
 from mprd.search.gallery import UNKNOWN, Gallery, RankedRows
 
@@ -118,6 +120,21 @@ def standardize_gallery(
     wanted, seen = (torch.from_numpy(np.asarray(rows, np.float32)) for rows in (features, gallery.features))
     wanted, seen = standardize_sets(wanted, seen, camids[: len(queries)], camids[len(queries) :])
     return Gallery(seen.numpy(), gallery.paths, gallery.pids, gallery.camids, run=gallery.run), wanted.numpy()
+
+
+def whiten_gallery(
+    gallery: Gallery, queries: Sequence[QueryImage], features: np.ndarray, model: Model
+) -> tuple[Gallery, np.ndarray]:
+    """Return the gallery and the queries' features [Q, D], both as training compares them.
+
+    A gallery that was extracted with --whiten is taken as it is. Raises UserError where the run has no whitening.
+    """
+    wanted = model.whiten(features, [query.camid for query in queries])
+    if gallery.run == whitened_name(model):
+        return gallery, wanted
+    cameras = [None if camid == UNKNOWN else camid for camid in gallery.camids.tolist()]
+    seen = model.whiten(np.asarray(gallery.features, np.float32), cameras)
+    return Gallery(seen, gallery.paths, gallery.pids, gallery.camids, run=gallery.run), wanted
 
 
 def excluded_rows(gallery: Gallery, query: QueryImage, own_rows: Sequence[int], *, cameras: Cameras) -> np.ndarray:

@@ -13,7 +13,14 @@ from mprd.runs.folder import RunFolder
 from mprd.runtime.device import set_threads
 from mprd.search.gallery import check_index_kind
 from mprd.search.gallery_features import open_gallery
-from mprd.search.results import QueryImage, SearchResult, answer_queries, check_cameras, standardize_gallery
+from mprd.search.results import (
+    QueryImage,
+    SearchResult,
+    answer_queries,
+    check_cameras,
+    standardize_gallery,
+    whiten_gallery,
+)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class SearchOptions:
     cameras: str = "all"
     rerank: bool = False
     standardise: bool = False
+    whiten: bool = False
     index: str = "exact"
     features_dir: Path | None = None
     """Where a folder's features are cached; `features` in the run folder by default."""
@@ -33,6 +41,8 @@ class SearchOptions:
 
     def describe_distance(self) -> str:
         distance = "k-reciprocal re-ranked, in [0, 1]" if self.rerank else "1 - cosine, in [0, 2]"
+        if self.whiten:
+            return f"{distance}, of whitened features"
         return distance + (", of features standardised within each camera" if self.standardise else "")
 
 
@@ -42,7 +52,9 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     Raises UserError for unknown or contradictory options, and for images that are missing.
     """
     cameras, kind = check_cameras(options.cameras), check_index_kind(options.index)
-    for option in ("rerank", "standardise"):
+    if options.whiten and options.standardise:
+        raise UserError("--whiten standardises by the training images' cameras already: give one of the two")
+    for option in ("rerank", "standardise", "whiten"):
         if getattr(options, option) and kind != "exact":
             raise UserError(f"--{option} needs the whole gallery, but an index ranks part of it: give one of the two")
     config = RunFolder(run).read_config()
@@ -57,6 +69,8 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     files = [(path, name) for images in lists for path, name in zip(*images, strict=True)]
     images = [QueryImage(path, *ids_from_name(name, patterns)) for path, name in files]
     features = model.extract([path for path, _ in files])
+    if options.whiten:
+        opened, features = whiten_gallery(opened, images, features, model)
     if options.standardise:
         opened, features = standardize_gallery(opened, images, features)
     answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)

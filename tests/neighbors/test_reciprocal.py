@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mprd.neighbors import reciprocal
+from mprd.neighbors.approximate import Index
 from mprd.neighbors.graph import SimilarityGraph, find_graph
+from mprd.neighbors.graph_index import find_graph_by_index
 from mprd.neighbors.reciprocal import LEAST, SimilarityTable, measure_similarities
 from tests.graphs import groups, slow_jaccard
 
@@ -101,3 +103,25 @@ def test_a_copy_has_the_similarities_of_its_original(graph: SimilarityGraph) -> 
 def test_the_empty_table_has_nothing() -> None:
     nothing = torch.zeros(0, 2).long()
     assert SimilarityTable.empty().between(nothing, nothing[:, :1]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_an_index_that_misses_nothing_gives_the_exact_graph(kind: Index) -> None:
+    """A camera with few images is searched whole, and as candidates all of them are taken."""
+    pytest.importorskip("faiss")
+    features, camids = drawn()
+    exact = find_graph(features, camids, width=18, density_k=4)
+    # the index of so few images has one cell; half of the width is more than any camera holds
+    found = find_graph_by_index(features, camids, width=36, density_k=4, kind=kind)
+    torch.testing.assert_close(found.density.values, exact.density.values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.scores[:, :18], exact.scores, atol=1e-5, rtol=0)
+    assert torch.equal(found.ids[:, :10], exact.ids[:, :10])
+    assert not (found.ids == torch.arange(20)[:, None]).any()
+
+
+def test_an_index_finds_most_neighbors_of_a_crowd() -> None:
+    pytest.importorskip("faiss")
+    features, camids = groups(60, 8, spread=0.2), torch.arange(480) % 3
+    exact = find_graph(features, camids, width=6)
+    found = find_graph_by_index(features, camids, width=6, kind="ivf")
+    assert float((exact.ids[:, :, None] == found.ids[:, None]).any(2).float().mean()) > 0.9

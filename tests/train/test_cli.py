@@ -200,7 +200,8 @@ def test_cut_lists_are_told_once_and_counted_in_each_epoch(
     tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
-    launch(settings(tiny_root, "neighbors.similarity=-1"), out=run, resume=None, launcher="local")
+    cosine = ("neighbors.metric=cosine", "neighbors.similarity=-1")
+    launch(settings(tiny_root, *cosine), out=run, resume=None, launcher="local")
     assert sum("neighbors.k_max = 6 cut" in message for message in caplog.messages) == 1
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3
