@@ -163,7 +163,7 @@ FILES: dict[str, Case] = {
     "torchvision": (
         "resnet18",
         "imagenet",
-        lambda state: state | noise("fc.weight", "fc.bias", "bn1.num_batches_tracked"),
+        lambda state: state | noise("fc.weight", "fc.bias") | {"bn1.num_batches_tracked": torch.tensor(7)},
     ),
     "LUPerson": (RESNET, "lup", lambda state: state | noise("fc.0.weight", "fc.2.weight")),
     "LUPerson, own pre-training": (RESNET, "lup", moco),
