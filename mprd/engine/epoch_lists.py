@@ -11,7 +11,7 @@ from torch import Tensor
 from mprd.config.schema import Config
 from mprd.engine.stats import EpochStats
 from mprd.neighbors.lists import FrozenLists, list_features
-from mprd.neighbors.similarity import KnownIds, SimilarityChain, fit_chain
+from mprd.neighbors.similarity import KnownIds, SimilarityChain, Whitening, fit_chain
 from mprd.runtime.spans import span
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class EpochLists:
         self.backends = backends
         self.lists: FrozenLists | None = None
         self.next_stats: EpochStats | None = None
+        self.last: Whitening | None = None
 
     def get(self, stats: EpochStats) -> FrozenLists:
         """Return the epoch's lists; the seconds of a new similarity chain are added to the statistics."""
@@ -59,6 +60,7 @@ class EpochLists:
 
         Under `neighbors.whitening` they are made anew at once, so that a chain of this network is saved with it.
         """
+        self.last = None if self.state.chain is None else self.state.chain.whitening
         self.state.list_features = self.state.chain = self.lists = None
         self.next_stats = EpochStats()
         if self.config.neighbors.whitening:
@@ -89,7 +91,7 @@ class EpochLists:
         with span("similarity"):
             meta, is_whole = self.state.meta, self.config.meta.is_whole
             known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=is_whole)
-            return fit_chain(features, self.camids, self.config.neighbors, known=known)
+            return fit_chain(features, self.camids, self.config.neighbors, known=known, last=self.last)
 
     def draw(self, features: Tensor, chain: SimilarityChain) -> FrozenLists:
         """Return lists of features `[N, D]` mapped by the chain."""

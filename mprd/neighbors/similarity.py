@@ -6,8 +6,9 @@
 over the 2 N surest pseudo pairs (i, j), those of highest J. S is the covariance of the differences within an identity:
 learned whitening (Radenovic, Tolias and Chum, TPAMI 2018) and the half of KISSME that reads similar pairs (Koestinger
 et al., CVPR 2012), here with pseudo pairs that are found in the loop. The mean eigenvalue on the diagonal is the
-shrinkage that D = 2,048 needs; degrees weigh down images that appear in many pairs, as wrong pairs do. A second round
-finds the pairs in the features that the first has whitened. Not in the paper.
+shrinkage that D = 2,048 needs; degrees weigh down images that appear in many pairs, as wrong pairs do. Pairs are found
+in features whitened as in the epoch before; at first in two rounds, the first of them without whitening. Not in the
+paper.
 
 Shapes: N images, D feature size, P pairs, C cameras.
 """
@@ -27,8 +28,8 @@ from mprd.neighbors.graph import SimilarityGraph, find_graph
 from mprd.neighbors.graph_index import find_graph_by_index
 from mprd.neighbors.reciprocal import K1, measure_similarities
 
-ROUNDS = 2
-"""Times that pairs are found and features whitened."""
+FIRST_ROUNDS = 2
+"""Times that pairs are found and features whitened where no earlier whitening finds the pairs."""
 PAIRS_PER_IMAGE = 2
 DAMPING = 1.0
 """Multiple of the mean eigenvalue that is added to the diagonal."""
@@ -153,21 +154,30 @@ class KnownIds:
 
 @torch.no_grad()
 def fit_chain(
-    features: Tensor, camids: Tensor | None, config: NeighborsConfig, *, known: KnownIds | None = None
+    features: Tensor,
+    camids: Tensor | None,
+    config: NeighborsConfig,
+    *,
+    known: KnownIds | None = None,
+    last: Whitening | None = None,
 ) -> SimilarityChain:
     """Fit camera statistics and whitening, as far as the settings have them, to features `[N, D]` of all images.
 
     The chain stops before the whitening where labeled images tell that the surest pairs are poor: whitening by wrong
     pairs removes what tells identities apart. No sign has been found that tells so without labels. Raises UserError
     where the settings need cameras `[N]` and none are known.
+
+    Args:
+        known: judges the surest pairs.
+        last: the whitening of the epoch before, in whose features the pairs are found.
     """
     cameras = CameraStatistics.measure(features, camids) if config.standardise else None
     chain = SimilarityChain(cameras, k1=K1 if known is None else known.k1)
     if not config.whitening:
         return chain
     standardized = chain(features, camids)
-    compared = standardized
-    for _ in range(ROUNDS):
+    compared = standardized if last is None else last(standardized)
+    for _ in range(FIRST_ROUNDS if last is None else 1):
         table = measure_similarities(find_similarity_graph(compared, camids, config), k1=chain.k1)
         surest = table.surest(PAIRS_PER_IMAGE * len(features))
         first, second = (ids[surest] for ids in table.pairs)

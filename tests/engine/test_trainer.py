@@ -24,6 +24,7 @@ from mprd.engine.callbacks import Backends, Callbacks
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, NonFiniteLoss, UserError
 from mprd.evaluate.epoch_metrics import epoch_row
+from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.exact import find_neighbors
 from mprd.neighbors.similarity import fit_chain
 from mprd.pairs import clusters as clusters_module
@@ -409,10 +410,12 @@ def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_chain_of_its_ne
     config, path = changed(tiny_config, tiny_root, *WHITENING, "train.epochs=2"), tmp_path / "last.pt"
     rows: list[dict[str, Any]] = []
     reports: list[dict[str, float | None]] = []
+    last: list[Any] = []
 
     def after_epoch(trainer: Trainer) -> None:
         assert trainer.state.chain is not None
         reports.append(trainer.state.chain.report)
+        last.append(trainer.state.chain.whitening)
         rows.append(epoch_row(trainer))
 
     whole = train(config, callbacks=Callbacks(after_epoch=after_epoch))
@@ -422,7 +425,8 @@ def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_chain_of_its_ne
     chain = whole.state.chain
     assert chain is not None
     clean = whole.extract(whole.plain_images)
-    again = fit_chain(clean, whole.camids, config.neighbors)
+    # pairs are found in features whitened as in the epoch before
+    again = fit_chain(clean, whole.camids, config.neighbors, last=last[-1])
     assert torch.equal(chain(clean, whole.camids), again(clean, whole.camids))
     with pytest.raises(Interrupted):
         train(config, callbacks=dataclasses.replace(stop_after(4, path), after_epoch=epoch_row))
@@ -468,6 +472,39 @@ def test_cluster_contrast_labels_and_remembers_all_images_of_one_state(
     torch.testing.assert_close(trainer.state.memory.features[-4:], clean[-1][-4:], atol=1e-6, rtol=0)
     assert not torch.allclose(clean[0], clean[1], atol=0.01)
     assert trainer.state.positives.counts().tolist() == [4] * 20 + [1] * 4
+
+
+def test_eta_falls_from_the_first_epoch_of_the_gcn(tiny_config: Config, tiny_root: Path) -> None:
+    config = changed(tiny_config, tiny_root, "train.epochs=6", "train.warmup_epochs=2", "meta.eta.end=0.1")
+    trainer, etas = Trainer(config, open_data(config), device=CPU), []
+    for epoch in range(6):
+        trainer.state.epoch = epoch
+        etas.append(trainer.eta)
+    assert etas == pytest.approx([1, 1, 1, 0.7, 0.4, 0.1])
+
+
+def test_scores_of_candidates_are_of_the_features_that_lists_were_drawn_from(
+    tiny_config: Config, tiny_root: Path
+) -> None:
+    """Under `source: memory` the memory has moved on when the epoch is evaluated; standardized features are not it."""
+    settings = ("pairs.labeller=list_overlap", "neighbors.source=memory", "pairs.refresh=epoch", "train.epochs=1")
+    start: list[Tensor] = []
+
+    def look(trainer: Trainer) -> None:
+        features = CameraStatistics.measure(start[0], trainer.camids).standardize(start[0], trainer.camids)
+        lists = trainer.frozen_lists()
+        torch.testing.assert_close(lists.features, features)
+        assert not torch.allclose(lists.source, trainer.state.memory.features, atol=0.01)
+        first, second, _, cosines = torch.cat(trainer.stats.candidates)[:, :4].T
+        expected = (features[first.long()] * features[second.long()]).sum(1)
+        torch.testing.assert_close(cosines.float(), expected)
+        assert epoch_row(trainer)["reciprocal_auc"] is not None
+
+    config = changed(tiny_config, tiny_root, *settings)
+    trainer = Trainer(config, open_data(config), device=CPU, callbacks=Callbacks(after_epoch=look))
+    trainer.fill_memory()
+    start.append(trainer.state.memory.features.clone())
+    fit(trainer)
 
 
 def test_the_pairs_of_labeled_images_count_in_no_score_from_either_side(tiny_config: Config, tiny_root: Path) -> None:

@@ -67,6 +67,19 @@ def test_the_chain_whitens_by_the_surest_pairs_found_twice() -> None:
     torch.testing.assert_close(found @ found.T, compared @ compared.T, atol=1e-4, rtol=0)
 
 
+def test_a_whitening_of_the_epoch_before_stands_for_the_first_round() -> None:
+    features, _, camids = crowd()
+    first = fit_chain(features, camids, CONFIG)
+    second = fit_chain(features, camids, CONFIG, last=first.whitening)
+    # the pairs of a third round
+    table = FrozenLists(first(features, camids), camids, CONFIG, chain=SimilarityChain()).similarities
+    surest = table.surest(2 * len(features))
+    assert first.cameras is not None
+    standardized = first.cameras.standardize(features, camids)
+    expected = fit_whitening(standardized, *(ids[surest] for ids in table.pairs))(standardized)
+    torch.testing.assert_close(second(features, camids), expected)
+
+
 def test_lists_of_whitened_features_hold_more_mates() -> None:
     features, pids, camids = crowd()
     plain = FrozenLists(features, camids, CONFIG.model_copy(update={"whitening": False}))
