@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,29 +14,31 @@ import pytest
 from mprd.parallel import reaper
 from tests.processes import until
 
+PARENT = """
+import subprocess, sys
+children = [subprocess.Popen(command) for command in (["sleep", "60"], [sys.executable, "-S", sys.argv[1]])]
+print(*(child.pid for child in children), flush=True)
+children[0].wait()
+"""
 
-def test_only_the_processes_of_its_ray_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_only_the_processes_of_its_ray_are_ended(tmp_path: Path) -> None:
     if not Path("/proc").is_dir():
         pytest.skip("there is no /proc")
-    monkeypatch.setattr(reaper, "watcher", None)
-    monkeypatch.delenv(reaper.MARK, raising=False)
-    reaper.watch()
-    assert reaper.watcher is not None
-    assert reaper.watcher.stdin is not None
     script = tmp_path / "ray" / "raylet.py"
     script.parent.mkdir()
     script.write_text("import time; time.sleep(60)")
-    command = [sys.executable, "-S", str(script)]
-    with (
-        subprocess.Popen(command) as ours,
-        subprocess.Popen(command, env={**os.environ, reaper.MARK: "x"}) as other,
-        # what a worker may have started
-        subprocess.Popen(["sleep", "60"]) as bystander,
-    ):
-        # as the system does when this process ends
-        reaper.watcher.stdin.close()
-        assert until(lambda: ours.poll() is not None, seconds=20)
-        assert reaper.watcher.wait(20) == 0
-        assert (other.poll(), bystander.poll()) == (None, None)
-        other.kill()
-        bystander.kill()
+    python = [sys.executable, "-S"]
+    with subprocess.Popen([*python, "-c", PARENT, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        other, ours = map(int, parent.stdout.readline().split())
+        with subprocess.Popen([*python, reaper.__file__, str(parent.pid)], stdin=subprocess.PIPE) as watcher:
+            time.sleep(2 * reaper.LOOK_SECONDS)
+            parent.kill()
+            assert watcher.stdin is not None
+            # as the system does when the parent ends
+            watcher.stdin.close()
+            assert until(lambda: ours not in reaper.list_processes()[1], seconds=20)
+            assert watcher.wait(20) == 0
+        # what a worker may have started goes on
+        os.kill(other, signal.SIGKILL)
