@@ -53,7 +53,7 @@ def sets(*settings: str) -> list[str]:
 
 
 def test_odd_names_go_through_every_command(odd: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    data, out, images = odd / "data", odd / "run", odd / "data" / "query"
+    data, out, images = odd / "data", odd / ODD, odd / "data" / "query"
     run(doctor, data)
     run(train, "--preset", "demo", "--launcher", "local", "--data", data, "--out", out, *sets(*TINY, "train.epochs=1"))
     run(evaluate, out, "--json")

@@ -40,7 +40,18 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this version of mprd (wanted format {FORMAT})")
-    return state
+    return Parts(state, path)
+
+
+class Parts(dict[str, Any]):
+    """The parts of a checkpoint; raises UserError naming its file for one that it lacks."""
+
+    def __init__(self, state: dict[str, Any], path: Path) -> None:
+        super().__init__(state)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self.path}: the checkpoint has no {name}, so it is not one of a run of mprd")
 
 
 def load_module(module: torch.nn.Module, state: dict[str, Any], *, path: Path, name: str) -> None:

@@ -7,6 +7,7 @@ they resume from the last checkpoint.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -20,6 +21,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
+from mprd.cli import explain
 from mprd.config.loading import absolute
 from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
@@ -41,6 +43,8 @@ logger = logging.getLogger("mprd")
 
 MAX_FAILURES = 3
 """Restarts after lost workers."""
+FINAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the file system that a restart would not cure."""
 POLL_SECONDS = 0.1
 
 
@@ -320,8 +324,9 @@ def work(task: dict[str, Any]) -> None:
     except Interrupted as stop:
         if workers.is_first:
             mailbox.post("stopped", text=str(stop))
-    except UserError as error:
-        mailbox.fail(str(error))
+    except (UserError, OSError) as error:
+        if isinstance(error, UserError) or error.errno in FINAL_ERRORS:
+            mailbox.fail(explain(error))
         # the other workers wait for this one until it ends
         raise
 

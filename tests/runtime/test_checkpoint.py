@@ -69,3 +69,11 @@ def test_weights_of_another_architecture_are_refused() -> None:
     state = torch.nn.Linear(2, 2).state_dict()
     with pytest.raises(UserError, match=r"a\.pt: the GCN of the checkpoint is of another architecture"):
         checkpoint.load_module(torch.nn.Linear(2, 3), state, path=Path("a.pt"), name="GCN")
+
+
+def test_a_checkpoint_without_a_part_is_named(tmp_path: Path) -> None:
+    checkpoint.save({"epoch": 2}, tmp_path / "last.pt")
+    loaded = checkpoint.load(tmp_path / "last.pt")
+    assert ("epoch" in loaded, "memory" in loaded) == (True, False)
+    with pytest.raises(UserError, match=r"last\.pt: the checkpoint has no memory"):
+        _ = loaded["memory"]
