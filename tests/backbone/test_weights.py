@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from functools import cache
@@ -270,6 +271,15 @@ def test_a_file_of_another_network_is_refused_in_one_line(
         build(name, tmp_path / "weights.pth")
     assert re.search(message, str(error.value))
     assert "\n" not in str(error.value)
+
+
+def test_figures_of_an_older_numpy_are_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": tensors("small"), **FIGURES}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    assert b"numpy.core.multiarray" in (tmp_path / "old.pth").read_bytes()
+    assert torch.equal(build("small", tmp_path / "old.pth").trunk[0].weight, tensors("small")["0.weight"])
 
 
 class Code:
