@@ -29,7 +29,7 @@ from mprd.neighbors.exact import find_neighbors
 from mprd.neighbors.similarity import fit_chain
 from mprd.pairs import clusters as clusters_module
 from mprd.runtime import checkpoint
-from tests.conftest import NUM_IDS, TINY
+from tests.conftest import NAMELESS, NUM_IDS, TINY
 
 CPU = torch.device("cpu")
 LABELLERS = ("gcn", "list_overlap", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
@@ -434,6 +434,15 @@ def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_chain_of_its_ne
     resumed.load_state_dict(checkpoint.load(path), path=path)
     fit(resumed)
     assert_same_state(whole, resumed)
+
+
+def test_images_without_cameras_are_whitened_as_one_group(nameless_root: Path) -> None:
+    overrides = (*TINY, *NAMELESS, *WHITENING, "train.epochs=1")
+    config = load_config("demo", overrides=overrides, values={"data": {"root": nameless_root}})
+    chain = train(config).state.chain
+    assert chain is not None
+    assert chain.cameras is None
+    assert chain.whitening is not None
 
 
 def test_seconds_of_an_epoch_are_all_there_after_a_resumption(

@@ -26,7 +26,7 @@ from tests.workers import on_workers
 
 CPU = torch.device("cpu")
 LARGE_ID = 2**40 + 1
-CALM = ("train.lr_new=0.002",)
+CALM = ("train.lr_new=0.001",)
 """A learning rate that does not amplify rounding."""
 # 7 does not divide 24, so that shards differ in size
 RUNS = (
