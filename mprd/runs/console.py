@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -193,13 +194,18 @@ def figure_table(columns: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
+def score_of(row: dict[str, Any]) -> float:
+    """Return the label-free score of a row; the lowest where it is missing."""
+    return row["label_free_score"] if is_set(row, "label_free_score") else -math.inf
+
+
 def chosen_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Pick the last epoch (the headline), the best by label-free score, and the best on test, by column title."""
     picks = {"last epoch": rows[-1]}
     evaluated = [row for row in rows if is_set(row, "mAP")]
     if evaluated:
-        picks["by label-free score"] = max(evaluated, key=lambda row: row["label_free_score"])
+        picks["by label-free score"] = max(evaluated, key=score_of)
         picks["best on test"] = max(evaluated, key=lambda row: row["mAP"])
     else:
-        picks["by label-free score"] = max(rows, key=lambda row: row["label_free_score"])
+        picks["by label-free score"] = max(rows, key=score_of)
     return picks

@@ -42,3 +42,24 @@ def test_only_the_processes_of_its_ray_are_ended(tmp_path: Path) -> None:
             assert watcher.wait(20) == 0
         # what a worker may have started goes on
         os.kill(other, signal.SIGKILL)
+
+
+DRIVER = """
+import time
+from mprd.parallel.cluster import find_address, start_ray
+start_ray(find_address("local"), num_cpus=1)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.ray
+def test_nothing_of_a_killed_ray_survives() -> None:
+    with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "up\n"
+        time.sleep(2 * reaper.LOOK_SECONDS)
+        seen = reaper.ray_below(driver.pid)
+        assert len(seen) > 3
+        driver.kill()
+    assert until(lambda: not seen.items() & reaper.list_processes()[1].items(), seconds=30)
