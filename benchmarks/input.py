@@ -118,7 +118,7 @@ def main() -> None:
         folder = Path(name)
         write_dataset(folder / "drawn", Drawing(num_train_ids=16, num_test_ids=2))
         config = settings(folder / "drawn", height=64, width=32)
-        dataset = load_dataset(config.data, cache_dir=folder)
+        dataset = load_dataset(config.data)
         count = (64 if args.quick else 256) if device.type == "cpu" else 4096
         rates = {
             f"{h}x{w}": measure(dataset, folder, size=(h, w), device=device, count=count)

@@ -24,7 +24,6 @@ from mprd.config.schema import Config
 from mprd.engine.callbacks import Callbacks
 from mprd.engine.trainer import Trainer, fit
 from mprd.runs.dataset import open_dataset
-from mprd.runs.folder import RunFolder
 from mprd.runtime.distributed import joined_workers
 
 SETTINGS = ("train.warmup_epochs=0", "data.num_workers=0")
@@ -41,7 +40,7 @@ def train(rank: int, num_workers: int, port: int, config: Config, folder: Path) 
         sums = trainer.stats.sums
         seconds.append(sums["gcn_seconds"] + sums["cnn_seconds"])
 
-    dataset = open_dataset(config, RunFolder(folder / "run"))
+    dataset = open_dataset(config)
     device = torch.device("cpu")
     trainer = Trainer(
         config, dataset, device=device, callbacks=Callbacks(after_epoch=after_epoch), workers=joined_workers(device)
@@ -71,7 +70,7 @@ def main() -> None:
     config = load_config("demo", overrides=(*SETTINGS, f"train.epochs={epochs}", *args.set))
     seconds: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
-        open_dataset(config, RunFolder(Path(folder) / "run"))
+        open_dataset(config)
         for _ in range(rounds):
             for num_workers, found in seconds.items():
                 found += epoch_seconds(num_workers, config, Path(folder))

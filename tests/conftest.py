@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shutil
 import signal
@@ -48,6 +49,12 @@ NAMELESS = (
     "neighbors.standardise=false",
 )
 """Settings for images whose names have neither identity nor camera."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep packs and drawn pedestrians out of the user's cache, also those of child processes."""
+    os.environ["MPRD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -64,6 +64,7 @@ def small(words: list[str]) -> list[str]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand in an empty folder, with a doctor that neither asks the network nor measures for seconds."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPRD_CACHE", "runs/cache")
     monkeypatch.setattr("mprd.doctor.plans.has_imagenet_weights", lambda _name: False)
     monkeypatch.setattr("mprd.doctor.estimate.MEASURED_SECONDS", 0.01)
     return tmp_path

@@ -32,7 +32,7 @@ def paths(tiny_root: Path) -> list[Path]:
 
 def test_features_are_those_of_evaluation_to_the_bit(loaded: Model, tmp_path: Path) -> None:
     config = loaded.config.model_copy(update={"eval": loaded.config.eval.model_copy(update={"batch_size": 5})})
-    dataset = load_dataset(config.data, cache_dir=tmp_path)
+    dataset = load_dataset(config.data)
     (after, _), _ = extract_sets(loaded.backbone, dataset, config, device=torch.device("cpu"))
     assert np.array_equal(loaded.extract(dataset.query.paths, batch_size=5), after.numpy())
 

@@ -60,10 +60,16 @@ class SyntheticConfig(Section):
 class DataConfig(Section):
     """Which images, and how they reach the network (Sec. 5.1, 5.2)."""
 
-    dataset: Literal["auto", "synthetic", "market1501", "dukemtmcreid", "msmt17", "folder"] = "synthetic"
-    """The layout to read; `auto` recognizes it as `mprd doctor` does, `folder` is any tree of crops."""
+    dataset: Literal["auto", "synthetic", "market1501", "dukemtmcreid", "msmt17", "folder", "list"] = "synthetic"
+    """The layout to read; `auto` recognizes it as `mprd doctor` does, `folder` is any tree of crops, `list` a CSV."""
     root: Path | None = None
-    """Folder of the data set; none only with `synthetic`."""
+    """Folder of the data set, or a CSV `file,split,identity,camera`; none only with `synthetic`."""
+    train: str | None = None
+    """Folder of the training images below `data.root`, `.` for all of it; none: by the names of the folders."""
+    query: str | None = None
+    """Folder of the query images below `data.root`; none: by the names of the folders."""
+    gallery: str | None = None
+    """Folder of the gallery images below `data.root`; none: by the names of the folders."""
     name_pattern: str = r"(?P<pid>-?\d+)_c(?P<camid>\d+)"
     """Regular expression for `folder`: named groups `pid` and `camid`, both optional."""
     height: int = Field(256, ge=16)
@@ -76,6 +82,10 @@ class DataConfig(Section):
     """Camera style transfer: CamStyle files, per-camera color statistics, or none (Sec. 5.2, MPRD#)."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An unreadable image stops the run, named, or is left out and counted."""
+    on_changed: Literal["stop", "continue"] = "stop"
+    """A resumed run whose training images have changed stops, or goes on with memory rows that follow their names."""
+    compare: Literal["times", "content"] = "times"
+    """How a resumed run compares its training images: by name, size and time, or name and content (reads all files)."""
     num_workers: int = Field(1, ge=0)
     """Processes that decode and augment, at most one per core; 0 does it in the training process."""
     cache: Literal["auto", "none"] = "auto"

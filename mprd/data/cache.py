@@ -9,7 +9,6 @@ time.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import io
 import json
 import logging
@@ -28,7 +27,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mprd.data.decode import image_size, read_image, reading_pool
+from mprd.data.decode import VERSION, image_size, read_image, reading_pool
+from mprd.data.own_files import make_cache
+from mprd.data.same_images import digest_files
 from mprd.runtime.device import memory_bytes, send, send_pixels
 
 logger = logging.getLogger("mprd")
@@ -97,7 +98,7 @@ class Packs:
     def pack(self, paths: tuple[Path, ...], height: int, width: int, purpose: Purpose) -> Pack | None:
         """Open a pack; build it where it is missing or damaged."""
         try:
-            file = self.folder / f"images-{pack_key(paths, height, width, purpose)}.npy"
+            file = self.folder / f"images-{digest_files(paths, FORMAT, VERSION, purpose, height, width)}.npy"
             pixels = open_checked(file, num_images=len(paths))
             if pixels is None:
                 frame = (height, width) if purpose == "test" else training_frame(paths, height, width)
@@ -113,21 +114,12 @@ class Packs:
 
     def check_room(self, num_bytes: int) -> None:
         """Raise OSError where a pack would fill the disk, or need more than half of the memory."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_cache(self.folder)
         size = f"a pack of {num_bytes / 1e9:.1f} GB"
         if num_bytes + SPARE_BYTES > shutil.disk_usage(self.folder).free:
             raise OSError(f"{size} does not fit on the disk of {self.folder}")
         if num_bytes > memory_bytes() // 2:
             raise OSError(f"{size} is more than half of the memory")
-
-
-def pack_key(paths: Sequence[Path], height: int, width: int, purpose: Purpose) -> str:
-    """Return a digest of a pack's sources and size; raise OSError where a file is missing."""
-    digest = hashlib.sha256(f"{FORMAT} {purpose} {height} {width}".encode())
-    for path in paths:
-        stat = os.stat(path)
-        digest.update(b"\n%s %d %d" % (os.path.abspath(os.fsencode(path)), stat.st_size, stat.st_mtime_ns))
-    return digest.hexdigest()[:16]
 
 
 def training_frame(paths: Sequence[Path], height: int, width: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,7 +59,11 @@ def find_style_files(
         return None
     files = StyleFiles(folder, camera_numbers, names_source)
     wanted = files.all_names(paths, camids)
-    there = {entry.name for entry in folder.iterdir()}
+    try:
+        there = set(os.listdir(folder))
+    except OSError as error:
+        logger.warning("%s: cannot open the folder of CamStyle's images: %s", folder, error.strerror)
+        return None
     missing = frozenset(name for name in wanted if name not in there)
     if missing:
         logger.warning("%s: %d of %d CamStyle files are missing, the first is %s; these images keep their own camera",

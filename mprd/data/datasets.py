@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,22 @@ import numpy as np
 from mprd.config.schema import DataConfig, SyntheticConfig
 from mprd.data.cache import Packs
 from mprd.data.camera_style import StyleFiles, find_style_files
-from mprd.data.layouts import STYLE_FOLDER, Crop, Splits, read_market, read_msmt17, read_tree
-from mprd.data.recognition import locate
+from mprd.data.layouts import (
+    MARKET_NAME,
+    STYLE_FOLDER,
+    Crop,
+    SplitFolders,
+    Splits,
+    choose_folders,
+    describe,
+    is_official_msmt17,
+    read_folders,
+    read_msmt17,
+)
+from mprd.data.listing import read_listing
+from mprd.data.own_files import cache_folder, make_cache
+from mprd.data.recognition import compiled, find_place, locate, named_folders
+from mprd.data.scan import LeftOut, log_left_out, scan
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
@@ -64,52 +79,119 @@ class ReidDataset:
     """The cache of decoded images; None: files are decoded on each access."""
     camera_numbers: tuple[int, ...] = ()
     """The numbers in file names of cameras 0, 1, ..."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The files below the root that are in no split."""
+
+    def __str__(self) -> str:
+        """Return the numbers of images, identities and cameras in words."""
+        parts = (("train", self.train), ("query", self.query), ("gallery", self.gallery))
+        return ", ".join(f"{name} {describe_images(images)}" for name, images in parts)
 
 
-def load_dataset(config: DataConfig, *, cache_dir: Path) -> ReidDataset:
-    """Find the images of a data set; the synthetic one is drawn into `cache_dir` first.
+def describe_images(images: ImageSet) -> str:
+    """Return the number of images, and those of identities and cameras where they are known."""
+    ids = (("identities", images.pids), ("cameras", images.camids))
+    known = [f"{len(np.unique(values)):,} {name}" for name, values in ids if values is not None and len(images)]
+    return f"{len(images):,}" + (f" ({', '.join(known)})" if known else "")
 
-    Logs a warning where counts differ from the published ones, or where there is one camera only.
+
+def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset:
+    """Find the images of a data set; the synthetic one is drawn into the cache first.
+
+    Logs the numbers of images, what is left out, and a warning where counts differ from the published ones, or where
+    there is one camera only.
+
+    Args:
+        needs_train: whether a set of query and gallery alone is refused.
+
     Raises UserError naming a missing or empty folder, or the first name that does not parse.
     """
     config = locate(config)
     if (config.root is None) != (config.dataset == "synthetic"):
         wanted = "takes no folder" if config.root else "needs a folder"
         raise UserError(f"data.root: data.dataset={config.dataset} {wanted}, but got {config.root}")
-    root = config.root or draw_synthetic(config.synthetic, cache_dir)
-    splits = Splits(*(drop_junk(crops) for crops in read_splits(config.dataset, root, pattern=config.name_pattern)))
-    if not splits.train:
-        raise UserError(f"{root}: no training images but junk, pid {JUNK_PID}")
+    root = config.root or draw_synthetic(config.synthetic)
+    found, left_out = read_splits(config, root, needs_train=needs_train)
+    splits = Splits(*map(drop_junk, found))
+    if needs_train and not splits.train:
+        reason = (
+            f"no training images but junk, pid {JUNK_PID}"
+            if found.train
+            else ("query and gallery alone, nothing to train on; mprd evaluate RUN --data takes it")
+        )
+        raise UserError(f"{root}: {reason}")
+    root = root.parent if config.dataset == "list" else root
     train, query, gallery = number_splits(splits)
     camera_numbers = list_cameras(crop for split in splits for crop in split)
     style = None
     if config.camera_style == "camstyle":
         style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
-    rest = (len(camera_numbers), style, None, camera_numbers)
-    dataset = ReidDataset(config.dataset, root, train, query, gallery, *rest)
-    log_warnings(dataset)
+    dataset = ReidDataset(
+        config.dataset,
+        root,
+        train,
+        query,
+        gallery,
+        len(camera_numbers),
+        style,
+        camera_numbers=camera_numbers,
+        left_out=describe_left_out(found, left_out, has_style=style is not None),
+    )
+    logger.info("%s: %s", root, dataset)
+    log_left_out(root, dataset.left_out)
+    log_warnings(dataset, needs_train=needs_train)
     return dataset if config.max_images is None else take_some(dataset, config.max_images)
 
 
-def draw_synthetic(config: SyntheticConfig, cache_dir: Path) -> Path:
+def draw_synthetic(config: SyntheticConfig) -> Path:
     """Draw the synthetic data set unless it exists; return its folder."""
     from mprd.data.synthetic.dataset import FORMAT_VERSION, Drawing, write_dataset
 
     drawing = Drawing(**config.model_dump())
     key = f"{FORMAT_VERSION} {drawing.to_json()}"
-    root = cache_dir / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    root = cache_folder() / f"synthetic-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not root.is_dir():
         logger.info("drawing pedestrians into %s", root)
+        make_cache(root.parent)
     # an existing folder is verified, not rewritten
     write_dataset(root, drawing)
     return root
 
 
-def read_splits(name: str, root: Path, *, pattern: str) -> Splits:
-    """Read a data set in the layout of its name."""
-    if name == "folder":
-        return read_tree(root, pattern)
-    return read_msmt17(root) if name == "msmt17" else read_market(root)
+def read_splits(config: DataConfig, root: Path, *, needs_train: bool) -> tuple[Splits, tuple[LeftOut, ...]]:
+    """Read a data set in the layout of the settings; return what is left out, too.
+
+    Args:
+        needs_train: whether the folder of the training images must be there.
+    """
+    if config.dataset == "list":
+        return read_listing(root)
+    tree = scan(root)
+    if config.dataset == "folder":
+        has_train = needs_train or os.path.isdir(root / (config.train or ""))
+        named = SplitFolders(config.train if has_train else None, config.query, config.gallery)
+        folders = named_folders(tree, named)
+        return read_folders(tree, folders, compiled(config.name_pattern))
+    place = find_place(tree)
+    if config.dataset == "msmt17" and is_official_msmt17(place):
+        return read_msmt17(place, needs_train=needs_train)
+    folders = choose_folders(tree if place == root else (tree := scan(place)))
+    if folders.query is None:
+        lists = "list_train.txt (the official layout) or " if config.dataset == "msmt17" else ""
+        raise UserError(
+            f"{root}: wanted {lists}images in bounding_box_train, query and bounding_box_test"
+            f", here or up to two folders below, but found {describe(root)}"
+        )
+    return read_folders(tree, folders, MARKET_NAME)
+
+
+def describe_left_out(found: Splits, left_out: tuple[LeftOut, ...], *, has_style: bool) -> tuple[LeftOut, ...]:
+    """Return what is in no split: junk, and what the reader passed over but for CamStyle's images in use."""
+    junk = [
+        crop.path.name for crops in found for crop in crops if crop.pid is not None and to_number(crop.pid) == JUNK_PID
+    ]
+    rest = tuple(part for part in left_out if not (has_style and STYLE_FOLDER in part.reason.lower()))
+    return (*([LeftOut(f"images of pid {JUNK_PID}", len(junk), junk[0], is_expected=True)] if junk else []), *rest)
 
 
 def drop_junk(crops: list[Crop]) -> list[Crop]:
@@ -192,20 +274,20 @@ def find_style(
     train: ImageSet, root: Path, *, camera_numbers: tuple[int, ...], names_source: bool
 ) -> StyleFiles | None:
     """Find CamStyle's files, in a folder beside the training images or above them, up to the root."""
-    places = [place for place in train.paths[0].parents if place.is_relative_to(root)]
+    places = [place for path in train.paths[:1] for place in path.parents if place.is_relative_to(root)]
     folder = next((place / STYLE_FOLDER for place in places if (place / STYLE_FOLDER).is_dir()), None)
     if train.camids is None or folder is None:
         return None
     return find_style_files(folder, train.paths, train.camids, camera_numbers=camera_numbers, names_source=names_source)
 
 
-def log_warnings(dataset: ReidDataset) -> None:
+def log_warnings(dataset: ReidDataset, *, needs_train: bool = True) -> None:
     """Log where a data set differs from the published one, and where it cannot be evaluated."""
     train, query, gallery = dataset.train, dataset.query, dataset.gallery
     expected = PUBLISHED_COUNTS.get(dataset.name)
     num_ids = 0 if train.pids is None else len(np.unique(train.pids))
     counts = (len(train), num_ids, len(query), len(gallery))
-    if expected and counts != expected:
+    if expected and needs_train and counts != expected:
         logger.warning(
             "%s: %d training images of %d identities, %d query, %d gallery; the published %s has %d of %d, %d, %d",
             dataset.root, *counts, dataset.name, *expected,

@@ -19,7 +19,7 @@ from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.camera_style import CameraColors, StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.data.decode import find_unreadable, read_image
+from mprd.data.decode import find_unreadable, read_image, to_rgb
 from mprd.data.loaders import Item
 from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import BatchParams, apply_color_tables, augment_batch, draw_batch, normalize_batch
@@ -191,7 +191,7 @@ class InferenceImages:
     def __getitem__(self, index: int) -> Item:
         image = self.images[index]
         try:
-            decoded = image.convert("RGB") if isinstance(image, Image.Image) else read_image(image, hint=self.hint)
+            decoded = to_rgb(image) if isinstance(image, Image.Image) else read_image(image, hint=self.hint)
         except UserError:
             if not self.skip_bad:
                 raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from mprd.cli import quiet
 from mprd.data.datasets import ReidDataset, load_dataset
-from mprd.data.recognition import Layout, recognize
+from mprd.data.recognition import Layout, find_layout
 from mprd.doctor.files import (
     NUM_SHOWN,
     File,
@@ -23,6 +24,7 @@ from mprd.doctor.files import (
     find_camera_styles,
     find_in_files,
     find_in_ids,
+    find_left_out,
     find_misnamed,
     list_style_files,
     read_files,
@@ -31,6 +33,7 @@ from mprd.doctor.files import (
 from mprd.doctor.plans import Plan, base_plan, choose_plans
 from mprd.errors import UserError
 from mprd.runtime.device import num_cores
+from mprd.train.recipe import compose
 
 MIN_ASPECT = 1.3
 """Median height over width below which crops are probably not of standing people."""
@@ -79,17 +82,27 @@ class DatasetReport:
         }
 
 
-def examine(root: Path, *, backbone: str | None = None, track: Track = lambda files, _total: files) -> DatasetReport:
-    """Examine a folder; errors that would stop the training become findings.
+def examine(
+    root: Path,
+    *,
+    settings: Sequence[str] = (),
+    backbone: str | None = None,
+    track: Track = lambda files, _total: files,
+) -> DatasetReport:
+    """Examine a folder or a list; errors that would stop the training become findings.
 
-    Raises UserError where there is no such folder.
+    Args:
+        settings: settings of the data, as for `--set`.
+
+    Raises UserError where there is no such folder, and for wrong settings.
     """
     report = DatasetReport(root)
-    if not root.is_dir():
+    if not os.path.exists(root):
         raise UserError(f"{root}: no such folder")
+    config, _ = compose({"preset": "paper", "data": root, "set_": settings})
     with quiet():
         try:
-            report.layout = recognize(root)
+            report.layout = replace(find_layout(config.data), settings=tuple(settings))
             check_layout(report, report.layout)
             if not report.has_problem:
                 check_images(report, report.layout, track, backbone)
@@ -112,12 +125,13 @@ def check_layout(report: DatasetReport, layout: Layout) -> None:
 
 def check_images(report: DatasetReport, layout: Layout, track: Track, backbone: str | None) -> None:
     """Decode every image, add the findings, and choose the command, for a backbone if one is given."""
-    dataset = load_dataset(base_plan(layout, "paper").compose()[0].data, cache_dir=Path())
+    dataset = load_dataset(base_plan(layout, "paper").compose()[0].data)
     paths = [path for images in (dataset.train, dataset.query, dataset.gallery) for path in images.paths]
     styles = list_style_files(dataset)
     files = read_files(paths + styles, track=lambda found: track(found, len(paths) + len(styles)))
     files, bad_styles = files[: len(paths)], [file.path for file in files[len(paths) :] if file.size is None]
     report.splits, report.sizes = describe_splits(dataset), describe_sizes(files)
+    report.findings += find_left_out(dataset, layout)
     report.findings += find_in_files(dataset, files) + find_in_ids(dataset, layout) + [find_camera_styles(dataset)]
     if bad_styles:
         text = f"{len(bad_styles):,} CamStyle images are unreadable; the command leaves them out"

@@ -15,15 +15,20 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(cls=Command)
 def doctor(
-    root: Annotated[Path, typer.Argument(help="Folder of a data set, or of crops.")],
+    root: Annotated[
+        Path, typer.Argument(help="Folder of a data set or of crops, or a CSV file,split,identity,camera.")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="DATA.FIELD=VALUE", help="As for train; repeatable.")
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="Estimate the cost with this network (backbone.name).")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Examine a data set before training; exit with 1 when training would fail."""
-    run_command(lambda: print_examination(root, backbone=backbone, as_json=json_))
+    run_command(lambda: print_examination(root, set_ or [], backbone=backbone, as_json=json_))
 
 
-def print_examination(root: Path, *, backbone: str | None, as_json: bool) -> None:
+def print_examination(root: Path, settings: list[str], *, backbone: str | None, as_json: bool) -> None:
     """Examine a folder and print the report; exit with 1 where training would fail."""
     import json
 
@@ -37,7 +42,7 @@ def print_examination(root: Path, *, backbone: str | None, as_json: bool) -> Non
     def show(files: Iterable[Any], total: int) -> Iterable[Any]:
         return track(files, "reading images", total=total, console=screen, transient=True, disable=as_json)
 
-    report = examine(root, backbone=backbone, track=show)
+    report = examine(root, settings=settings, backbone=backbone, track=show)
     if as_json:
         print(json.dumps(report.row(), indent=2))
     else:

@@ -14,8 +14,10 @@ import numpy as np
 
 from mprd.data.datasets import JUNK_PID, PUBLISHED_COUNTS, ImageSet, ReidDataset
 from mprd.data.decode import read_image, reading_pool
-from mprd.data.layouts import MARKET_NAME, STYLE_FOLDER, list_images
-from mprd.data.recognition import MSMT17_NAME, Layout
+from mprd.data.layouts import MARKET_NAME, STYLE_FOLDER, misnamed
+from mprd.data.naming import MSMT17_NAME
+from mprd.data.recognition import Layout
+from mprd.data.scan import scan
 from mprd.errors import UserError
 
 Level = Literal["problem", "warning", "note"]
@@ -89,21 +91,28 @@ def describe_sizes(files: Sequence[File]) -> dict[str, Any] | None:
     return {part: dict(zip(names, map(int, values), strict=True)) for part, values in parts.items()}
 
 
+def find_left_out(dataset: ReidDataset, layout: Layout) -> list[Finding]:
+    """Report what training and evaluation pass over."""
+    parts = (*([layout.outside] if layout.outside else []), *dataset.left_out)
+    return [Finding("note" if part.is_expected else "warning", f"left out: {part}") for part in parts]
+
+
 def find_misnamed(layout: Layout) -> list[Finding]:
     """Find images whose names do not follow the layout's convention."""
-    is_msmt17 = layout.name.startswith("MSMT17 V")
-    pattern = re.compile(layout.pattern) if layout.pattern else MSMT17_NAME if is_msmt17 else MARKET_NAME
+    if layout.dataset == "list":
+        return []
+    pattern = re.compile(layout.pattern) if layout.pattern else MSMT17_NAME if layout.is_msmt17 else MARKET_NAME
+    parts = layout.folders.names(scan(layout.root))
     bad = [
-        folder / name
-        for folder in layout.splits.values()
-        for name in list_images(folder)
-        if pattern.search(name) is None
+        path
+        for split, folder in vars(layout.folders).items()
+        for path in misnamed(layout.root / (folder or ""), parts[split], layout.root, pattern)
     ]
     if not bad:
         return []
     # MSMT17's lists define the images
-    level: Level = "note" if is_msmt17 else "problem"
-    remedy = "" if is_msmt17 else "; rename them or move them out of the folder"
+    level: Level = "note" if layout.is_msmt17 else "problem"
+    remedy = "" if layout.is_msmt17 else "; rename them or move them out of the folder"
     return [found(level, f"{count(bad)} with a name that does not parse{remedy}", bad)]
 
 
@@ -165,7 +174,7 @@ def find_in_ids(dataset: ReidDataset, layout: Layout) -> list[Finding]:
     train, query, gallery = dataset.train, dataset.query, dataset.gallery
     test_pids = [images.pids for images in (query, gallery) if images.pids is not None and len(images)]
     # MSMT17's lists number training and test identities separately from 0
-    if train.pids is not None and test_pids and not layout.name.startswith("MSMT17 V"):
+    if train.pids is not None and test_pids and not layout.is_msmt17:
         both = np.setdiff1d(np.intersect1d(train.pids, np.concatenate(test_pids)), [DISTRACTOR_PID, JUNK_PID])
         if len(both):
             rows = np.flatnonzero(np.isin(train.pids, both))[:NUM_SHOWN]

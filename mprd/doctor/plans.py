@@ -61,7 +61,8 @@ class Plan:
 
 def base_plan(layout: Layout, preset: str, *, skips: bool = False) -> Plan:
     """Return the plan of a preset, which recognizes the layout itself."""
-    return Plan(TITLES[preset], preset, layout.root, ("data.on_bad_image=skip",) if skips else ())
+    skip = ("data.on_bad_image=skip",) if skips else ()
+    return Plan(TITLES[preset], preset, layout.root, (*layout.settings, *skip))
 
 
 def choose_plans(

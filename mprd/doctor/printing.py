@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from mprd.data.own_files import cache_folder
 from mprd.doctor.checks import DatasetReport, Finding, describe_machine, gigabytes
 from mprd.doctor.estimate import Cost
 from mprd.doctor.plans import Plan
@@ -14,8 +15,7 @@ def print_report(report: DatasetReport, console: Console) -> None:
     """Print layout, counts, findings in increasing severity, and the commands."""
     layout = report.layout
     if layout is not None:
-        place = f" ({layout.place})" if layout.place else ""
-        console.print(f"{layout.name} in {layout.root}{place}", highlight=False, soft_wrap=True)
+        console.print(str(layout), highlight=False, markup=False, soft_wrap=True)
     if report.splits:
         console.print(split_table(report.splits))
     if report.sizes:
@@ -30,6 +30,7 @@ def print_report(report: DatasetReport, console: Console) -> None:
         console.print("training would fail: see the problem above", style="bold")
         return
     print_plan(report.plan, console)
+    console.print(f"packs of decoded images go to {cache_folder()}", highlight=False, markup=False, soft_wrap=True)
     for plan in report.others:
         print_alternative(plan, console)
 

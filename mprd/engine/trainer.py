@@ -22,6 +22,7 @@ from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.engine import schedules
 from mprd.engine.callbacks import Backends, Callbacks, ignore
+from mprd.engine.continuing import follow_images, record_images
 from mprd.engine.epoch_lists import EpochLists
 from mprd.engine.gcn_inputs import GcnInputs
 from mprd.engine.gcn_sampling import PairSources, StepPairs, draw_epoch
@@ -97,8 +98,10 @@ class Trainer:
         self.plain_images = PlainImages(train, config.data, packs=dataset.packs)
         self.num_images = len(train)
         check_requirements(config, dataset, self.workers)
-        self.pids = as_tensor(train.pids, device)
-        self.camids = as_tensor(train.camids, device)
+        self.images = record_images(dataset, config.data)
+        self.pids, self.camids = (
+            None if ids is None else torch.as_tensor(ids, device=device) for ids in (train.pids, train.camids)
+        )
         self.state = build_state(config, num_images=self.num_images, device=device, workers=self.workers)
         self.state.meta = choose_meta(config, dataset, device)
         self.limit = choose_limit(config, self.state.meta, self.camids, self.num_images)
@@ -142,14 +145,17 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return state and statistics for a checkpoint; raise NonFiniteLoss where they are not worth keeping."""
         self.check_losses()
-        numbers = list(self.dataset.camera_numbers)
-        return {**self.state.state_dict(), "stats": self.stats.state_dict(), "camera_numbers": numbers}
+        own = {"stats": self.stats.state_dict(), "images": self.images.state_dict()}
+        return {**self.state.state_dict(), **own, "camera_numbers": list(self.dataset.camera_numbers)}
 
     def load_state_dict(self, saved: dict[str, Any], *, path: Path) -> None:
         """Restore a checkpoint; raise UserError where it does not fit the settings or the data."""
+        saved, unknown = follow_images(saved, self.images, path=path, on_changed=self.config.data.on_changed)
         self.state.load_state_dict(saved, path=path)
         # `tally` in older checkpoints
         self.stats = EpochStats.from_state_dict(saved["stats"] if "stats" in saved else saved["tally"])
+        if len(unknown):
+            self.state.memory.features[unknown] = self.extract(self.plain_images, ids=unknown)
 
     # -- features, memory, neighbor lists --------------------------------------------------------------
 
@@ -389,8 +395,3 @@ class Trainer:
             "the last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
             "gcn.learning_rate) is the usual cure"
         )
-
-
-def as_tensor(ids: Any, device: torch.device) -> Tensor | None:
-    """Move an id array to the device; None stays None."""
-    return None if ids is None else torch.as_tensor(ids, device=device)

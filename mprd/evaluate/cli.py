@@ -18,7 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of another data set in the same layout.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Another data set; query and gallery suffice.")] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     rerank: Annotated[bool, typer.Option("--rerank", help="Also k-reciprocal re-ranking.")] = False,
     standardise: Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from mprd.data.recognition import elsewhere
 from mprd.errors import UserError
 from mprd.evaluate.evaluation import Extra, can_evaluate, evaluate
 from mprd.model import load_model
@@ -19,15 +20,15 @@ def evaluate_run(
     """Return the evaluation of a run's network under the column names of metrics.jsonl.
 
     Args:
-        data: root of another data set in the same layout.
+        data: another data set, recognized as `mprd doctor` does; query and gallery suffice.
 
     Raises UserError if the run, its checkpoint, or query and gallery are missing.
     """
     config = folder.read_config()
     set_threads(config.train.threads)
     if data is not None:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"root": data})})
-    dataset = open_dataset(config, folder)
+        config = config.model_copy(update={"data": elsewhere(config.data, data)})
+    dataset = open_dataset(config, needs_train=False)
     if not can_evaluate(dataset):
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
     model = load_model(folder.path, best=best, device=config.train.device)
@@ -39,7 +40,7 @@ def evaluate_run(
         device=model.device,
         extras=extras,
         chain=chain,
-        # another data set has other cameras
-        knows_cameras=data is None,
+        # another data set has other cameras, and without the training images they are numbered anew
+        knows_cameras=data is None and len(dataset.train) > 0,
     )
     return evaluation.row()

@@ -141,7 +141,7 @@ def sample_images(model: Model) -> tuple[Tensor, str]:
     config = model.config.data
     if config.dataset != "synthetic":
         try:
-            dataset = load_dataset(config, cache_dir=Path())
+            dataset = load_dataset(config)
             return prepare_sample(model, dataset.query.paths or dataset.train.paths), f"{config.root}"
         except UserError:
             pass

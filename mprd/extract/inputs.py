@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from mprd.config.schema import DataConfig
 from mprd.data.datasets import to_number
-from mprd.data.layouts import IMAGE_SUFFIXES, MARKET_NAME, list_images, read_lines
+from mprd.data.layouts import MARKET_NAME, read_lines
+from mprd.data.scan import IMAGE_SUFFIXES, check_matches, is_image, log_left_out, scan
 from mprd.errors import UserError
 
 MSMT17_IDS = re.compile(r"^(?P<pid>\d+)_\d+_(?P<camid>\d+)_")
@@ -34,12 +35,16 @@ def find_images(source: str) -> ImageList:
     """
     suffixes = ", ".join(f"*{suffix}" for suffix in IMAGE_SUFFIXES)
     if os.path.isdir(source):
-        base, names = source, list_images(Path(source))
+        found = scan(Path(source))
+        base, names = source, found.names
+        log_left_out(source, found.left_out)
     elif os.path.isfile(source) and not is_image(source):
         base, names = os.path.dirname(source), read_lines(Path(source))
         suffixes = "a path a line"
     else:
-        base, names = "", sorted(filter(is_image, find_matches(source)))
+        base = ""
+        names, left_out = check_matches(find_matches(source))
+        log_left_out(source, left_out)
         if not names and not glob.has_magic(source):
             raise UserError(f"{source}: no such folder, list or image")
     if not names:
@@ -54,10 +59,6 @@ def find_matches(pattern: str) -> list[str]:
     while literal and not os.path.lexists(literal):
         literal = os.path.dirname(literal) if os.path.dirname(literal) != literal else ""
     return glob.glob(glob.escape(literal) + pattern[len(literal) :], recursive=True)
-
-
-def is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def name_patterns(config: DataConfig, pattern: str | None = None) -> list[re.Pattern[str]]:

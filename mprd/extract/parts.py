@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mprd.backbone.features import ordered_batches
+from mprd.data.decode import VERSION
+from mprd.data.same_images import digest_files
 from mprd.errors import UserError
 from mprd.feature_file import Rows, join_files, open_features, rows_to_table, write_features
 from mprd.runs.folder import parse_object, write_text
@@ -39,8 +41,8 @@ def count_images(part: Batches) -> int:
 class Parts:
     """The parts of a feature file, in a hidden folder beside it until all are complete."""
 
-    def __init__(self, out: Path, batches: list[Batches], schema: pa.Schema) -> None:
-        self.out, self.batches, self.schema = out, batches, schema
+    def __init__(self, out: Path, batches: list[Batches], schema: pa.Schema, paths: Sequence[str]) -> None:
+        self.out, self.batches, self.schema, self.paths = out, batches, schema, paths
         self.folder = out.with_name(f".{out.name}.parts")
         self.files = [self.folder / f"{number:06d}.parquet" for number in range(len(batches))]
         self.settings = self.folder / "settings.json"
@@ -66,16 +68,20 @@ class Parts:
             )
 
     def missing(self, *, skip_bad: bool) -> list[int]:
-        """Return the numbers of the parts that are missing or damaged.
+        """Return the numbers of the parts that are missing or damaged, or whose images have changed since.
 
         Raises UserError if complete parts lack unreadable images and `skip_bad` is not set.
         """
         missing, num_bad = [], 0
         for number, (part, file) in enumerate(zip(self.batches, self.files, strict=True)):
             try:
-                num_bad += count_images(part) - open_features(file).num_rows
+                num_rows = open_features(file).num_rows
             except UserError:
+                num_rows = -1
+            if num_rows < 0 or self.read_digest(number) != self.digest(number):
                 missing.append(number)
+            else:
+                num_bad += count_images(part) - num_rows
         if num_bad and not skip_bad:
             raise UserError(
                 f"{self.folder}: begun with --skip-bad, which left out {num_bad} images; give it again, or remove "
@@ -84,7 +90,18 @@ class Parts:
         return missing
 
     def write(self, number: int, rows: Rows) -> None:
+        """Write a part, and the digest of its images."""
         write_features(self.files[number], [rows_to_table(rows, self.schema)], self.schema)
+        write_text(self.files[number].with_suffix(".digest"), self.digest(number))
+
+    def digest(self, number: int) -> str:
+        """Return a digest of a part's images as they are now."""
+        return digest_files((self.paths[index] for batch in self.batches[number] for index in batch), VERSION)
+
+    def read_digest(self, number: int) -> str:
+        """Return the digest of a part's images when it was written; empty where it is missing."""
+        file = self.files[number].with_suffix(".digest")
+        return file.read_text() if file.is_file() else ""
 
     def count_rows(self) -> int:
         """Count the images that could be read."""

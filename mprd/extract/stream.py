@@ -68,7 +68,7 @@ def extract_to_file(
     """
     name = whitened_name(model) if options.whiten else model.name
     schema = feature_schema(run=name, num_features=model.num_features, dtype=dtype)
-    parts = Parts(out, cut_parts(len(images.paths), options.batch_size), schema)
+    parts = Parts(out, cut_parts(len(images.paths), options.batch_size), schema, images.paths)
     parts.prepare(describe_settings(options, model, images, dtype=dtype, patterns=patterns))
     missing = parts.missing(skip_bad=options.skip_bad)
     on_images(len(images.paths) - sum(count_images(parts.batches[number]) for number in missing), True)

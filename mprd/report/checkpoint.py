@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.data.same_images import ImageRecord, find_changes
+from mprd.engine.continuing import record_images
 from mprd.errors import UserError
 from mprd.model import Model, load_model
 from mprd.pairs.positives import PositiveTable
@@ -17,6 +20,8 @@ from mprd.report.runs import Run
 from mprd.runs.dataset import open_dataset
 from mprd.runtime import checkpoint
 from mprd.runtime.device import set_threads
+
+logger = logging.getLogger("mprd")
 
 # without optimizers, which would fill the memory where many runs are shown
 PARTS = ("memory", "positives", "gcn", "epoch", "phase", "step")
@@ -101,17 +106,33 @@ def open_snapshot(run: Run, *, best: bool) -> Snapshot:
     path = run.folder.best if best else run.folder.last
     saved = checkpoint.load(path)
     state = {name: saved[name] for name in PARTS}
+    images = saved.get("images")
     del saved
     model = load_model(run.folder.path, best=best)
     dataset, problem = None, None
     try:
-        dataset = open_dataset(run.config, run.folder)
+        dataset = open_dataset(run.config)
     except (UserError, OSError) as error:
         problem = f"the data set cannot be read: {error}"
     else:
-        if len(dataset.train) != len(state["memory"]):
-            problem = (
-                f"trained on {len(state['memory'])} images, but {dataset.root} now has {len(dataset.train)}: "
-                "it is not the data set of this training"
-            )
+        problem = find_problem(dataset, run.config, images, num_images=len(state["memory"]))
     return Snapshot(run, model, state, dataset, problem)
+
+
+def find_problem(dataset: ReidDataset, config: Config, images: dict[str, Any] | None, *, num_images: int) -> str | None:
+    """Return in what the training images differ from those of the checkpoint; times alone are logged.
+
+    Args:
+        images: what the checkpoint records of its images; None in one of an earlier version.
+        num_images: of the checkpoint.
+    """
+    changes = None
+    if images is not None:
+        earlier = ImageRecord.from_state_dict(images)
+        changes = find_changes(earlier, record_images(dataset, config.data))
+        if changes.rewritten:
+            logger.warning("%s: compared with the training, %s", dataset.root, changes)
+    if len(dataset.train) == num_images and not (changes is not None and changes.are_others):
+        return None
+    numbers = f"trained on {num_images} images, but {dataset.root} now has {len(dataset.train)}"
+    return f"{numbers}: {changes or 'it is not the data set of this training'}"

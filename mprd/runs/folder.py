@@ -37,8 +37,11 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
-    def check_is_free(self) -> None:
-        """Raise UserError if the folder holds a run; one that ended before its first checkpoint may be replaced."""
+    def check_is_free(self, config: Config) -> None:
+        """Raise UserError if the folder holds the data, or a run that has a checkpoint."""
+        root = config.data.root
+        if root is not None and self.path.resolve() == root.resolve():
+            raise UserError(f"{self.path}: --out must not be the folder of the data")
         if self.last.exists():
             raise UserError(
                 f"{self.path}: holds a run already; go on with --resume {quoted(self.path)}, or change --out"
@@ -66,7 +69,7 @@ class RunFolder:
 
     def create(self, config: Config) -> None:
         """Create the folder with settings, versions and command line; raise UserError if it already holds a run."""
-        self.check_is_free()
+        self.check_is_free(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mprd.cli import new_console
+from mprd.data.decode import VERSION
+from mprd.data.same_images import digest_files
 from mprd.errors import UserError
 from mprd.extract.inputs import ImageList, find_images
 from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts
@@ -53,14 +55,10 @@ def open_gallery(
 
 def cache_name(model: Model, gallery: Path, images: ImageList, patterns: Sequence[re.Pattern[str]]) -> str:
     """Return a file name from the folder, and a hash of the weights, the patterns and the images' sizes and times."""
-    digest = hashlib.sha256(model.fingerprint().encode())
-    digest.update("|".join(pattern.pattern for pattern in patterns).encode())
-    for path in images.paths:
-        status = Path(path).stat()
-        digest.update(f"{path}|{status.st_size}|{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    digest = digest_files(images.paths, model.fingerprint(), VERSION, *(pattern.pattern for pattern in patterns))
     folder = gallery.resolve()
     folder_hash = hashlib.sha256(str(folder).encode(errors="surrogateescape")).hexdigest()[:6]
-    return f"{folder.name}-{folder_hash}-{digest.hexdigest()[:10]}.parquet"
+    return f"{folder.name}-{folder_hash}-{digest[:10]}.parquet"
 
 
 def extract_gallery(

@@ -16,7 +16,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(cls=Command)
 def train(
     preset: Annotated[str | None, typer.Option(help=PRESETS)] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data set, or a CSV file,split,identity,camera.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a setting; repeatable.")
     ] = None,
@@ -56,15 +58,20 @@ def launch(
         raise UserError("--num-workers and --address are Ray's: give --launcher ray")
     if launcher == "ray" and profiled:
         raise UserError("--profile times a run in this process: give --launcher local")
-    if resume is not None and (out is not None or any(value for value in settings.values())):
+    # what may change in a run that goes on
+    changed = settings["set_"] or []
+    is_alone = out is None and not any(value for name, value in settings.items() if name != "set_")
+    if resume is not None and not (is_alone and all(text.startswith("data.on_changed=") for text in changed)):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
+    from mprd.config.loading import build_config, read_given
+    from mprd.config.nested import layered
     from mprd.runs.folder import RunFolder
     from mprd.text import quoted
     from mprd.train.recipe import read_settings
 
     if resume is not None:
         folder = RunFolder(resume)
-        config = folder.read_config()
+        config = build_config(layered(folder.read_config().model_dump(), read_given(None, changed)))
     else:
         config = read_settings(settings)
         folder = RunFolder(out or default_out(config.data.dataset, config.pairs.labeller))

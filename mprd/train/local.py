@@ -55,8 +55,8 @@ def run_local(
     device = choose_device(config.train.device)
     check_tracker(config.train.tracker)
     if not resume:
-        folder.check_is_free()
-    dataset = open_dataset(config, folder)
+        folder.check_is_free(config)
+    dataset = open_dataset(config)
     profile = Profile(device, folder.path / "trace.json") if profiled else None
     with held(folder.path):
         resume = resume and folder.has_start()

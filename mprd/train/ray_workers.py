@@ -98,9 +98,9 @@ def check_run(config: Config, folder: RunFolder, *, is_local: bool, resume: bool
     if is_local:
         choose_device(config.train.device)
     if not resume:
-        folder.check_is_free()
+        folder.check_is_free(config)
     check_tracker(config.train.tracker)
-    open_dataset(config, folder)
+    open_dataset(config)
 
 
 def choose_scaling(device: str, num_workers: int, resources: dict[str, float], *, num_actors: int = 0) -> ScalingConfig:
@@ -351,7 +351,7 @@ def train_shard(
     from mprd.train.recorder import Recorder
     from mprd.train.signals import NoStop
 
-    dataset = open_dataset(config, folder)
+    dataset = open_dataset(config)
     resume = workers.any(folder.last.is_file())
     if workers.is_first:
         logger.addHandler(PostedLog(mailbox))

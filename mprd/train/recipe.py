@@ -41,7 +41,7 @@ def read_settings(
     config = config.model_copy(update={"data": locate(config.data)})
     # the run itself loads the data again, and warns then
     with quiet():
-        dataset = load_dataset(config.data, cache_dir=Path())
+        dataset = load_dataset(config.data)
     config, notes = fit_to_data(config, dataset, asked=asked | set(varied))
     for note in notes:
         logger.info("%s: %s", dataset.root, note)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mprd.cli import choose_launcher, new_console
 from mprd.config.schema import Config
+from mprd.engine.continuing import check_images
 from mprd.errors import Interrupted, UserError
 from mprd.evaluate.evaluation import can_evaluate
 from mprd.runs.dataset import open_dataset
-from mprd.runs.folder import RunFolder
 from mprd.runs.lock import held
 from mprd.text import quoted
 from mprd.train.trackers import check_tracker
@@ -235,7 +235,8 @@ def open_optuna(folder: StudyFolder, study: Study, options: StudyOptions) -> Opt
 def check_run(config: Config, queue: TrialQueue) -> None:
     """Raise UserError for what every trial would fail with; a synthetic data set is drawn here, once."""
     check_tracker(config.train.tracker)
-    dataset = open_dataset(config, RunFolder(queue.folder.path / "trials" / "any"))
+    dataset = open_dataset(config)
+    check_images(dataset, config.data, queue.folder.path / "images.pt")
     if queue.objective == "mAP" and not can_evaluate(dataset):
         raise UserError(f"--objective mAP: {dataset.root} has no query and gallery with identities and cameras")
 

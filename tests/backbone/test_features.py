@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +39,7 @@ def test_no_batch_norm_sees_one_image_while_training(labeller: str, tiny_config:
         "pairs": {"labeller": labeller},
     }
     config = build_config(layered(tiny_config.model_dump(), changes))
-    dataset = load_dataset(config.data, cache_dir=Path())
+    dataset = load_dataset(config.data)
     # an odd number of images
     train = dataset.train.select(torch.arange(len(dataset.train) - 1).numpy())
     trainer = Trainer(config, replace(dataset, train=train), device=torch.device("cpu"))

@@ -129,7 +129,7 @@ def test_an_interrupted_pack_is_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     content = paths[5].read_bytes()
     paths[5].write_bytes(b"")
     os.utime(paths[5], ns=(1, 1))
-    monkeypatch.setattr(cache, "pack_key", lambda *_: "key")
+    monkeypatch.setattr(cache, "digest_files", lambda *_: "key")
     with pytest.raises(UserError, match=r"5\.png: cannot read the image"):
         Packs(folder, mode="auto").open(paths, **SIZE, purpose="test")
     assert packs_of(folder) == []
@@ -141,7 +141,7 @@ def test_an_interrupted_pack_is_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     # two chunks of two were complete
     assert sorted(decoded) == ["4.png", "5.png", "6.png"]
     assert_holds(pack, paths)
-    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".lock", ".npy"]
+    assert sorted(path.suffix for path in folder.iterdir()) == [".TAG", ".json", ".lock", ".npy"]
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "sums"])

@@ -26,7 +26,7 @@ FOLDER = "bounding_box_train_camstyle"
 
 def load_style(root: Path, dataset: str = "market1501", camera_style: str = "camstyle") -> StyleFiles | None:
     config = DataConfig.model_validate({"dataset": dataset, "root": root, "camera_style": camera_style})
-    return load_dataset(config, cache_dir=root).style_paths
+    return load_dataset(config).style_paths
 
 
 @pytest.mark.parametrize(("dataset", "name"), [("market1501", "2to1"), ("msmt17", "1")])

@@ -16,7 +16,7 @@ from tests.trees import MSMT17, ints, write_image, write_images, write_market, w
 
 def load(root: Path, dataset: str = "market1501", **settings: object) -> ReidDataset:
     config = DataConfig.model_validate({"dataset": dataset, "root": root, **settings})
-    return load_dataset(config, cache_dir=root / "cache")
+    return load_dataset(config)
 
 
 def names(paths: tuple[Path, ...]) -> list[str]:
@@ -125,9 +125,12 @@ def empty_gallery(root: Path) -> None:
     [
         (lambda root: root.rmdir(), "no such folder"),
         (write_two, r"2 data sets inside \(a, b\)"),
-        (lambda root: write_image(root / "0001_c1.jpg"), r"wanted a folder bounding_box_train.* but found 0001"),
-        (lambda root: write_image(root / "bounding_box_train" / "0001_c1.jpg"), "query: no such folder"),
-        (empty_gallery, r"bounding_box_test: no images; looked for \*\.jpg"),
+        (lambda root: write_image(root / "0001_c1.jpg"), r"wanted images in bounding_box_train, .* but found 0001"),
+        (
+            lambda root: write_image(root / "bounding_box_train" / "0001_c1.jpg"),
+            "wanted .* query and bounding_box_test",
+        ),
+        (empty_gallery, "wanted images in bounding_box_train, query and bounding_box_test"),
         (
             lambda root: write_images(write_market(root) / "bounding_box_train", ["b.jpg", "a.jpg"]),
             r"bounding_box_train/a\.jpg: the name does not parse \(2 of 6 do not\)",
@@ -191,9 +194,9 @@ def test_query_and_gallery_without_identities_are_left_out(tmp_path: Path, caplo
 @pytest.mark.parametrize(
     ("files", "pattern", "message"),
     [
-        ([], ".", "no images; looked for"),
+        ([], ".", "no images, and no data set one or two folders below"),
         (["1.jpg"], "(", r"data\.name_pattern: not a regular expression"),
-        (["query/9_c3.jpg", "gallery/9_c7.jpg"], ".", "wanted a folder train or .* beside query and gallery"),
+        (["query/9_c3.jpg", "gallery/9_c7.jpg"], ".", "query and gallery alone, nothing to train on"),
         # an optional group that does not match
         (["1_c2.jpg", "1.jpg"], r"(?P<pid>\d+)(_c(?P<camid>\d+))?", r"1\.jpg: the name does not parse \(1 of 2"),
     ],
@@ -209,14 +212,14 @@ def test_the_synthetic_data_set_is_drawn_once_for_each_setting(
 ) -> None:
     settings = {"num_train_ids": 2, "num_test_ids": 2, "num_cameras": 2, "images_per_camera": 1}
     config = DataConfig(synthetic=SyntheticConfig.model_validate(settings))
-    first = load_dataset(config, cache_dir=tmp_path / "new")
+    first = load_dataset(config)
     assert (first.num_cameras, len(np.unique(first.train.pids))) == (2, 2)
     drawn_at = first.train.paths[0].stat().st_mtime_ns
-    again = load_dataset(config, cache_dir=tmp_path / "new")
+    again = load_dataset(config)
     assert again.train.paths == first.train.paths
     assert again.train.paths[0].stat().st_mtime_ns == drawn_at
     other = DataConfig(synthetic=SyntheticConfig.model_validate({**settings, "num_test_ids": 3}))
-    assert load_dataset(other, cache_dir=tmp_path / "new").root != first.root
+    assert load_dataset(other).root != first.root
     assert "published" not in caplog.text
     with pytest.raises(UserError, match=r"data\.root: data\.dataset=synthetic takes no folder"):
         load(tmp_path, "synthetic")

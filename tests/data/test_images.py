@@ -202,7 +202,7 @@ def test_all_splits_and_styles_of_a_data_set_are_checked(tmp_path: Path) -> None
     unreadable = (style / bad, root / "bounding_box_train" / "0002_c2s1_000776_01.jpg")
     for path in (*unreadable, root / "bounding_box_test" / "0000_c1s1_000151_01.jpg"):
         path.write_bytes(b"")
-    data = check_dataset(load_dataset(DataConfig(dataset="market1501", root=root), cache_dir=tmp_path))
+    data = check_dataset(load_dataset(DataConfig(dataset="market1501", root=root)))
     assert (len(data.train), len(data.query), len(data.gallery)) == (3, 1, 1)
     assert data.style_paths is not None
     assert bad in data.style_paths.missing

@@ -103,7 +103,7 @@ def test_a_faulty_file_is_refused_with_its_line(text: str | bytes | None, messag
 
 def build(root: Path, *overrides: str) -> Trainer:
     config: Config = load_config("demo", overrides=(*TINY, *overrides), values={"data": {"root": root}})
-    dataset = load_dataset(config.data, cache_dir=root)
+    dataset = load_dataset(config.data)
     trainer = Trainer(config, dataset, device=torch.device("cpu"))
     trainer.fill_memory()
     return trainer

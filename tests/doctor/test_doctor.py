@@ -146,8 +146,22 @@ def test_what_would_fail_is_a_problem_and_exits_with_1(
 def test_without_queries_a_data_set_is_read_as_a_tree_and_not_evaluated(root: Path) -> None:
     shutil.rmtree(root / "query")
     found = examine(root)
-    assert "no images in query, so nothing is evaluated" in texts(found, "warning")
+    assert "no images in query and gallery, so nothing is evaluated" in texts(found, "warning")
     assert found.command == f"python -m mprd.train --preset demo --data {root}"
+
+
+def test_folders_that_the_user_names_and_lists_are_examined(root: Path, tmp_path: Path) -> None:
+    (root / "query").rename(root / "ask")
+    settings = ["data.train=bounding_box_train", "data.query=ask", "data.gallery=bounding_box_test"]
+    found = examine(root, settings=settings)
+    assert found.splits["query"]["images"] == 8
+    assert found.command == f"python -m mprd.train --preset demo --data {root} --set " + " --set ".join(settings)
+    list_ = root / "list.csv"
+    rows = [f"{path.relative_to(root)},train,{path.name[:4]},{path.name[6]}" for path in root.rglob("bounding*train/*")]
+    list_.write_text("\n".join(["file,split,identity,camera", *rows]))
+    listed = examine(list_)
+    assert listed.splits["train"] == {"images": 24, "identities": 6, "cameras": 2}
+    assert listed.command == f"python -m mprd.train --preset demo --data {list_}"
 
 
 def test_faults_that_do_not_stop_a_run_are_warnings_with_their_files(root: Path) -> None:
@@ -270,7 +284,7 @@ def test_the_bytes_that_autograd_saves_are_counted() -> None:
 def test_an_estimate_leaves_the_network_as_it_was(source: str, num_extracted: int, tiny_root: Path) -> None:
     overrides = (*TINY, "pairs.refresh=epoch", f"neighbors.source={source}")
     config = load_config("demo", overrides=overrides, values={"data": {"root": tiny_root}})
-    dataset = load_dataset(config.data, cache_dir=tiny_root)
+    dataset = load_dataset(config.data)
     trainer = Trainer(config, dataset, device=torch.device("cpu"))
     before = {name: tensor.clone() for name, tensor in trainer.state.backbone.state_dict().items()}
     found = estimate.estimate_cost(trainer)

@@ -47,7 +47,7 @@ def changed(config: Config, root: Path, *overrides: str) -> Config:
 def open_data(config: Config) -> ReidDataset:
     assert config.data.root is not None
     folder = config.data.root.parent / "packs"
-    return dataclasses.replace(load_dataset(config.data, cache_dir=folder), packs=Packs(folder, mode=config.data.cache))
+    return dataclasses.replace(load_dataset(config.data), packs=Packs(folder, mode=config.data.cache))
 
 
 def train(config: Config, dataset: ReidDataset | None = None, **around: Any) -> Trainer:

@@ -41,7 +41,7 @@ def run(workers: WorkerGroup, root: Path, overrides: tuple[str, ...]) -> dict[st
     """Train on the tiny data set; return the state and the row of each epoch."""
     overrides = (*TINY, "train.epochs=2", *overrides)
     config = load_config("demo", overrides=overrides, values={"data": {"root": root}})
-    dataset = load_dataset(config.data, cache_dir=Path("unused"))
+    dataset = load_dataset(config.data)
     rows: list[dict[str, Any]] = []
     callbacks = Callbacks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
     trainer = Trainer(config, dataset, device=CPU, callbacks=callbacks, workers=workers)
@@ -137,7 +137,7 @@ def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> N
 
 
 def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_config: Config) -> None:
-    dataset = load_dataset(tiny_config.data, cache_dir=Path("unused"))
+    dataset = load_dataset(tiny_config.data)
     with pytest.raises(UserError, match=r"train\.batch_size: a batch of 8 is too small for 9 workers"):
         Trainer(tiny_config, dataset, device=CPU, workers=WorkerGroup(0, 9))
 

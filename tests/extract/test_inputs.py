@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_a_folder_a_list_and_a_glob_name_the_same_images(
     lines.write_text(f"b.png\n\n{tiny_root}/query/../query/x.jpg\n")
     assert find_images(str(lines)).paths == [f"{tmp_path}/b.png", f"{tiny_root}/query/x.jpg"]
     assert find_images(folder.paths[3]).paths == [folder.paths[3]]
+
+
+def test_a_glob_reads_what_a_folder_would(tiny_root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_root / "query", tmp_path / "cam1"))
+    (folder / "back").symlink_to(tmp_path)
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "@eaDir").mkdir()
+    shutil.copy(min((tiny_root / "query").iterdir()), folder / "@eaDir" / "thumb.jpg")
+    assert find_images(f"{tmp_path}/**/*.jpg").paths == find_images(str(tmp_path)).paths
+    assert len(find_images(str(tmp_path)).paths) == 8
 
 
 @pytest.mark.parametrize(

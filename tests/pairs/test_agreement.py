@@ -134,7 +134,7 @@ def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config
     settings["eval"] |= {"every": 2}
     config = Config.model_validate(settings)
     rows = []
-    dataset = load_dataset(config.data, cache_dir=tmp_path)
+    dataset = load_dataset(config.data)
     callbacks = Callbacks(after_epoch=lambda trainer: rows.append(epoch_row(trainer)))
     trainer = Trainer(config, dataset, device=torch.device("cpu"), callbacks=callbacks)
     trainer.fill_memory()

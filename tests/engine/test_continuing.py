@@ -1,0 +1,84 @@
+"""A resumed run notices that its images have changed; told to go on, its rows follow the names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mprd.config.loading import load_config
+from mprd.config.schema import Config
+from mprd.data.datasets import load_dataset
+from mprd.engine.continuing import check_images, move_rows
+from mprd.engine.trainer import Trainer, fit
+from mprd.errors import UserError
+from tests.conftest import TINY, write_crop
+
+FIRST = "0001_c1s1_000001_01.jpg"
+
+
+@pytest.fixture
+def root(tiny_root: Path, tmp_path: Path) -> Path:
+    """Copy the tiny data set, to be changed."""
+    return Path(shutil.copytree(tiny_root, tmp_path / "data"))
+
+
+def config_of(root: Path, *overrides: str) -> Config:
+    sets = (*TINY, "train.epochs=1", "meta.num_ids=0", "pairs.labeller=knn", *overrides)
+    return load_config("demo", overrides=sets, values={"data": {"root": root}})
+
+
+def trainer_of(config: Config) -> Trainer:
+    return Trainer(config, load_dataset(config.data), device=torch.device("cpu"))
+
+
+def test_rows_follow_their_names() -> None:
+    saved = {
+        "memory": torch.tensor([[0.0], [1.0], [2.0]]),
+        "positives": torch.tensor([[0, 1, -1], [1, 2, 0], [2, -1, -1]]),
+        "refused": torch.tensor([[2], [2], [0]]),
+        "meta": None, "epoch": 4, "phase": "cnn", "step": 7, "list_features": torch.zeros(3, 1), "clusters": {},
+    }  # fmt: skip
+    # the first is gone, the last comes first, between them is a new one
+    moved = move_rows(saved, torch.tensor([2, -1, 1]))
+    assert moved["memory"].tolist() == [[2], [0], [1]]
+    assert [{*row} - {-1} for row in moved["positives"].tolist()] == [{0}, {1}, {2, 0}]
+    assert moved["refused"].tolist() == [[-1], [-1], [0]]
+    assert (moved["epoch"], moved["phase"], moved["step"], moved["list_features"]) == (4, "gcn", 0, None)
+
+
+def test_a_resumed_run_stops_where_its_images_have_changed_or_goes_on_by_their_names(root: Path) -> None:
+    trainer = trainer_of(config_of(root))
+    trainer.fill_memory()
+    fit(trainer)
+    saved, old = trainer.state_dict(), trainer.state.memory.features.clone()
+    trainer_of(config_of(root)).load_state_dict(saved, path=Path("last.pt"))
+    folder = root / "bounding_box_train"
+    names = [path.name for path in trainer.dataset.train.paths]
+    # the first becomes the last, one is gone, one is new
+    (folder / FIRST).rename(folder / "0099_c1s1_000001_01.jpg")
+    (folder / names[5]).unlink()
+    write_crop(folder / "0050_c1s1_000001_01.jpg", 50, 1, 1)
+    message = f"1 added .*0050.*, 1 gone .*{names[5]}.*, 1 renamed .*{FIRST} to .*0099.*data.on_changed=continue"
+    with pytest.raises(UserError, match=message):
+        trainer_of(config_of(root)).load_state_dict(saved, path=Path("last.pt"))
+    again = trainer_of(config_of(root, "data.on_changed=continue", "train.epochs=2"))
+    again.load_state_dict(saved, path=Path("last.pt"))
+    features = again.state.memory.features
+    assert torch.equal(features[-1], old[0])
+    assert torch.equal(features[:4], old[1:5])
+    new = [path.name for path in again.dataset.train.paths].index("0050_c1s1_000001_01.jpg")
+    assert features[new].norm() == pytest.approx(1)
+    fit(again)
+    assert again.state.epoch == 2
+
+
+def test_a_study_remembers_its_images(root: Path, tmp_path: Path) -> None:
+    config, file = config_of(root).data, tmp_path / "images.pt"
+    for _ in range(2):
+        check_images(load_dataset(config), config, file)
+    (root / "bounding_box_train" / FIRST).unlink()
+    with pytest.raises(UserError, match=r"images\.pt: the training images have changed: 1 gone"):
+        check_images(load_dataset(config), config, file)
