@@ -71,7 +71,7 @@ def build_timm(
     """Build a network of timm, with more of timm's options for it.
 
     Args:
-        pixels: of its weights; None: timm's for the name.
+        pixels: of files of weights; None, and for weights that timm publishes: timm's for the name.
     """
     timm = import_timm()
     net = create(timm, name, config, size, options)
@@ -86,10 +86,12 @@ def build_timm(
         freeze_patches(net, name)
     network = TimmTrunk(net, pool=pool, num_parts=num_parts, padding=fit_patches(net, name, size))
     groups = timm.models.group_parameters(net, net.group_matcher(coarse=False))
+    if pixels is None or config.weights in PRETRAINED:
+        pixels = tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
     return Trunk(
         network,
         count_channels(network, name, size),
-        pixels or (tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])),
+        pixels,
         lambda state: {f"net.{key}": part for key, part in timm_names(timm, net, state).items()},
         {f"net.{key}": layer for layer, keys in groups.items() for key in keys},
     )
