@@ -38,4 +38,4 @@ def test_data_without_query_and_gallery_are_refused(
 
 
 def test_other_data_are_read_in_the_same_layout(trained_run: Path, tmp_path: Path, refuse: Callable[..., str]) -> None:
-    assert f"{tmp_path}: wanted a folder bounding_box_train" in refuse(app, trained_run, "--data", tmp_path)
+    assert f"{tmp_path}: no images, and no data set" in refuse(app, trained_run, "--data", tmp_path)
