@@ -143,13 +143,25 @@ class KnownIds:
             return K1
         return min(GRAPH_WIDTH, max(MIN_K1, round(SETS_PER_SIZE * len(pids) / len(pids.unique()))))
 
+    def can_judge(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return for which pairs of images, int64 `[P]` each, it is known whether they show one identity."""
+        is_known, is_other_known = self.pids[first] >= 0, self.pids[second] >= 0
+        return is_known | is_other_known if self.is_whole else is_known & is_other_known
+
     def precision(self, first: Tensor, second: Tensor) -> float | None:
         """Return the share of true ones among the pairs that can be judged; None where these are few."""
-        first, second = self.pids[first], self.pids[second]
-        is_known = ((first >= 0) | (second >= 0)) if self.is_whole else ((first >= 0) & (second >= 0))
-        if int(is_known.sum()) < MIN_JUDGED:
+        is_judged = self.can_judge(first, second)
+        if int(is_judged.sum()) < MIN_JUDGED:
             return None
-        return float((first == second)[is_known].double().mean())
+        return float((self.pids[first] == self.pids[second])[is_judged].double().mean())
+
+    def calls_poor(self, first: Tensor, second: Tensor) -> bool:
+        """Return whether fewer pairs than MIN_PRECISION are true, beyond two standard errors of their precision."""
+        precision = self.precision(first, second)
+        if precision is None:
+            return False
+        error = (precision * (1 - precision) / int(self.can_judge(first, second).sum())) ** 0.5
+        return precision + 2 * error < MIN_PRECISION
 
 
 @torch.no_grad()
@@ -185,8 +197,7 @@ def fit_chain(
             "surest_similarity": float(table.values[surest].double().mean()) if len(surest) else 0.0,
             "surest_precision": None if known is None else known.precision(first, second),
         }
-        precision = report["surest_precision"]
-        if precision is not None and precision < MIN_PRECISION:
+        if known is not None and known.calls_poor(first, second):
             return replace(chain, report={"whitening": 0.0, **report})
         whitening = fit_whitening(standardized, first, second)
         compared = whitening(standardized)

@@ -109,6 +109,19 @@ def test_pairs_with_labeled_images_are_judged_as_far_as_they_are_known() -> None
     assert whole.precision(first[4:5], second[4:5]) is None
 
 
+def test_few_pairs_are_poor_only_beyond_two_standard_errors() -> None:
+    # images 0 and 1 show person 0, all others another one
+    known = KnownIds.of(torch.tensor([0, 1]), torch.tensor([0, 0]), num_images=9, is_whole=True)
+
+    def calls_poor(num_true: int, num_false: int) -> bool:
+        pairs = torch.tensor([[0, 1]] * num_true + [[0, 5]] * num_false)
+        return known.calls_poor(*pairs.T)
+
+    # .12 + 2 (.12 .88 / n)^(1/2) is .233 of 33 pairs, .156 of 330
+    assert [calls_poor(4, 29), calls_poor(40, 290)] == [False, True]
+    assert [calls_poor(0, 19), calls_poor(0, 20), calls_poor(20, 0)] == [False, True, False]
+
+
 def test_lists_behind_j_are_as_long_as_labeled_identities_are_large() -> None:
     def labeled(sizes: tuple[int, ...], *, is_whole: bool = True) -> KnownIds:
         pids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
