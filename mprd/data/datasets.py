@@ -187,11 +187,13 @@ def read_splits(config: DataConfig, root: Path, *, needs_train: bool) -> tuple[S
 
 def describe_left_out(found: Splits, left_out: tuple[LeftOut, ...], *, has_style: bool) -> tuple[LeftOut, ...]:
     """Return what is in no split: junk, and what the reader passed over but for CamStyle's images in use."""
-    junk = [
-        crop.path.name for crops in found for crop in crops if crop.pid is not None and to_number(crop.pid) == JUNK_PID
-    ]
-    rest = tuple(part for part in left_out if not (has_style and STYLE_FOLDER in part.reason.lower()))
-    return (*([LeftOut(f"images of pid {JUNK_PID}", len(junk), junk[0], is_expected=True)] if junk else []), *rest)
+    crops = [crop for part in found for crop in part]
+    junk = [crop.path.name for crop in crops if crop.pid is not None and to_number(crop.pid) == JUNK_PID]
+    parts = [LeftOut(f"images of pid {JUNK_PID}", len(junk), junk[0], is_expected=True)] if junk else []
+    tested = [crop.path.name for crop in (*found.query, *found.gallery)]
+    if tested and all(crop.pid is None for crop in crops):
+        parts.append(LeftOut("images of query and gallery without identities", len(tested), tested[0]))
+    return (*parts, *(part for part in left_out if not (has_style and STYLE_FOLDER in part.reason.lower())))
 
 
 def drop_junk(crops: list[Crop]) -> list[Crop]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,5 +38,17 @@ def test_data_without_query_and_gallery_are_refused(
     assert "has no query and gallery with identities and cameras" in refuse(app, tmp_path / "run")
 
 
-def test_other_data_are_read_in_the_same_layout(trained_run: Path, tmp_path: Path, refuse: Callable[..., str]) -> None:
-    assert f"{tmp_path}: no images, and no data set" in refuse(app, trained_run, "--data", tmp_path)
+def test_other_data_need_query_and_gallery_alone_in_any_layout(
+    trained_run: Path, tiny_root: Path, tmp_path: Path, refuse: Callable[..., str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for folder, name in (("query", "test/Probe"), ("bounding_box_test", "test/Gallery")):
+        shutil.copytree(tiny_root / folder, tmp_path / name)
+    figures = []
+    for more in ([], ["--data", str(tmp_path)]):
+        with pytest.raises(SystemExit) as stop:
+            app([str(trained_run), "--json", *more])
+        assert not stop.value.code
+        figures.append(json.loads(capfd.readouterr().out))
+    assert figures[0] == figures[1]
+    shutil.rmtree(tmp_path / "test")
+    assert f"{tmp_path}: no images" in refuse(app, trained_run, "--data", tmp_path)
