@@ -138,7 +138,7 @@ class Walk:
         if entry.name.startswith(".") or entry.name.lower() in LITTER:
             if is_folder and not is_link:
                 self.leave_out_images("images in hidden and system folders", name)
-            elif is_image(entry.name):
+            elif is_image(entry.name) and is_file:
                 self.leave_out("hidden images", name)
         elif is_folder:
             if is_link:
@@ -171,8 +171,9 @@ class Walk:
         """Count the images below a folder that is passed over."""
         count, first = 0, ""
         for place, _, files in os.walk(os.path.join(self.root, folder)):
-            for file in sorted(filter(is_image, files)):
-                count, first = count + 1, first or os.path.relpath(os.path.join(place, file), self.root)
+            for path in (os.path.join(place, file) for file in sorted(filter(is_image, files))):
+                if os.path.isfile(path):
+                    count, first = count + 1, first or os.path.relpath(path, self.root)
         if count:
             self.leave_out(reason, first, count)
 
