@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,7 +45,10 @@ def as_nobody() -> Iterator[None]:
 @pytest.fixture
 def run(trained_run: Path, tiny_root: Path, tmp_path: Path) -> Path:
     """Copy the trained run and some images into a folder that all may read."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    # with pytest-xdist there is one folder more
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
         folder.chmod(0o755)
     tiny_root.chmod(0o755)
     shutil.copytree(tiny_root / "query", tmp_path / "images")

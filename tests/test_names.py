@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +38,6 @@ def odd(tmp_path: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
         first = min((folder / "data" / split).iterdir())
         first.rename(first.with_name(f"{first.stem} {ODD}.jpg"))
     monkeypatch.chdir(folder)
-    # pytest would keep the records for its report, which pytest-xdist cannot send with bytes that are not UTF-8
-    monkeypatch.setattr(logging.getLogger("mprd"), "disabled", True)
     return folder
 
 
