@@ -16,7 +16,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from mprd.data.layouts import MARKET_NAME, Crop, read_folder
+from mprd.data.layouts import MARKET_NAME, Crop, read_names
+from mprd.data.scan import scan
 from mprd.errors import UserError
 
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
@@ -24,7 +25,8 @@ TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 
 def read_crops(folder: Path) -> list[Crop]:
     """Return the crops of a folder without junk and distractors, which have no identity."""
-    return [crop for crop in read_folder(folder, MARKET_NAME) if int(crop.pid or 0) > 0]
+    crops = read_names(folder, scan(folder).names, folder, MARKET_NAME)
+    return [crop for crop in crops if int(crop.pid or 0) > 0]
 
 
 def choose_queries(crops: list[Crop]) -> set[Crop]:
