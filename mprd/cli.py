@@ -9,15 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typer.core import TyperCommand
 
 from mprd.errors import Interrupted, UserError
-from mprd.text import one_line
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from mprd.text import explain, one_line
 
 HOME = re.compile(r"^(--[\w-]+=)?(~[^/=]*(?:/.*)?)$", re.DOTALL)
 """An argument, or the value of an option, that begins with `~`; a shell expands `~` only at the start of a word."""
@@ -67,22 +64,6 @@ def set_up_output() -> None:
     # the stream of a notebook or a test may lack it
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def explain(error: UserError | OSError | UnicodeEncodeError) -> str:
-    """Return an error in words, with the file where the system names one."""
-    if isinstance(error, UnicodeEncodeError):
-        return f"{error.object}: not UTF-8, which is needed here; rename it"
-    if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).split("\n"))
-    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
-
-
-def new_console(**options: Any) -> Console:
-    """Return a console that prints names as they are: `[red]` and `:smile:` are no markup."""
-    from rich.console import Console
-
-    return Console(markup=False, emoji=False, **options)
 
 
 @contextmanager

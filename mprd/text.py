@@ -6,11 +6,16 @@ Inside, a name is a `str` in which undecodable bytes are surrogates (PEP 383), a
 from __future__ import annotations
 
 import codecs
+import os
 import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mprd.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # of UTF-32 before UTF-16, whose mark it begins with
 MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
@@ -56,3 +61,19 @@ def quoted(path: Path) -> str:
 def one_line(text: str) -> str:
     """Return text for a terminal: in one line, without control characters and undecodable bytes."""
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def explain(error: UserError | OSError | UnicodeEncodeError) -> str:
+    """Return an error in words, with the file where the system names one."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object}: not UTF-8, which is needed here; rename it"
+    if not isinstance(error, OSError) or error.strerror is None:
+        return " ".join(str(error).split("\n"))
+    return error.strerror if error.filename is None else f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def new_console(**options: Any) -> Console:
+    """Return a console that prints names as they are: `[red]` and `:smile:` are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, **options)

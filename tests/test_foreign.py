@@ -18,7 +18,6 @@ import mprd.extract.run
 import mprd.search.run
 import mprd.search.tables
 import mprd.tune.local  # noqa: F401 - root's Python cannot be read without root's rights
-from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.evaluate.cli import app as evaluate
 from mprd.export.cli import app as export
@@ -26,6 +25,7 @@ from mprd.extract.cli import app as extract
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.search.cli import app as search
+from mprd.text import new_console
 from mprd.train.cli import app as train
 from mprd.train.local import run_local
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mprd.cli import Command, new_console, run_command
+from mprd.cli import Command, run_command
+from mprd.text import new_console
 
 if TYPE_CHECKING:
     from mprd.evaluate.evaluation import Extra

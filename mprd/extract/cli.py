@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import Command, new_console, run_command
+from mprd.cli import Command, run_command
+from mprd.text import new_console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

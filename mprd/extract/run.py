@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mprd.cli import new_console
 from mprd.errors import UserError
 from mprd.extract.inputs import find_images, name_patterns
 from mprd.extract.stream import ExtractOptions, StreamFn, extract_to_file, stream_parts
@@ -17,6 +16,7 @@ from mprd.model import load_model
 from mprd.runs.console import ImageLine
 from mprd.runs.folder import RunFolder
 from mprd.runtime.device import choose_device, num_cores, set_threads
+from mprd.text import new_console
 
 MAX_DECODERS = 16
 """Most decoding processes that are started for one accelerator without `--decoders`."""

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mprd.cli import new_console
 from mprd.data.decode import VERSION
 from mprd.data.same_images import digest_files
 from mprd.errors import UserError
@@ -18,6 +17,7 @@ from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts
 from mprd.model import Model
 from mprd.runs.console import ImageLine
 from mprd.search.gallery import Gallery, IndexKind
+from mprd.text import new_console
 
 logger = logging.getLogger("mprd")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mprd.cli import new_console
 from mprd.search.results import Answer, SearchResult, count_first_right, relative_names
+from mprd.text import new_console
 
 MAX_TABLES = 10
 MARKS = {True: "✓", False: "✗", None: ""}

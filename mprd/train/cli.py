@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import PRESETS, Command, choose_launcher, new_console, run_command
+from mprd.cli import PRESETS, Command, choose_launcher, run_command
+from mprd.text import new_console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

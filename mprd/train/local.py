@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.engine.callbacks import Backends, Callbacks, ignore
@@ -27,6 +26,7 @@ from mprd.runs.lock import held
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
+from mprd.text import new_console
 from mprd.train.profiler import Profile
 from mprd.train.recorder import Recorder
 from mprd.train.signals import watch_signals

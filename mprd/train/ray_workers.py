@@ -21,10 +21,10 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
-from mprd.cli import explain
 from mprd.config.loading import absolute
 from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
+from mprd.text import explain
 
 # other imports are local: Ray's controller process imports this file too, and needs no torch
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from mprd.cli import new_console
 from mprd.config.schema import Config
 from mprd.errors import Interrupted
+from mprd.text import new_console
 from mprd.train.local import run_local
 from mprd.tune.outcome import prepare_folder, stop_reason, trial_line, write_error
 from mprd.tune.trial import State, Trial, trial_config

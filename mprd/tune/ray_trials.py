@@ -20,7 +20,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from mprd.cli import new_console
 from mprd.config.loading import absolute
 from mprd.config.schema import Config
 from mprd.errors import UserError
@@ -28,6 +27,7 @@ from mprd.parallel.backends import count_actors
 from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
 from mprd.runs.folder import RunFolder
 from mprd.runtime.device import CpuThreads, num_cores
+from mprd.text import new_console
 from mprd.train.local import finish
 from mprd.train.mailbox import Mailbox
 from mprd.train.ray_workers import choose_threads, make_trainer

@@ -11,12 +11,12 @@ import yaml
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mprd.cli import new_console
 from mprd.config.nested import look_up
 from mprd.config.schema import Config
 from mprd.runs.folder import describe_run, write_text
 from mprd.runs.html import render_page, show
 from mprd.runtime.files import replaced
+from mprd.text import new_console
 from mprd.tune.folder import StudyFolder
 from mprd.tune.plots import draw_plots
 from mprd.tune.results import NAMES, PointResult, average_points, choose_best, order_agreement, trial_row

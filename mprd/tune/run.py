@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from mprd.cli import choose_launcher, new_console
+from mprd.cli import choose_launcher
 from mprd.config.schema import Config
 from mprd.engine.continuing import check_images
 from mprd.errors import Interrupted, UserError
 from mprd.evaluate.evaluation import can_evaluate
 from mprd.runs.dataset import open_dataset
 from mprd.runs.lock import held
-from mprd.text import quoted
+from mprd.text import new_console, quoted
 from mprd.train.trackers import check_tracker
 from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.report import other_quantity, write_study_report

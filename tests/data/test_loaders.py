@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mprd.cli import new_console
 from mprd.config.loading import build_config
 from mprd.config.nested import layered
 from mprd.config.schema import Config
@@ -24,6 +23,7 @@ from mprd.data.decode import read_image
 from mprd.data.loaders import ImageLoader
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder
+from mprd.text import new_console
 from mprd.train.local import run_local
 from tests.processes import forked, until
 
