@@ -64,8 +64,3 @@ class CameraStatistics:
         """Return the row of each camera's statistics, the last for cameras that are not known."""
         last = len(self.means) - 1
         return camids.where((camids >= 0) & (camids < last), last)
-
-
-def standardize_by_camera(features: Tensor, camids: Tensor) -> Tensor:
-    """Standardize features `[N, D]` by their own camera statistics."""
-    return CameraStatistics.measure(features, camids).standardize(features, camids)

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mprd.neighbors.exact import Density, Metric, Targets, measure_density, rank_images, rows_at_once
+from mprd.neighbors.exact import DENSITY_K, Density, Metric, Targets, measure_density, rank_images, rows_at_once
 
-DENSITY_K = 20
-"""Nearest images of a camera of average size whose mean cosine is the local density, if the settings have none."""
 ENTRIES_AT_ONCE = 2**23
 """Feature entries gathered at a time for the cosines of pairs."""
 
@@ -62,7 +60,9 @@ def find_graph(features: Tensor, camids: Tensor | None, *, width: int, density_k
     """
     block_rows = rows_at_once(len(features), features.device)
     metric: Metric = "csls" if camids is None else "camera"
-    density = measure_density(features, metric=metric, k=density_k or DENSITY_K, camids=camids, block_rows=block_rows)
+    density = measure_density(
+        features, metric=metric, k=density_k or DENSITY_K["camera"], camids=camids, block_rows=block_rows
+    )
     everyone = torch.arange(len(features), device=features.device)
     ids, scores, _ = rank_images(
         features,

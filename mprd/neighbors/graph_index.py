@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mprd.neighbors.approximate import Index, build_index
-from mprd.neighbors.exact import Density, Metric, density_counts, group_images
-from mprd.neighbors.graph import DENSITY_K, ENTRIES_AT_ONCE, SimilarityGraph
+from mprd.neighbors.exact import DENSITY_K, Density, Metric, density_counts, group_images
+from mprd.neighbors.graph import ENTRIES_AT_ONCE, SimilarityGraph
 
 logger = logging.getLogger("mprd")
 
@@ -37,7 +37,7 @@ def find_graph_by_index(
     """
     metric: Metric = "csls" if camids is None else "camera"
     group_ids = group_images(len(features), metric, camids, features.device)
-    ks = density_counts(group_ids, density_k or DENSITY_K)
+    ks = density_counts(group_ids, density_k or DENSITY_K["camera"])
     reduced = project(features)
     found, densities = [], []
     for group, k in enumerate(ks):

@@ -12,7 +12,7 @@ from mprd.config.schema import NeighborsConfig
 from mprd.errors import UserError
 from mprd.evaluate.evaluation import standardize_sets
 from mprd.metrics import rank_features
-from mprd.neighbors.camera_norm import CameraStatistics, standardize_by_camera
+from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.lists import FrozenLists
 from mprd.pairs import clusters
 from mprd.pairs.clusters import find_clusters
@@ -23,6 +23,13 @@ def drawn(num_images: int = 60, num_features: int = 6, num_cameras: int = 3) -> 
     draw = torch.Generator().manual_seed(0)
     features = F.normalize(torch.randn(num_images, num_features, generator=draw))
     return features, torch.randint(num_cameras, (num_images,), generator=draw)
+
+
+def standardize_by_camera(features: Tensor, camids: Tensor | None) -> Tensor:
+    """Standardize features by their own camera statistics."""
+    statistics = CameraStatistics.measure(features, camids)
+    assert camids is not None
+    return statistics.standardize(features, camids)
 
 
 def slow_standardize(features: np.ndarray, camids: np.ndarray) -> np.ndarray:
