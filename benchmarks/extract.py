@@ -54,12 +54,8 @@ def main() -> None:
     config, device = settings(args.quick, args.decoders), torch.device(args.device)
     num_images = args.num_images or (64 if args.quick else 256) * (16 if device.type == "cuda" else 1)
     batch_size = config.eval.batch_size
-    model = Model(
-        "bench",
-        config,
-        build_backbone(config.backbone, size=(config.data.height, config.data.width)).to(device).eval(),
-        device,
-    )
+    backbone = build_backbone(config.backbone, size=config.data.size).to(device).eval()
+    model = Model("bench", config, backbone, device)
     draw = torch.Generator().manual_seed(0)
     batches = [torch.randn(batch_size, 3, config.data.height, config.data.width, generator=draw).to(device)] * (
         num_images // batch_size

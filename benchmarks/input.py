@@ -91,9 +91,8 @@ def network_rate(*, size: tuple[int, int], device: torch.device, batch: int = 32
     precision = "bf16" if device.type == "cuda" else "float32"
     sets = ("data.root=.", "backbone.weights=none")
     config = load_config("market1501", overrides=sets)
-    network = set_training_format(
-        build_backbone(config.backbone, size=(config.data.height, config.data.width)).to(device), precision=precision
-    ).train()
+    backbone = build_backbone(config.backbone, size=config.data.size).to(device)
+    network = set_training_format(backbone, precision=precision).train()
     images = torch.randn(batch, 3, *size, device=device)
 
     def steps() -> int:

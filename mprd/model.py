@@ -128,8 +128,7 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     place = choose_device(device, setting="device")
     path = folder.best if best else folder.last
     # the checkpoint replaces any pretrained weights
-    size = config.data.height, config.data.width
-    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}), size=size)
+    backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}), size=config.data.size)
     state = checkpoint.load(path)
     checkpoint.load_module(backbone, state["backbone"], path=path, name="backbone")
     # older checkpoints lack both

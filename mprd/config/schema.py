@@ -97,6 +97,11 @@ class DataConfig(Section):
     synthetic: SyntheticConfig = SyntheticConfig()
     """The drawn pedestrians."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.height, self.width
+
     @model_validator(mode="after")
     def _root_is_given(self) -> DataConfig:
         if self.dataset != "synthetic" and self.root is None:

@@ -78,10 +78,10 @@ class TrainImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return 3, self.config.height, self.config.width
+        return 3, *self.config.size
 
     def __getitem__(self, index: int) -> Item:
-        height, width = self.config.height, self.config.width
+        height, width = self.config.size
         params = draw_params(
             self.seed, self.epoch, image=index, view=self.view, num_cameras=len(self.cameras), config=self.config
         )
@@ -142,7 +142,7 @@ class PlainImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return 3, self.config.height, self.config.width
+        return 3, *self.config.size
 
     def __getitem__(self, index: int) -> Item:
         path = self.paths[index]

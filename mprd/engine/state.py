@@ -118,10 +118,9 @@ def build_state(
     config: Config, *, num_images: int, device: torch.device, workers: WorkerGroup | None = None
 ) -> TrainState:
     """Build networks and optimizers from the seed; the memory is zeros until it is filled."""
-    size = config.data.height, config.data.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.train.seed, RngStream.WEIGHTS).initial_seed() % 2**63)
-        backbone = build_backbone(config.backbone, size=size, workers=workers).to(device)
+        backbone = build_backbone(config.backbone, size=config.data.size, workers=workers).to(device)
         set_training_format(backbone, precision=config.train.precision)
         gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
     return TrainState(
