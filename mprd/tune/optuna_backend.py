@@ -168,7 +168,7 @@ def open_shared(place: str) -> BaseStorage:
     try:
         return RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
     except Exception as error:  # of the database's driver, or of the file system
-        raise UserError(f"--storage {place}: cannot be opened ({str(error).splitlines()[0]})") from None
+        raise UserError(f"--storage {place}: cannot be opened ({storage_reason(error)})") from None
 
 
 def check_unused(storage: BaseStorage, name: str, *, place: str) -> None:

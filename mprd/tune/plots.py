@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mprd.runs.html import show
 from mprd.tune.results import PointResult
@@ -65,8 +65,12 @@ def swept_number(study: Study) -> tuple[str, list[float]] | None:
     if study.points or len(study.varied) != 1:
         return None
     values = [point.set[study.varied[0]] for point in study.grid()]
-    numbers = [float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    return (study.varied[0], numbers) if len(numbers) == len(values) else None
+    return (study.varied[0], [float(value) for value in values]) if are_numbers(values) else None
+
+
+def are_numbers(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
+    """Return whether all values are numbers, rather than names, booleans or None."""
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def draw_curve(study: Study, points: list[PointResult], path: Path) -> None:
@@ -175,8 +179,7 @@ def draw_slices(settings: list[str], rows: list[dict[str, Any]], objective: str,
     heights = [100 * row[objective] for row in rows]
     for each, name in zip(axes, settings, strict=True):
         values = [row[name] for row in rows]
-        # names, booleans and None as categories
-        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if not are_numbers(values):
             values = [str(value) for value in values]
         each.scatter(
             values, heights, c=range(len(rows)), cmap="Blues", vmin=-len(rows), edgecolors="gray", linewidths=0.4
@@ -217,7 +220,7 @@ PLATE = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
 
 def scale(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Scale values to 0..1; return them, and the labels of the axis: both ends of numbers, or every name."""
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    if are_numbers(values):
         low, high = min(values), max(values)
         span = (high - low) or 1
         return [(value - low) / span for value in values], [(0.0, show(low)), ((high - low) / span, show(high))]

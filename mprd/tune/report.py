@@ -72,19 +72,20 @@ def read_results(folder: StudyFolder, study: Study, objective: Objective) -> Stu
     return StudyResults(study, objective, rows, points, choose_best(points, objective))
 
 
-def other_quantity(study: Study, config: Config) -> list[str]:
-    """Return a line for each setting under which the study varies another quantity than the paper."""
-    needs = {} if study.paper is None else study.paper.needs
-    changed = [
-        f"{name}={show(look_up(config, name))}" for name, value in needs.items() if look_up(config, name) != value
-    ]
-    if study.paper is None or not changed:
-        return []
+def other_quantity(study: Study, config: Config) -> str | None:
+    """Return in words that the settings make the study vary another quantity than the paper; None if they do not."""
+    if study.paper is None:
+        return None
+    needs = study.paper.needs
+    found = {name: look_up(config, name) for name in needs}
+    if found == needs:
+        return None
+    changed = ", ".join(f"{name}={show(found[name])}" for name in needs if found[name] != needs[name])
     wanted = ", ".join(f"{name}={show(value)}" for name, value in needs.items())
-    return [
-        f"{study.name}: {', '.join(study.varied)} under {', '.join(changed)} is not what {study.paper.source} of the "
+    return (
+        f"{study.name}: {', '.join(study.varied)} under {changed} is not what {study.paper.source} of the "
         f"paper varies ({wanted}), so its figures are left out"
-    ]
+    )
 
 
 def write_study_report(

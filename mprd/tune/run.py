@@ -19,7 +19,7 @@ from mprd.train.trackers import check_tracker
 from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.report import other_quantity, write_study_report
 from mprd.tune.settings import check_points, read_settings, smoke_study
-from mprd.tune.study import Objective, Study, load_study, with_pruner, with_sampler
+from mprd.tune.study import Objective, Pruner, Sampler, Study, load_study, with_pruner, with_sampler
 from mprd.tune.trial_queue import MAX_ALIKE, TrialQueue
 
 logger = logging.getLogger("mprd")
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from mprd.tune.optuna_backend import OptunaStudy
 
 
-SAMPLERS = ("grid", "random", "tpe")
-PRUNERS = ("asha", "hyperband", "median", "none")
-CHANGES: dict[str, tuple[str, ...]] = {"objective": get_args(Objective), "sampler": SAMPLERS, "pruner": PRUNERS}
+CHANGES: dict[str, tuple[str, ...]] = {
+    "objective": get_args(Objective),
+    "sampler": (*sorted(get_args(Sampler)),),
+    "pruner": (*sorted(get_args(Pruner)), "none"),
+}
 """Options that replace a part of the study, and their values."""
 
 
@@ -116,7 +118,7 @@ def create_study(
         seed=changes.get("seed", 0),
         storage=absolute_storage(changes.get("storage")),
     )
-    check_storage(folder, study, options)
+    check_storage(folder, options)
     folder.create(study, config, options)
 
 
@@ -132,7 +134,7 @@ def absolute_storage(place: str | None) -> str | None:
     return place if place is None or "://" in place else str(Path(place).resolve())
 
 
-def check_storage(folder: StudyFolder, study: Study, options: StudyOptions) -> None:
+def check_storage(folder: StudyFolder, options: StudyOptions) -> None:
     """Raise UserError for a storage that cannot be opened, or that holds a study of this name already."""
     if options.storage is not None:
         from mprd.tune.optuna_backend import check_unused, open_shared
@@ -152,8 +154,8 @@ def run_and_report(
     console.print(
         f"{study.name}: {queue.num_left} of {queue.num_trials} trials to run in {folder.path}", soft_wrap=True
     )
-    for line in other_quantity(study, config):
-        console.print(line, soft_wrap=True)
+    if remark := other_quantity(study, config):
+        console.print(remark, soft_wrap=True)
     try:
         run_trials(queue, config, console, launcher=launcher, ray_options=ray_options)
         if num_refits := queue.plan_refits():

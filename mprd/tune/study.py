@@ -29,6 +29,8 @@ from mprd.runs.html import show
 
 Objective = Literal["label_free_score", "silhouette", "mAP"]
 """A column of metrics.jsonl to maximize."""
+Sampler = Literal["grid", "tpe", "random"]
+Pruner = Literal["asha", "median", "hyperband"]
 
 Value = bool | int | float | str | None
 Settings = dict[str, Any]
@@ -51,6 +53,7 @@ def check_distinct(values: tuple[Value, ...]) -> tuple[Value, ...]:
     return values
 
 
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(check_distinct)]
 Values = Annotated[tuple[Value, ...], Field(min_length=1), AfterValidator(check_distinct)]
 
 
@@ -126,7 +129,7 @@ class Point(Part):
 class Stop(Part):
     """The pruner, which stops trials by the objective after each epoch."""
 
-    kind: Literal["asha", "median", "hyperband"]
+    kind: Pruner
     """Asynchronous successive halving, worse than the median of the others at the same epoch, or Hyperband."""
     grace_epochs: int = Field(4, ge=1)
     """Epochs before a trial can be stopped."""
@@ -139,10 +142,7 @@ class Refit(Part):
 
     top: int = Field(3, ge=1)
     """Points, the best by the objective."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(check_distinct)] = (
-        1,
-        2,
-    )
+    seeds: Seeds = (1, 2)
     """Seeds that the study itself does not run."""
 
 
@@ -180,11 +180,9 @@ class Study(Part):
     """Named sets of settings, instead of a space."""
     set: dict[str, Value] = {}
     """Settings of all trials."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(check_distinct)] = (
-        0,
-    )
+    seeds: Seeds = (0,)
     """Every point is run with each seed."""
-    sampler: Literal["grid", "tpe", "random"] = "grid"
+    sampler: Sampler = "grid"
     """The whole grid in order, tree-structured Parzen estimation, or uniform."""
     trials: int | None = Field(None, ge=1)
     """Number of trials of a drawn study, all seeds counted."""
@@ -329,15 +327,14 @@ def with_sampler(study: Study, sampler: str, *, trials: int | None) -> Study:
     if study.points:
         raise UserError(f"--sampler: {study.name} has named points, which are not drawn")
     space: dict[str, Any] = {name: part.model_dump() for name, part in study.space.items()}
+    is_grid = sampler == "grid"
     for name, part in study.space.items():
         values = part.values()
-        if sampler == "grid" and values is None:
+        if is_grid and values is None:
             raise UserError(f"--sampler grid: {name} of {study.name} is a real number, which has no grid")
-        if (sampler == "grid") != isinstance(part, Grid):
-            space[name] = {"grid" if sampler == "grid" else "choice": list(values or ())}
-    changed = {"sampler": sampler, "space": space, "trials": trials or study.num_trials}
-    if sampler == "grid":
-        changed["trials"] = None
+        if is_grid != isinstance(part, Grid):
+            space[name] = {"grid" if is_grid else "choice": list(values or ())}
+    changed = {"sampler": sampler, "space": space, "trials": None if is_grid else trials or study.num_trials}
     return build_study({**study.model_dump(exclude_defaults=True), **changed}, source=study.name)
 
 

@@ -74,6 +74,11 @@ class TrialQueue:
         return [trial for trial in self.trials if trial.seed in self.study.seeds]
 
     @property
+    def tried(self) -> set[tuple[str, int]]:
+        """Return the key of the point and the seed of each trial."""
+        return {(self.study.key(trial.point, trial.settings), trial.seed) for trial in self.trials}
+
+    @property
     def is_late(self) -> bool:
         """Return whether the timeout has passed."""
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -116,8 +121,7 @@ class TrialQueue:
         A grid runs all points with the first seed before the next seed, so that a shortened study covers every point.
         A drawn point runs with all seeds in a row, so that its mean guides the sampler.
         """
-        key, seeds = self.study.key, self.study.seeds
-        tried = {(key(trial.point, trial.settings), trial.seed) for trial in self.trials}
+        key, seeds, tried = self.study.key, self.study.seeds, self.tried
         if self.grid:
             pairs = ((point, seed) for seed in seeds for point in self.grid)
         else:
@@ -141,12 +145,11 @@ class TrialQueue:
 
     def plan_refits(self) -> int:
         """Queue the best points with the seeds of `study.refit` that have not run; return the number of trials."""
-        key, refit, own = self.study.key, self.study.refit, self.own_trials
+        key, refit, own, tried = self.study.key, self.study.refit, self.own_trials, self.tried
         if refit is None or self.num_left > 0:
             return 0
         rows = [trial_row(self.folder, trial, self.study) for trial in own]
         points = average_points(self.study, own, rows, objective=self.objective)
-        tried = {(key(trial.point, trial.settings), trial.seed) for trial in self.trials}
         self.to_refit = [
             (Point(name=point.name, set=point.settings), seed)
             for point in rank_points(points, self.objective)[: refit.top]
