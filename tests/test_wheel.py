@@ -26,7 +26,7 @@ pytestmark = pytest.mark.wheel
 ROOT = Path(__file__).parent.parent
 IS_FULL = os.environ.get("MPRD_WHEEL_FULL") == "1"
 CONSTRAINTS = ["--constraint", str(ROOT / "constraints.txt")]
-OPTIONAL = {"onnx", "onnxscript", "onnxruntime", "wandb", "mlflow", "torch_geometric"}
+OPTIONAL = {"onnx", "onnxscript", "onnxruntime", "timm", "wandb", "mlflow", "torch_geometric"}
 
 
 @pytest.fixture(scope="session")
