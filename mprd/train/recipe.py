@@ -12,7 +12,7 @@ import numpy as np
 from mprd.cli import quiet
 from mprd.config.loading import build_config, read_given, read_preset, read_smoke
 from mprd.config.nested import flatten, get, layered, look_up, nest, put
-from mprd.config.schema import Config
+from mprd.config.schema import Config, Preset
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.labeled import read_labels
 from mprd.data.recognition import locate
@@ -51,7 +51,6 @@ def read_settings(
 def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -> tuple[Config, set[str]]:
     """Lay a study's and the user's settings over a recipe; return them, and the dotted names that were asked for."""
     data: Path | None = settings["data"]
-    recipe = read_preset(settings["preset"] or ("demo" if data is None else "recommended"))
     overrides = settings["set_"] or ()
     given = read_given(settings.get("config"), overrides)
     if data is not None:
@@ -63,13 +62,30 @@ def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -
     if settings.get("seed") is not None:
         put(given, "train.seed", settings["seed"])
     asked = set(flatten(layered(shared or {}, given)))
-    if "data.root" in asked and get(recipe, "data.dataset") == "synthetic":
-        put(recipe, "data.dataset", "auto")
     smoke = read_smoke() if settings.get("smoke") else {}
     if smoke and "meta.labels" in asked:
         # a part of the images may lack those that the file names
         put(smoke, "data.max_images", None)
-    return build_config(layered(recipe, shared or {}, smoke, given)), asked
+    changes = layered(shared or {}, smoke, given)
+    recipe = read_preset(settings["preset"] or ("demo" if data is None else choose_recipe(changes)))
+    if "data.root" in asked and get(recipe, "data.dataset") == "synthetic":
+        put(recipe, "data.dataset", "auto")
+    return build_config(layered(recipe, changes)), asked
+
+
+def choose_recipe(changes: dict[str, Any]) -> Preset:
+    """Return the recipe for a data set: as `mprd doctor` proposes, the demo's where no ImageNet weights are at hand."""
+    # local, as --help imports no torch
+    from mprd.backbone.from_torchvision import has_imagenet_weights
+
+    names_backbone = bool({"name", "weights"} & set(get(changes, "backbone") or {}))
+    if names_backbone or has_imagenet_weights(build_config(layered(read_preset("recommended"), changes)).backbone.name):
+        return "recommended"
+    logger.warning(
+        "the ImageNet weights of the recommended network are neither in torchvision's cache nor reachable, so the "
+        "small network and settings of --preset demo are trained; --set backbone.weights=FILE trains the recommended"
+    )
+    return "demo"
 
 
 def fit_to_data(config: Config, dataset: ReidDataset, *, asked: Collection[str]) -> tuple[Config, list[str]]:

@@ -15,6 +15,11 @@ from mprd.errors import UserError
 from mprd.train.recipe import compose, read_settings
 
 
+@pytest.fixture(autouse=True)
+def has_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mprd.backbone.from_torchvision.has_imagenet_weights", lambda _name: True)
+
+
 def settings(data: Path | None = None, *sets: str, preset: str | None = None, smoke: bool = False) -> Config:
     return read_settings({"preset": preset, "data": data, "set_": sets, "smoke": smoke})
 
@@ -30,6 +35,20 @@ def test_a_folder_alone_is_recognized_and_trained_by_the_recommended_recipe(tiny
     assert method(config) == method(load_config("recommended", values={"data": {"root": tmp_path}}))
     assert method(settings(tiny_root, preset="demo")) == method(load_config("demo"))
     assert settings() == load_config("demo")
+
+
+def test_without_imagenet_weights_the_demo_recipe_trains_and_a_warning_says_so(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mprd.backbone.from_torchvision.has_imagenet_weights", lambda _name: False)
+    assert method(settings(tiny_root)) == method(load_config("demo"))
+    assert [record.getMessage() for record in caplog.records if "--set backbone.weights=FILE" in record.getMessage()]
+    caplog.clear()
+    weights = tmp_path / "weights.pth"
+    for asked in (f"backbone.weights={weights}", "backbone.name=resnet18"):
+        assert settings(tiny_root, asked).train.optimizer == "adamw"
+    assert settings(tiny_root, preset="recommended").train.optimizer == "adamw"
+    assert not [record for record in caplog.records if "--preset demo" in record.getMessage()]
 
 
 @pytest.mark.parametrize("preset", ["market1501", "dukemtmcreid", "msmt17"])
