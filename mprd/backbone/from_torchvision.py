@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from mprd.backbone.trunk import PRETRAINED, Trunk
+from mprd.config.loading import suggest
 from mprd.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def build(name: str, config: BackboneConfig, _size: tuple[int, int]) -> Trunk:
     """Build a network of `TRUNKS`."""
     if name not in TRUNKS:
-        close = difflib.get_close_matches(name, TRUNKS, n=1)
-        hint = f", did you mean {close[0]}?" if close else ""
+        hint = suggest(name, [*TRUNKS])
         raise UserError(f"backbone.name: unknown network {name!r}{hint}; known: {', '.join(TRUNKS)}, and timm:NAME")
     if config.pool in ("token", "clip"):
         raise UserError(f"backbone.pool={config.pool} needs a network with a class token, but {name} has none")
