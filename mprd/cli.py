@@ -34,6 +34,13 @@ class OneLine(logging.Formatter):
         return one_line(super().formatMessage(record))
 
 
+class StderrHandler(logging.Handler):
+    """Print to the current `sys.stderr`, which a live display replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def run_command(command: Callable[[], None]) -> None:
     """Run a command; exit with 2 and one line for errors of the user or of the file system, with 130 for a stop."""
     set_up_output()
@@ -56,7 +63,7 @@ def run_command(command: Callable[[], None]) -> None:
 
 def set_up_output() -> None:
     """Log to stderr, and let stdout escape what its encoding lacks, such as names that are no text."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("matplotlib", "PIL", "torch"):

@@ -363,6 +363,8 @@ class TrainConfig(Section):
     """Seed of weights, order, augmentation and meta identities."""
     tracker: Literal["none", "wandb", "mlflow"] = "none"
     """Where metrics go beside TensorBoard (extras `wandb`, `mlflow`)."""
+    tracker_group: str | None = None
+    """Group of the run there (a tag in MLflow); trials have their study's name."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: int = Field(0, ge=0)

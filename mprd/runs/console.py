@@ -43,6 +43,9 @@ FIGURES = (
 )
 """Columns of metrics.jsonl that tables show, with their labels."""
 
+HEARTBEAT_SECONDS = 60.0
+"""Longest silence where there is no terminal for a live display."""
+
 SHORT_NAMES = {"last epoch": "last", "by label-free score": "label-free"}
 """Titles of a table that fits 80 columns."""
 
@@ -67,6 +70,7 @@ class EpochLines:
         )
         self.task: TaskID | None = None
         self.titles = ""
+        self.printed = time.monotonic()
 
     def __enter__(self) -> EpochLines:
         self.progress.start()
@@ -76,20 +80,22 @@ class EpochLines:
         self.progress.stop()
 
     def step(self, *, epoch: int, phase: str, step: int, num_steps: int, loss: float | None) -> None:
-        """Update the progress bar."""
-        self.started.setdefault(epoch, time.monotonic())
+        """Update the progress bar; without a terminal print a line where none has been for HEARTBEAT_SECONDS."""
+        now = time.monotonic()
+        self.started.setdefault(epoch, now)
+        title, figures = f"epoch {epoch + 1}/{self.num_epochs} {phase}", "" if loss is None else f"loss {loss:.3f}"
+        if self.progress.disable:
+            if now - self.printed >= HEARTBEAT_SECONDS:
+                self.printed = now
+                self.console.print(f"{title}  step {step}/{num_steps}  {figures}", highlight=False, soft_wrap=True)
+            return
         if self.task is None:
             self.task = self.progress.add_task("", figures="")
-        self.progress.update(
-            self.task,
-            description=f"epoch {epoch + 1}/{self.num_epochs} {phase}",
-            completed=step,
-            total=num_steps,
-            figures="" if loss is None else f"loss {loss:.3f}",
-        )
+        self.progress.update(self.task, description=title, completed=step, total=num_steps, figures=figures)
 
     def epoch(self, row: dict[str, Any]) -> None:
         """Print the row of a finished epoch, under titles when they change."""
+        self.printed = time.monotonic()
         cells = epoch_cells(row, self.num_epochs, self.seconds_left(row["epoch"]))
         titles = "".join(title.rjust(width) for title, width, _ in cells)
         if titles != self.titles:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.engine.callbacks import Backends, Callbacks, ignore
 from mprd.engine.trainer import Trainer, fit
-from mprd.errors import Interrupted, UserError
+from mprd.errors import UserError
 from mprd.parallel.backends import choose_builder, choose_search
 from mprd.runs.console import EpochLines, closing_lines, final_table
 from mprd.runs.dataset import open_dataset
@@ -92,7 +92,7 @@ def train(
 
     Raises UserError where an accelerator's memory is too small, naming the settings that help.
     """
-    with explained_memory(config):
+    with explained_memory(config), closing(recorder):
         size = 1 if workers is None else workers.size
         trainer = Trainer(
             config,
@@ -108,15 +108,10 @@ def train(
         if resume:
             trainer.load_state_dict(checkpoint.load(folder.last), path=folder.last)
             recorder.forget_from(trainer.state.epoch)
-        try:
-            if not resume:
-                trainer.fill_memory()
-                recorder.begin(trainer)
-            fit(trainer)
-        except Interrupted:
-            recorder.close()
-            raise
-        recorder.close()
+        if not resume:
+            trainer.fill_memory()
+            recorder.begin(trainer)
+        fit(trainer)
 
 
 @contextmanager

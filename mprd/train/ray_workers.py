@@ -354,6 +354,8 @@ def train_shard(
     dataset = open_dataset(config)
     resume = workers.any(folder.last.is_file())
     if workers.is_first:
+        # Ray's own default is WARNING
+        logger.setLevel(logging.INFO)
         logger.addHandler(PostedLog(mailbox))
         mailbox.post("started", device=workers.device.type, size=workers.size, pid=os.getpid())
     stop = mailbox if workers.is_first else NoStop()

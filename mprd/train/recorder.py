@@ -17,6 +17,7 @@ from mprd.runs.folder import RunFolder
 from mprd.runtime.distributed import WorkerGroup
 from mprd.runtime.spans import span
 from mprd.text import quoted
+from mprd.train.run_log import RunLog
 from mprd.train.signals import StopRequest
 from mprd.train.trackers import Trackers
 
@@ -60,11 +61,16 @@ class Recorder:
         self.config = config
         self.folder = folder
         self.stop = stop
-        self.lines = lines
         self.workers = workers or WorkerGroup()
         self.on_row = on_row
         self.rows = folder.read_rows()
-        self.trackers = Trackers(config, folder.path) if self.workers.is_first else None
+        self.lines = [lines]
+        self.log: RunLog | None = None
+        self.trackers: Trackers | None = None
+        if self.workers.is_first:
+            self.log = RunLog(folder.path / "log.txt", num_epochs=config.train.epochs)
+            self.lines.append(self.log.lines)
+            self.trackers = Trackers(config, folder.path)
         self.saved_at = time.monotonic()
         self.loss: float | None = None
         self.num_drawn, self.draw_at = 0, 0.0
@@ -105,7 +111,8 @@ class Recorder:
         name, count = ("gcn_loss", "gcn_steps") if state.phase == "gcn" else ("cnn_loss", "images")
         if not stats.pending or state.step % CHECK_STEPS == 0:
             self.loss = stats.mean(name, count)
-        self.lines.step(epoch=state.epoch, phase=state.phase, step=state.step, num_steps=num_steps, loss=self.loss)
+        for lines in self.lines:
+            lines.step(epoch=state.epoch, phase=state.phase, step=state.step, num_steps=num_steps, loss=self.loss)
 
     def is_due(self) -> bool:
         """Return whether the next checkpoint is due."""
@@ -145,7 +152,8 @@ class Recorder:
             self.trackers.log(row)
         if time.monotonic() > self.draw_at:
             self.draw()
-        self.lines.epoch(row)
+        for lines in self.lines:
+            lines.epoch(row)
         self.warn(row)
 
     def log_limit(self, trainer: Trainer) -> None:
@@ -183,9 +191,10 @@ class Recorder:
         self.num_drawn, self.draw_at = len(self.rows), ended + DRAW_SHARE * (ended - started)
 
     def close(self) -> None:
-        """Draw the last epochs, and close the event file and the tracker."""
-        if self.trackers is None:
+        """Close trackers and log, and draw the last epochs."""
+        if self.log is None or self.trackers is None:
             return
+        self.trackers.close()
+        self.log.close()
         if self.num_drawn != len(self.rows):
             self.draw()
-        self.trackers.close()

@@ -1,6 +1,7 @@
 """Experiment trackers: TensorBoard always, Weights & Biases or MLflow by `train.tracker`.
 
-Each logs the row of every epoch. A tracker that fails is dropped with one warning, and never ends the run.
+Each logs the row of every epoch. A tracker that fails, be it at its start, is dropped with one warning, and never ends
+the run.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A Weights & Biases run named after the run folder; resumed with it."""
+    """A Weights & Biases run named after the run folder, in the group `train.tracker_group`; resumed with it."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         import wandb
@@ -57,6 +58,7 @@ class WandB:
         self.run = wandb.init(
             project=PROJECT,
             name=folder.resolve().name,
+            group=config.train.tracker_group,
             id=tracker_id(folder),
             resume="allow",
             dir=folder,
@@ -84,7 +86,9 @@ class MLflow:
             self.id = found[0].info.run_id
             self.client.update_run(self.id, status="RUNNING")
             return
-        run = self.client.create_run(experiment.experiment_id, run_name=name, tags={"mprd_id": key})
+        group = config.train.tracker_group
+        tags = {"mprd_id": key, **({"group": group} if group else {})}
+        run = self.client.create_run(experiment.experiment_id, run_name=name, tags=tags)
         self.id = run.info.run_id
         for setting, value in flatten(config.model_dump(mode="json")).items():
             self.client.log_param(self.id, setting, value)
@@ -102,14 +106,19 @@ class Trackers:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self.all: list[Tracker] = []
+        # of TensorBoard a path that is not UTF-8
+        self.open(lambda: TensorBoard(folder), "TensorBoard does not start")
+        if config.train.tracker == "wandb":
+            self.open(lambda: WandB(folder, config), "wandb does not start; see `wandb login`, WANDB_MODE=offline")
+        if config.train.tracker == "mlflow":
+            self.open(lambda: MLflow(folder, config), "mlflow does not start; see MLFLOW_TRACKING_URI")
+
+    def open(self, make: Callable[[], Tracker], failure: str) -> None:
+        """Start a tracker, or log why it does not start."""
         try:
-            self.all.append(TensorBoard(folder))
-        except (OSError, UnicodeError) as error:
-            # it takes no path that is not UTF-8
-            logger.warning("no event files for TensorBoard below %s: %s", folder, first_line(error))
-        name = config.train.tracker
-        if name != "none":
-            self.all.append(open_tracker(name, config, folder))
+            self.all.append(make())
+        except Exception as error:  # of login, network, version and file system
+            logger.warning("%s: %s", failure, first_line(error))
 
     def log(self, row: dict[str, Any]) -> None:
         """Log the numbers of a row."""
@@ -127,18 +136,6 @@ class Trackers:
             except Exception as error:  # network clients raise errors of many kinds
                 logger.warning("%s failed and is dropped: %s", type(tracker).__name__, first_line(error))
                 self.all.remove(tracker)
-
-
-def open_tracker(name: str, config: Config, folder: Path) -> Tracker:
-    """Start the tracker `name`; raise UserError where it does not start."""
-    check_tracker(name)
-    try:
-        return WandB(folder, config) if name == "wandb" else MLflow(folder, config)
-    except Exception as error:  # login, network and version errors
-        hint = "`wandb login`, WANDB_MODE=offline" if name == "wandb" else "MLFLOW_TRACKING_URI"
-        raise UserError(
-            f"train.tracker: {name} does not start ({first_line(error)}); see {hint}, or set train.tracker=none"
-        ) from None
 
 
 def check_tracker(name: str) -> None:

@@ -40,8 +40,8 @@ def run_trial_locally(queue: TrialQueue, config: Config, trial: Trial) -> tuple[
                 raise TrialStopped
 
         resume = prepare_folder(folder)
-        with (folder.path / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as log:
-            run_local(own, folder, resume=resume, console=new_console(file=log), on_row=report)
+        # the table of trials has the terminal
+        run_local(own, folder, resume=resume, console=new_console(quiet=True, force_terminal=False), on_row=report)
     except TrialStopped:
         return "stopped", stop_reason(queue)
     except Interrupted:

@@ -41,8 +41,8 @@ class StudyResults:
 
     @property
     def columns(self) -> list[str]:
-        """Return the figures that any point has."""
-        return [key for key in COLUMNS if any(key in point.figures for point in self.points)]
+        """Return the figures that any trial has."""
+        return [key for key in COLUMNS if any(row[key] is not None for row in self.rows)]
 
     def table_values(self) -> dict[str, Any]:
         """Return the variables of `study_tables.html`."""
@@ -56,7 +56,7 @@ class StudyResults:
             "objective": self.objective,
             "names": NAMES,
             "columns": self.columns,
-            "counts": {state: states.count(state) for state in ("finished", "stopped", "failed")},
+            "counts": {state: states.count(state) for state in ("finished", "stopped", "failed", "running")},
             "orders": {name: agreement for name, agreement in orders.items() if agreement is not None},
             "paper_cell": paper_cell,
         }

@@ -16,6 +16,7 @@ from mprd.runs.dataset import open_dataset
 from mprd.runs.lock import held
 from mprd.text import new_console, quoted
 from mprd.train.trackers import check_tracker
+from mprd.tune.board import TrialBoard
 from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.report import other_quantity, write_study_report
 from mprd.tune.settings import check_points, read_settings, smoke_study
@@ -112,6 +113,8 @@ def create_study(
         study = smoke_study(study)
     config = read_settings(study, settings, smoke=smoke)
     check_points(study, config)
+    if config.train.tracker_group is None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"tracker_group": study.name})})
     options = StudyOptions(
         objective=changes.get("objective", study.objective),
         num_trials=trials or study.num_trials,
@@ -246,12 +249,13 @@ def check_run(config: Config, queue: TrialQueue) -> None:
 def run_trials(
     queue: TrialQueue, config: Config, console: Console, *, launcher: str, ray_options: dict[str, Any]
 ) -> None:
-    """Run the trials that are left, in this process or on Ray."""
-    if launcher == "local":
-        from mprd.tune.local import run_trials_locally
+    """Run the trials that are left, in this process or on Ray, and show where they are."""
+    with TrialBoard(queue, console, num_epochs=config.train.epochs):
+        if launcher == "local":
+            from mprd.tune.local import run_trials_locally
 
-        run_trials_locally(queue, config, console)
-        return
-    from mprd.tune.ray_trials import run_trials_on_ray
+            run_trials_locally(queue, config, console)
+            return
+        from mprd.tune.ray_trials import run_trials_on_ray
 
-    run_trials_on_ray(queue, config, console, **ray_options)
+        run_trials_on_ray(queue, config, console, **ray_options)

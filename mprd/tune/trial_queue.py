@@ -6,6 +6,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,29 @@ MAX_LISTED = 1000
 """Points among which one is chosen after these."""
 MAX_ALIKE = 3
 """Trials in a row that fail for one reason before the study ends."""
+
+
+@dataclass
+class Pace:
+    """How far a trial is in this session."""
+
+    started: float
+    first: int | None = None
+    """Its first epoch in this session."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """Of its last epoch."""
+    at: float = 0.0
+    """When that epoch ended, in monotonic seconds."""
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take the row of an epoch that ended."""
+        self.first = row["epoch"] if self.first is None else self.first
+        self.row, self.at = row, time.monotonic()
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Return the mean seconds of an epoch, the start included; 0 before the first one ended."""
+        return 0.0 if self.first is None else (self.at - self.started) / (self.row["epoch"] - self.first + 1)
 
 
 class TrialQueue:
@@ -59,6 +83,8 @@ class TrialQueue:
         self.to_retry += [trial for trial in self.trials if trial.state == "failed"]
         self.grid = study.grid()
         self.to_refit: list[tuple[Point, int]] = []
+        self.paces: dict[int, Pace] = {}
+        """Of the trials that ran in this session, by number."""
         self.reasons: list[str | None] = []
         """Of the trials that ended in this session; None for those that did not fail."""
         self.deadline = None if timeout is None else time.monotonic() + timeout
@@ -105,6 +131,7 @@ class TrialQueue:
         elif self.to_refit:
             trial = self.plan_at(*self.to_refit.pop(0))
         if trial is not None:
+            self.paces[trial.number] = Pace(time.monotonic())
             self.record(trial)
         return trial
 
@@ -187,6 +214,8 @@ class TrialQueue:
 
     def report(self, trial: Trial, row: dict[str, Any]) -> bool:
         """Report the objective of an epoch to Optuna; return whether to stop the trial."""
+        if trial.number in self.paces:
+            self.paces[trial.number].add(row)
         value = row.get(self.objective)
         if self.optuna is None or trial.optuna_number is None or not is_number(value):
             return False

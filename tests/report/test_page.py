@@ -269,12 +269,18 @@ def test_a_study_shows_its_table_and_its_trials(gcn_run: Path, tmp_path: Path) -
     study = build_study({"name": "small", "doc": "A question.", "space": {"pairs.mu": {"grid": [0.3, 0.5]}}}, source="")
     folder = StudyFolder(tmp_path / "study")
     folder.create(study, load_config("demo"), StudyOptions("mAP", 2))
+    assert "0 trials finished" in page_of(tmp_path / "page.html", folder.path)
+    running = Trial(0, "mu=0.3", {"pairs.mu": 0.3}, 0)
+    folder.write_trials([running])
+    shutil.copytree(gcn_run, folder.run_folder(running).path)
+    page = page_of(tmp_path / "page.html", folder.path)
+    assert "0 failed, 1 running or cut off." in page
+    assert "<th>mAP</th>" in page
     trials = [
         Trial(0, "mu=0.3", {"pairs.mu": 0.3}, 0, state="finished"),
         Trial(1, "mu=0.5", {"pairs.mu": 0.5}, 0, state="failed"),
     ]
     folder.write_trials(trials)
-    shutil.copytree(gcn_run, folder.run_folder(trials[0]).path)
     page = page_of(tmp_path / "page.html", folder.path)
     assert "A question." in page
     assert "mu=0.3" in page

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from mprd.runs import console
 from mprd.runs.console import EpochLines, closing_lines, final_table
 
 ROW = {
@@ -41,6 +43,16 @@ def test_rows_of_epochs_fit_a_narrow_terminal_under_titles_told_once(without: tu
     assert len(titles) < 80
     assert titles.split()[:4] == ["epoch", "loss", "gcn", "|P|"]
     assert rows[0].split()[:4] == ["100/100", "3.611", "-", "1234.5"]
+
+
+def test_without_a_terminal_a_long_epoch_is_told_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    screen = io.StringIO()
+    lines = EpochLines(Console(file=screen, width=80), num_epochs=100)
+    for clock.now in (30.0, 59.0, 61.0, 90.0, 122.0):
+        lines.step(epoch=1, phase="cnn", step=int(clock.now), num_steps=400, loss=2.0)
+    assert screen.getvalue() == "".join(f"epoch 2/100 cnn  step {step}/400  loss 2.000\n" for step in (61, 122))
 
 
 @pytest.mark.parametrize("width", [80, 200])

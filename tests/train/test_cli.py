@@ -180,12 +180,19 @@ def test_curves_are_drawn_now_and_then_and_at_the_end_hold_all_epochs(
     is_stopped: bool, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[int] = []
+    sizes: list[int] = []
 
     def slowly(rows: list[dict[str, Any]], _path: Path) -> None:
         drawn.append(len(rows))
         time.sleep(1.0)
 
     def stop(row: dict[str, Any]) -> None:
+        # what a run writes for its users is there while it runs
+        run = tmp_path / "run"
+        assert f"{row['epoch'] + 1}/4" in (run / "log.txt").read_text()
+        assert len((run / "metrics.jsonl").read_text().splitlines()) == row["epoch"] + 1
+        (events,) = (run / "events").iterdir()
+        sizes.append(events.stat().st_size)
         if is_stopped and row["epoch"] == 2:
             raise Interrupted("stopped")
 
@@ -194,6 +201,7 @@ def test_curves_are_drawn_now_and_then_and_at_the_end_hold_all_epochs(
     with pytest.raises(Interrupted) if is_stopped else nullcontext():
         run_local(config, RunFolder(tmp_path / "run"), resume=False, console=Console(quiet=True), on_row=stop)
     assert drawn == [1, 3 if is_stopped else 4]
+    assert sizes == sorted({*sizes})
 
 
 def test_cut_lists_are_told_once_and_counted_in_each_epoch(

@@ -122,6 +122,7 @@ def test_a_failing_trial_is_recorded_and_a_poor_one_stopped(launcher: str, tiny_
         # on Ray the request to stop may arrive some epochs later
         assert len(RunFolder(out / "trials" / "002_poor_seed0").read_rows()) == 1
     assert short["state"] == "finished"
+    assert "3/3" in (out / "trials" / "000_sound_seed0" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("launcher", ["local", pytest.param("ray", marks=pytest.mark.ray)])
