@@ -19,9 +19,14 @@ test-wheel: $(VENV)/installed
 	MPRD_WHEEL_FULL=$(FULL) $(RUN) -m pytest -m wheel --durations 3
 
 # as root, with `ip netns`, sshd, rsync and curl
-test-cluster: $(VENV)/installed
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[cluster]"
+test-cluster: $(VENV)/installed $(VENV)/installed-cluster
 	$(RUN) -m pytest -m cluster
+
+# what a machine of a cluster needs
+$(VENV)/installed-cluster: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[cluster]"
+	touch $@
 
 # needs no network once $(VENV) is there
 docs: $(VENV)/installed-docs

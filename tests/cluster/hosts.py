@@ -147,9 +147,9 @@ def prepare_home(home: Path, folder: Path) -> None:
     venv = home / "mprd-project" / ".venv"
     venv.mkdir(parents=True)
     for entry in Path(sys.prefix).iterdir():
-        if entry.name != "installed":
+        if not entry.name.startswith("installed"):
             (venv / entry.name).symlink_to(entry)
-    (venv / "installed").touch()
+    (venv / "installed-cluster").touch()
 
 
 def boot_script(folder: Path, own: Path, name: str, *, serve: bool) -> str:

@@ -55,7 +55,7 @@ def test_the_dashboard_of_a_cluster_listens_on_loopback_alone(path: Path) -> Non
 def test_what_a_cluster_copies_is_there_and_installs_itself(path: Path) -> None:
     config = read(path)
     assert all((ROOT / local).exists() for local in config["file_mounts"].values() if not local.startswith("~"))
-    assert config["setup_commands"][0] == "cd ~/mprd-project && make .venv/installed"
+    assert config["setup_commands"][0] == "cd ~/mprd-project && make .venv/installed-cluster"
     assert 0 < config["idle_timeout_minutes"] <= 60
 
 
@@ -72,16 +72,43 @@ def test_gpu_workers_start_from_zero_at_the_spot_price_with_a_fall_back() -> Non
     assert spot["priority"] > fallback["priority"]
 
 
-def test_every_choice_of_the_cloud_file_has_its_reason_above_it() -> None:
-    lines = CLOUD.read_text().splitlines()
-    top = [number for number, line in enumerate(lines) if re.match(r"[a-z_]+:", line)]
-    told = {"provider", "auth", "available_node_types", "setup_commands", "head_setup_commands"}
-    silent = {"head_node_type", "worker_setup_commands", "rsync_exclude"}
-    for number in top:
-        name = lines[number].split(":")[0]
-        near = lines[number + 1 : number + 4] if name in told else [lines[number - 1]]
-        is_told = any(line.strip().startswith("#") for line in near)
-        assert is_told or name in silent | {"worker_start_ray_commands"}, name
+def test_rays_own_provider_starts_the_machines_of_the_cloud_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import boto3
+    from moto import mock_aws
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(name, "testing")
+    # Ray keeps a new key pair there
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with mock_aws():
+        from ray.autoscaler._private.aws.config import bootstrap_aws
+        from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+        from ray.autoscaler._private.util import prepare_config
+
+        region = read(CLOUD)["provider"]["region"]
+        ec2, iam = boto3.client("ec2", region), boto3.client("iam", region)
+        group = ec2.create_security_group(GroupName="mprd", Description="mprd")["GroupId"]
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "203.0.113.7/32"}]}
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh])
+        for name in ("mprd-head", "mprd-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+        text = CLOUD.read_text().replace("ami-00000000000000000", image).replace("sg-00000000000000000", group)
+        config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        for kind in config["available_node_types"].values():
+            provider.create_node(kind["node_config"], {}, 1)
+        started = [each for kind in ec2.describe_instances()["Reservations"] for each in kind["Instances"]]
+        (rules,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    assert [(each["InstanceType"], each.get("InstanceLifecycle")) for each in started] == [
+        ("m6i.xlarge", None),
+        ("g5.2xlarge", "spot"),
+        ("g5.2xlarge", None),
+    ]
+    assert {each["SecurityGroups"][0]["GroupId"] for each in started} == {group}
+    assert [rule["IpRanges"][0]["CidrIp"] for rule in rules["IpPermissions"]] == ["203.0.113.7/32"]
 
 
 TINY = (
