@@ -134,6 +134,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "pairs.reciprocal": threshold("reciprocal"),
     "meta.eta.start": Fixed(1.0, "Eq. 10"),
     "meta.eta.step_epoch": Fixed(0.5, "half of the epochs"),
+    "clusters.mu": Fixed(None, "clusters beside the GCN brought nothing on two sets"),
     "clusters.min_samples": Fixed(4, AUTHORS),
     "clusters.k1": Fixed(30, AUTHORS),
     "clusters.k2": Fixed(6, AUTHORS),
@@ -157,6 +158,9 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "eval.memory_mb": Gone("blocks take 512 MB, and the results do not depend on it"),
 }
 
+GONE_VALUES = [("neighbors.metric", "csls")]
+"""Values that no setting has any more."""
+
 
 def tell_old(name: str) -> str | None:
     """Return why a setting's dotted name is refused; None where no version had it."""
@@ -171,6 +175,9 @@ def upgrade(settings: Nested) -> Nested:
     settings = deepcopy(settings)
     if get(settings, "pairs.labeller") == "jaccard":
         put(settings, "pairs.labeller", "list_overlap")
+    for name, value in GONE_VALUES:
+        if get(settings, name) == value:
+            raise UserError(f"{name}: {value} is gone; {REMEDY}")
     if get(settings, "data.cache") in ("ram", "device"):
         put(settings, "data.cache", "auto")
     if get(settings, "pairs.refresh") == "batch" and is_labelled_at_once(settings):

@@ -164,11 +164,11 @@ class NeighborsConfig(Section):
     """Cosine above which an image is a neighbor beyond the first k (Sec. 5.2), where the metric is the cosine."""
     k_max: int = Field(64, ge=1)
     """Most neighbors; lists that it cuts are counted and logged. The number of neighbors under any other metric."""
-    metric: Literal["cosine", "csls", "camera"] = "cosine"
-    """Similarity that orders the lists: cosine, or corrected for local density over all images or in each camera."""
+    metric: Literal["cosine", "camera"] = "cosine"
+    """Similarity that orders the lists: cosine, or corrected for local density in each camera."""
     density_k: int | None = Field(None, ge=1)
-    """Nearest images, of all (`csls`: 8) or of a camera of average size (`camera`: 20; a smaller camera counts for as
-    many fewer), whose mean cosine is the local density."""
+    """Nearest images of a camera of average size whose mean cosine is the local density; a smaller camera counts for as
+    many fewer. None: 20."""
     standardise: bool = False
     """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
     whitening: bool = False
@@ -188,14 +188,8 @@ class NeighborsConfig(Section):
 
     @model_validator(mode="after")
     def _search_fits(self) -> NeighborsConfig:
-        by_metric = {
-            "cosine": ("exact", "ivf", "hnsw", "sharded"),
-            "csls": ("exact",),
-            "camera": ("exact", "ivf", "hnsw"),
-        }
-        if self.search not in by_metric[self.metric]:
-            known = " or ".join(by_metric[self.metric])
-            raise ValueError(f"neighbors.metric: {self.metric} needs neighbors.search={known}, but got {self.search}")
+        if self.metric == "camera" and self.search not in ("exact", "ivf"):
+            raise ValueError(f"neighbors.metric: camera needs neighbors.search=exact or ivf, but got {self.search}")
         return self
 
 
@@ -323,10 +317,8 @@ class MetaConfig(Section):
 
 
 class ClustersConfig(Section):
-    """DBSCAN: for the Cluster-Contrast baseline (`pairs.labeller: dbscan`), or beside the GCN."""
+    """DBSCAN, for the Cluster-Contrast baseline (`pairs.labeller: dbscan`)."""
 
-    mu: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Under `pairs.decide: agreement`, the threshold within a cluster, at most that of all pairs; none: no clusters."""
     eps: float = Field(0.6, gt=0, lt=1)
     """Jaccard distance within which images are neighbors for DBSCAN; Cluster-Contrast's value."""
 
@@ -432,7 +424,6 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
-        self._check_clusters()
         # these need a pass over all images, which no batch can afford
         of_all_images = {
             "neighbors.standardise": self.neighbors.standardise,
@@ -444,13 +435,3 @@ class Config(Section):
             if is_asked and self.searches_live:
                 raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=clean or mean")
         return self
-
-    def _check_clusters(self) -> None:
-        if self.clusters.mu is None:
-            return
-        if not (self.pairs.judges_candidates and self.pairs.decide == "agreement"):
-            raise ValueError("clusters.mu needs pairs.labeller=gcn or list_overlap, and pairs.decide=agreement")
-        is_gcn = self.pairs.labeller == "gcn"
-        name, outside = ("mu", self.pairs.mu) if is_gcn else ("threshold", self.pairs.threshold_of("list_overlap"))
-        if self.clusters.mu > outside:
-            raise ValueError(f"clusters.mu must not exceed pairs.{name} = {outside}, but got {self.clusters.mu}")

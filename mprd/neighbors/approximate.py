@@ -75,18 +75,14 @@ def find_by_index(
     k: int,
     similarity: float,
     k_max: int = 64,
-    metric: str = "cosine",
-    camids: Tensor | None = None,
     block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List the neighbors of all images approximately, and log the recall on a sample.
 
-    Takes the arguments of `find_neighbors`; an index knows the cosine alone, which needs no `camids`. Where the index
-    finds fewer than k images, the list is shorter. Raises UserError without faiss, or for another metric.
+    Takes the arguments of `find_neighbors`. Where the index finds fewer than k images, the list is shorter. Raises
+    UserError without faiss.
     """
     check_features(features, "features")
-    if metric != "cosine":
-        raise UserError(f"neighbors.metric: {metric} needs neighbors.search=exact")
     width = list_width(len(features), k=k, k_max=k_max)
     found = without_self(search_index(features, kind, width + 1), width)
     table = to_table(found, similarity=similarity, k=k, k_max=k_max)

@@ -76,7 +76,7 @@ class FrozenLists:
         """The lists of all images."""
         config = self.config
         if config.metric != "camera":
-            return self.search_all(self.features, camids=self.camids, **search_rule(config, self.features))
+            return self.search_all(self.features, **search_rule(config, self.features))
         ids = self.graph.ids[:, : config.k_max]
         return cut_lists(ids, (ids != PADDING).sum(1), k=min(config.k, ids.shape[1]), k_max=config.k_max)
 
@@ -93,11 +93,9 @@ class FrozenLists:
 
     def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
         """Return the neighbors `[X, K]` of features `[X, D]`, mapped by the chain, that are not among the images."""
-        rule = search_rule(self.config, self.features)
-        density = self.graph.density if self.config.metric == "camera" else None
-        return find_neighbors(
-            self.features, camids=self.camids, queries=queries, query_camids=camids, density=density, **rule
-        ).ids
+        if self.config.metric == "camera":
+            return self.graph.search_outside(queries, camids, width=self.config.k_max)
+        return find_neighbors(self.features, queries=queries, **search_rule(self.config, self.features)).ids
 
 
 class LiveLists:
@@ -135,11 +133,9 @@ class LiveLists:
 
 
 def search_rule(config: NeighborsConfig, features: Tensor) -> dict[str, Any]:
-    """Return the arguments of a search of features `[N, D]` under these settings."""
-    block_rows = rows_at_once(len(features), features.device)
-    rule = {"k": config.k, "similarity": config.similarity, "k_max": config.k_max, "metric": config.metric}
-    # shards and indexes know the cosine alone
-    return rule | {"block_rows": block_rows} | ({} if config.metric == "cosine" else {"density_k": config.density_k})
+    """Return the arguments of a search of features `[N, D]` by cosine under these settings."""
+    rule = {"k": config.k, "similarity": config.similarity, "k_max": config.k_max}
+    return rule | {"block_rows": rows_at_once(len(features), features.device)}
 
 
 def list_features(source: str, memory: Tensor, clean: Tensor) -> Tensor:

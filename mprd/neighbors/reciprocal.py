@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.neighbors.exact import PADDING
+from mprd.neighbors.exact import PADDING, pad_rows
 from mprd.neighbors.graph import SimilarityGraph
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ K1, K2 = 20, 6
 """Sizes of the lists that sets are built from and averaged over: the authors' values."""
 LEAST = 0.02
 """Similarities that are not above this are left out of the table."""
-CELLS_AT_ONCE = 2**24
-"""Sums of minima, of a block of rows with all images, held at a time."""
 TERMS_AT_ONCE = 2**22
 """Minima held at a time, unless one row has more."""
 
@@ -81,14 +79,9 @@ class SimilarityTable:
         own = torch.arange(self.num_images, device=first.device)
         keys = torch.cat([first * self.num_images + second, second * self.num_images + first, own * (len(own) + 1)])
         keys, order = keys.sort()
-        rows, columns = keys // max(1, len(own)), keys % max(1, len(own))
-        counts = torch.bincount(rows, minlength=len(own))
-        places = torch.arange(len(keys), device=keys.device) - (counts.cumsum(0) - counts)[rows]
-        width = int(counts.max()) if len(own) else 1
-        ids = torch.full((len(own), width), PADDING, device=keys.device).index_put_((rows, places), columns)
         near = self.values[is_near]
         values = torch.cat([near, near, near.new_ones(len(own))])[order]
-        return ids, near.new_zeros(len(own), width).index_put_((rows, places), values)
+        return pad_rows(keys // max(1, len(own)), keys % max(1, len(own)), values, num_rows=len(own))
 
     def surest(self, count: int) -> Tensor:
         """Return the positions `[count]` of the pairs of highest similarity; all where there are fewer."""
@@ -159,32 +152,33 @@ def jaccard_blocks(weights: csr_array, *, least: float = LEAST) -> Iterator[tupl
     counts = ends - order - 1
     starts = np.searchsorted(rows[order], np.arange(num_images + 1))
     terms = np.concatenate([[0], counts.cumsum()])[starts]
-    row, most_rows = 0, max(1, CELLS_AT_ONCE // num_images)
-    while row < num_images:
-        stop = int(np.searchsorted(terms, terms[row] + TERMS_AT_ONCE, side="right")) - 1
-        stop = min(max(stop, row + 1), row + most_rows, num_images)
-        block = slice(starts[row], starts[stop])
-        yield block_pairs(order[block], counts[block], rows, values, first=row, stop=stop, least=least)
-        row = stop
+    first = 0
+    while first < num_images:
+        last = int(np.searchsorted(terms, terms[first] + TERMS_AT_ONCE, side="right")) - 1
+        stop = min(max(last, first + 1), num_images)
+        block = slice(starts[first], starts[stop])
+        minima = sums_of_minima(order[block], counts[block], terms[first : stop + 1] - terms[first], rows, values)
+        # m / (2 - m) > least
+        minima.data *= minima.data > 2 * least / (1 + least)
+        minima.eliminate_zeros()
+        minima.sort_indices()
+        own = np.repeat(np.arange(first, stop), np.diff(minima.indptr))
+        yield own * num_images + minima.indices, minima.data / (2 - minima.data)
+        first = stop
 
 
-def block_pairs(
-    entries: np.ndarray,
-    counts: np.ndarray,
-    rows: np.ndarray,
-    values: np.ndarray,
-    *,
-    first: int,
-    stop: int,
-    least: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the keys and J of the pairs of rows `first` to `stop` with later rows, from their entries by column."""
+def sums_of_minima(
+    entries: np.ndarray, counts: np.ndarray, indptr: np.ndarray, rows: np.ndarray, values: np.ndarray
+) -> csr_array:
+    """Return the sums of minima of B consecutive rows with later rows, `[B, N]`, from their entries by column.
+
+    Each entry meets the next `counts` ones of its column; row b has `indptr[b + 1] - indptr[b]` such terms.
+    """
+    from scipy.sparse import csr_array, eye_array
+
     num_images = int(rows.max()) + 1
     mine = np.repeat(entries, counts)
-    ahead = np.arange(len(mine)) - np.repeat(counts.cumsum() - counts, counts)
-    theirs = mine + 1 + ahead
-    cells = (rows[mine] - first) * num_images + rows[theirs]
-    sums = np.bincount(cells, np.minimum(values[mine], values[theirs]), minlength=(stop - first) * num_images)
-    # m / (2 - m) > least
-    found = np.flatnonzero(sums > 2 * least / (1 + least))
-    return found + first * num_images, sums[found] / (2 - sums[found])
+    theirs = mine + 1 + np.arange(len(mine)) - np.repeat(counts.cumsum() - counts, counts)
+    terms = (np.minimum(values[mine], values[theirs]), rows[theirs], indptr)
+    # the product adds terms of one pair, in their order
+    return csr_array(terms, shape=(len(indptr) - 1, num_images)) @ eye_array(num_images, format="csr")

@@ -188,8 +188,9 @@ def fit_chain(
     if not config.whitening:
         return chain
     standardized = chain(features, camids)
-    compared = standardized if last is None else last(standardized)
+    whitening = last
     for _ in range(FIRST_ROUNDS if last is None else 1):
+        compared = standardized if whitening is None else whitening(standardized)
         table = measure_similarities(find_similarity_graph(compared, camids, config), k1=chain.k1)
         surest = table.surest(PAIRS_PER_IMAGE * len(features))
         first, second = (ids[surest] for ids in table.pairs)
@@ -200,13 +201,12 @@ def fit_chain(
         if known is not None and known.calls_poor(first, second):
             return replace(chain, report={"whitening": 0.0, **report})
         whitening = fit_whitening(standardized, first, second)
-        compared = whitening(standardized)
     return replace(chain, whitening=whitening, report={"whitening": 1.0, **report})
 
 
 def find_similarity_graph(features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> SimilarityGraph:
     """Search the graph of all images that lists and J are taken from: exactly, or by the settings' index."""
     width, density_k = max(config.k_max, GRAPH_WIDTH), config.density_k
-    if config.search == "ivf" or config.search == "hnsw":
-        return find_graph_by_index(features, camids, width=width, density_k=density_k, kind=config.search)
+    if config.search == "ivf":
+        return find_graph_by_index(features, camids, width=width, density_k=density_k)
     return find_graph(features, camids, width=width, density_k=density_k)

@@ -69,14 +69,9 @@ def cluster_images(features: Tensor, *, eps: float, memory_mb: int = 512) -> Ten
     return torch.from_numpy(found.astype(np.int64)).to(features.device)
 
 
-def is_same_cluster(labels: Tensor, ids: Tensor) -> Tensor:
-    """Mark the images of each image's cluster, boolean `[B, N]`; outliers have none."""
-    return (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
-
-
 def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
     """List the images of each image's cluster, `[B, W]` padded with -1; an outlier's list is itself."""
-    is_member = is_same_cluster(labels, ids)
+    is_member = (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
     is_member[torch.arange(len(ids), device=ids.device), ids] = True
     width = int(is_member.sum(1).max())
     order = is_member.long().argsort(dim=1, descending=True, stable=True)[:, :width]
@@ -97,7 +92,9 @@ def balanced_batches(
     out. A group is a random image of the cluster and others under other cameras, then under its own. Unlike in
     Cluster-Contrast's code no image is repeated to fill a group: the memory takes an image once a batch.
     """
-    members = [(labels == cluster).nonzero().squeeze(1).cpu() for cluster in range(int(labels.max()) + 1)]
+    images, sizes = labels.cpu().argsort(stable=True), torch.bincount(labels.cpu() + 1)
+    # the first are outliers
+    members = images.split(sizes.tolist())[1:]
     cameras = torch.zeros_like(labels).cpu() if camids is None else camids.cpu()
     num_clusters = min(len(members), max(1, batch_size // num_instances))
     batches, order = [], list[int]()

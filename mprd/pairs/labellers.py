@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.config.schema import ClustersConfig, Config, Decision, Labeller, PairsConfig
+from mprd.config.schema import Config, Decision, Labeller, PairsConfig
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import NeighborLists
 from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.pairs import rules
-from mprd.pairs.agreement import agreements, likelihood_graph
-from mprd.pairs.clusters import ClusterMemory, cluster_images, cluster_members, is_same_cluster
+from mprd.pairs.agreement import Agreements, likelihood_graph
+from mprd.pairs.clusters import ClusterMemory, cluster_members
 from mprd.pairs.positives import MetaSet, PositiveLimit, split_by_limit
 from mprd.runtime.distributed import WorkerGroup
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
@@ -133,8 +133,6 @@ class CandidateLabeller:
     decide: Decision = "likelihood"
     limit: PositiveLimit | None = None
     """Most positives of an image."""
-    clustering: ClustersConfig | None = None
-    """Clusters within which a lower agreement is enough."""
 
     @property
     def similarities(self) -> SimilarityTable | None:
@@ -170,16 +168,7 @@ class CandidateLabeller:
 
     def finish(self, labels: Iterator[Labels]) -> Iterator[Labels]:
         """Decide by agreement where settings say so, given the labels of all images in order."""
-        return labels if self.decide == "likelihood" else agree(labels, self.thresholds(), limit=self.limit)
-
-    def thresholds(self) -> Callable[[Tensor], Tensor]:
-        """Return a function that gives the agreement needed of the images `ids` `[B]` and all, `[B or 1, N]`."""
-        features = self.lists.features
-        mu = features.new_full((1, len(features)), self.mu)
-        if self.clustering is None or self.clustering.mu is None:
-            return lambda _: mu
-        clusters, mu_within = cluster_images(features, eps=self.clustering.eps), self.clustering.mu
-        return lambda ids: mu.where(~is_same_cluster(clusters, ids), mu_within)
+        return labels if self.decide == "likelihood" else agree(labels, self.mu, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -230,7 +219,7 @@ def choose_labeller(
     }
     if name in scorers:
         scorer, mu = scorers[name]
-        return CandidateLabeller(scorer, lists, mu, config.pairs.decide, limit, config.clusters)
+        return CandidateLabeller(scorer, lists, mu, config.pairs.decide, limit)
     if name == "reciprocal":
         return label_by_similarity(lists, above=config.pairs.threshold_of("reciprocal"), limit=limit)
     return RuleLabeller(choose_rule(name, config.pairs, lists.features, pids, meta, clusters))
@@ -301,28 +290,20 @@ def label_all(
     return zip(chunks, labeller.finish(labels), strict=True)
 
 
-def agree(
-    labels: Iterable[Labels], thresholds: Callable[[Tensor], Tensor], *, limit: PositiveLimit | None = None
-) -> Iterator[Labels]:
-    """Label all images anew, given the labels of all in order: positive are pairs whose agreement exceeds a threshold.
-
-    Args:
-        thresholds: of the images `ids` `[B]` with all, `[B or 1, N]`.
-    """
+def agree(labels: Iterable[Labels], mu: float, *, limit: PositiveLimit | None = None) -> Iterator[Labels]:
+    """Label all images anew, given the labels of all in order: positive are pairs whose agreement exceeds mu."""
     labels = list(labels)
     candidates = torch.cat([part.candidates for part in labels if part.candidates is not None])
     likelihoods = torch.cat([part.likelihoods for part in labels if part.likelihoods is not None])
     graph = likelihood_graph(candidates, likelihoods)
-    everyone = torch.arange(len(candidates), device=candidates.device)
+    transposed, num_images, device = graph.T.tocsr(), len(candidates), candidates.device
+    everyone = torch.arange(num_images)
     for part, ids, near in zip(labels, everyone.split(LABEL_CHUNK), candidates.split(LABEL_CHUNK), strict=True):
-        scores = agreements(graph, ids)
-        accepted = rules.accept_all(ids, scores, mu=thresholds(ids))
-        positives, refused = split_by_limit(ids, accepted, scores.gather(1, accepted.clamp(min=0)), limit)
+        found = Agreements.of_block(graph, transposed, slice(int(ids[0]), int(ids[-1]) + 1))
+        accepted, scores = (table.to(device) for table in found.above(mu, ids))
+        positives, refused = split_by_limit(ids.to(device), accepted, scores, limit)
         yield replace(
-            part,
-            positives=positives,
-            refused=refused,
-            agreements=scores.gather(1, near.clamp(min=0)).masked_fill(near == PADDING, 0),
+            part, positives=positives, refused=refused, agreements=found.at(near.cpu(), num_images).to(device)
         )
 
 

@@ -40,19 +40,6 @@ def accept(rows: Tensor, candidates: Tensor, likelihoods: Tensor, *, mu: float) 
     return torch.cat([rows[:, None], candidates.masked_fill(refused, PADDING)], dim=1)
 
 
-def accept_all(rows: Tensor, scores: Tensor, *, mu: float | Tensor) -> Tensor:
-    """Keep, of all images, those whose score with the images `rows` `[B]` is above mu.
-
-    Args:
-        scores: `[B, N]`.
-        mu: one number, or `[B or 1, N]`.
-
-    Returns:
-        `[B, W]`: P_i with i, padded with -1.
-    """
-    return mask_to_ids((scores > mu) | own_index(rows, scores.shape[1]))
-
-
 def own_index(targets: Tensor, num_images: int) -> Tensor:
     """Mark each image's own index: the labels of "Single" (Table 1)."""
     mask = torch.zeros(len(targets), num_images, dtype=torch.bool, device=targets.device)

@@ -12,7 +12,6 @@ import ray
 import torch
 from torch import Tensor
 
-from mprd.errors import UserError
 from mprd.neighbors.approximate import TopK, list_width, merge_shards, search_shard, to_table
 from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_features
 from mprd.parallel.ray_actors import check_budget, join_ray, wait_for
@@ -30,18 +29,13 @@ def find_in_shards(
     k: int,
     similarity: float,
     k_max: int = 64,
-    metric: str = "cosine",
-    camids: Tensor | None = None,
     block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List the neighbors of all images on `num_shards` actors for each of `num_workers` training workers.
 
-    Takes the arguments of `find_neighbors`; shards know the cosine alone, which needs no `camids`. Raises UserError for
-    another metric, or unless Ray has CPUs for the actors.
+    Takes the arguments of `find_neighbors`. Raises UserError unless Ray has CPUs for the actors.
     """
     check_features(features, "features")
-    if metric != "cosine":
-        raise UserError(f"neighbors.metric: {metric} needs neighbors.search=exact")
     width = list_width(len(features), k=k, k_max=k_max)
     shards = ShardedRows(
         features, num_shards=min(num_shards, len(features)), num_workers=num_workers, block_rows=block_rows

@@ -29,6 +29,7 @@ DEMO = {
     "data.synthetic.camera_gap": 0.6,
     "memory.start_mode": "train",
     "neighbors.num_shards": 0,
+    "clusters.mu": None,
     "pairs.refresh": "batch",
     "pairs.jaccard": 0.3,
     "train.nesterov": True,
@@ -110,6 +111,14 @@ def test_a_renamed_setting_of_a_run_folder_is_moved(
         ({"data__rotation": 7.0}, "data.augmentation is now standard or small, and this run's 7.0 is of neither"),
         ({"data__rotation": 10.0}, "data.augmentation is now standard or small, and this run's 10.0 is of neither"),
         ({"data__synthetic__seed": 1}, "data.synthetic.seed is now fixed at 0"),
+        (
+            {"clusters__mu": 0.2},
+            "clusters.mu is now fixed at null (clusters beside the GCN",
+        ),
+        (
+            {"neighbors__metric": "csls"},
+            "neighbors.metric: csls is gone; read it with the version of mprd that",
+        ),
     ],
 )
 def test_a_run_folder_with_another_value_is_refused_by_name(

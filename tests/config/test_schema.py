@@ -85,7 +85,6 @@ def test_an_override_is_read_as_yaml() -> None:
         ),
         ("pairs={labeller: reciprocal, refresh: batch}", "pairs.labeller: reciprocal labels all images at once"),
         ("pairs.threshold=0.4", "pairs.threshold is for the labellers ss, mplp, mlcr, list_overlap, reciprocal, but"),
-        ("clusters.mu=0.4", "clusters.mu must not exceed pairs.mu = 0.35, but got 0.4"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> None:

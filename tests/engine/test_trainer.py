@@ -105,7 +105,6 @@ def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, t
         ("neighbors.source=clean",),
         ("neighbors.source=mean",),
         ("neighbors.source=clean", "neighbors.metric=camera", "meta.pairs=random"),
-        ("neighbors.metric=csls", "pairs.refresh=epoch"),
         ("neighbors.source=clean", "neighbors.standardise=true", "neighbors.metric=camera", "neighbors.density_k=3"),
         ("gcn.variant=paper", "gcn.link=keep", "gcn.optimizer=sgd"),
         ("gcn.variant=reciprocal", "neighbors.source=mean"),
@@ -393,7 +392,7 @@ def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
     data = open_data(tiny_config)
     blind = dataclasses.replace(data, train=dataclasses.replace(data.train, camids=None))
     plain = "neighbors.standardise=false"
-    for setting, needs in ((plain, "neighbors.metric: camera"), ("neighbors.metric=csls", "neighbors.standardise")):
+    for setting, needs in ((plain, "neighbors.metric: camera"), ("neighbors.metric=cosine", "neighbors.standardise")):
         config = changed(tiny_config, tiny_root, setting, "train.warmup_epochs=2", "train.epochs=2")
         with pytest.raises(UserError, match=rf"^{re.escape(needs)} needs cameras, and .* has none; "):
             Trainer(config, blind, device=CPU)

@@ -83,18 +83,18 @@ def test_an_index_that_searches_everything_gives_the_exact_lists(kind: Any) -> N
     assert torch.equal(find_by_index(features, kind=kind, **rule).ids, find_neighbors(features, **rule).ids)
 
 
-def test_an_index_needs_faiss_and_the_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.search=exact"):
-        find_by_index(unit_rows(9), kind="ivf", k=2, similarity=0.6, metric="csls")
+def test_an_index_needs_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
         find_by_index(unit_rows(9), kind="ivf", k=2, similarity=0.6)
 
 
-def test_only_the_cosine_goes_through_shards_or_an_index() -> None:
-    for search in ("ivf", "sharded"):
-        with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.search=exact"):
-            load_config("market1501", overrides=(*MARKET, "neighbors.metric=csls", f"neighbors.search={search}"))
+def test_c_is_searched_exactly_or_by_the_inverted_file() -> None:
+    camera = (*MARKET, "neighbors.source=mean", "neighbors.metric=camera")
+    assert load_config("market1501", overrides=(*camera, "neighbors.search=ivf")).neighbors.search == "ivf"
+    for search in ("hnsw", "sharded"):
+        with pytest.raises(UserError, match=r"neighbors\.metric: camera needs neighbors\.search=exact or ivf, but got"):
+            load_config("market1501", overrides=(*camera, f"neighbors.search={search}"))
 
 
 MARKET = ("data.root=.", "pairs.refresh=epoch")

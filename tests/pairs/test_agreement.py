@@ -7,21 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.config.loading import load_config
-from mprd.config.schema import ClustersConfig, Config, NeighborsConfig
+from mprd.config.schema import Config
 from mprd.data.datasets import load_dataset
 from mprd.engine.callbacks import Callbacks
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.neighbors.exact import PADDING
-from mprd.neighbors.lists import FrozenLists
-from mprd.pairs import clusters
-from mprd.pairs.agreement import POWER, agreements, likelihood_graph
-from mprd.pairs.labellers import CandidateLabeller, Labels, ListOverlap, agree
+from mprd.pairs.agreement import Agreements, likelihood_graph
+from mprd.pairs.labellers import Labels, agree
 
 Table = tuple[Tensor, Tensor]
 
@@ -53,17 +50,20 @@ def cosine_by_hand(a: dict[int, float], b: dict[int, float]) -> float:
 def test_agreement_is_the_cosine_of_two_images_likelihoods() -> None:
     candidates, likelihoods = random_table(40)
     rows = rows_by_hand(candidates, likelihoods)
-    ids = torch.tensor([7, 0, 39, 7])
-    found = agreements(likelihood_graph(candidates, likelihoods), ids)
-    expected = [[cosine_by_hand(rows[i], rows[j]) for j in range(40)] for i in ids.tolist()]
-    torch.testing.assert_close(found, torch.tensor(expected))
-    assert POWER == 3
+    graph = likelihood_graph(candidates, likelihoods)
+    expected = torch.tensor([[cosine_by_hand(rows[i], rows[j]) for j in range(40)] for i in range(7, 31)])
+    found = Agreements.of_block(graph, graph.T.tocsr(), slice(7, 31))
+    torch.testing.assert_close(found.at(torch.arange(40).repeat(24, 1), 40), expected)
+    assert found.at(torch.full((24, 2), PADDING), 40).tolist() == [[0, 0]] * 24
+    # no pair without a common mate is held
+    assert len(found.values) == int((expected > 0).sum())
 
 
 def test_an_image_without_candidates_agrees_with_itself_alone() -> None:
     candidates = torch.tensor([[1, PADDING], [0, PADDING], [PADDING, PADDING]])
     graph = likelihood_graph(candidates, torch.full((3, 2), 0.9))
-    assert agreements(graph, torch.tensor([2])).tolist() == [[0.0, 0.0, 1.0]]
+    found = Agreements.of_block(graph, graph.T.tocsr(), slice(2, 3))
+    assert (found.rows.tolist(), found.ids.tolist(), found.values.tolist()) == ([0], [2], [1.0])
 
 
 def test_a_common_mate_makes_positives_of_images_that_are_no_candidates_of_each_other() -> None:
@@ -71,7 +71,7 @@ def test_a_common_mate_makes_positives_of_images_that_are_no_candidates_of_each_
     candidates = torch.tensor([[1, PADDING], [0, 2], [1, 3], [2, PADDING]])
     likelihoods = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.3], [0.3, 0.0]])
     labels = Labels(torch.arange(4)[:, None], candidates, likelihoods, likelihoods)
-    (found,) = agree([labels], lambda ids: torch.tensor(0.45))
+    (found,) = agree([labels], 0.45)
     assert [set(row) - {PADDING} for row in found.positives.tolist()] == [{0, 1, 2}, {0, 1, 2}, {0, 1, 2}, {3}]
     assert found.agreements is not None
     assert found.agreements[0].tolist() == pytest.approx([2 / math.sqrt(6), 0], rel=1e-3)
@@ -85,44 +85,11 @@ def test_labels_of_many_chunks_are_those_of_all_rows() -> None:
         for ids in torch.arange(600).split(256)
     ]
     rows = rows_by_hand(candidates, likelihoods)
-    labels = agree(parts, lambda ids: torch.tensor(0.4))
+    labels = agree(parts, 0.4)
     found = [set(row) - {PADDING} for part in labels for row in part.positives.tolist()]
     for i in (0, 255, 256, 599):
         assert found[i] == {j for j in range(600) if j == i or cosine_by_hand(rows[i], rows[j]) > 0.4}
     assert max(map(len, found)) > 1
-
-
-def test_images_of_one_cluster_are_positives_at_a_lower_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clusters, "K1", 5)
-    monkeypatch.setattr(clusters, "K2", 2)
-    # two groups of six around one direction each, and agreements that come from likelihoods alone
-    features = F.normalize(torch.eye(2).repeat_interleave(6, 0) + 0.05 * torch.arange(24).view(12, 2) / 24)
-    lists = FrozenLists(features, None, NeighborsConfig(k=2))
-    rule = ClustersConfig(mu=0.3, eps=0.5)
-    labeller = CandidateLabeller(ListOverlap(), lists, mu=0.6, decide="agreement", clustering=rule)
-    least = labeller.thresholds()(torch.tensor([0, 7]))
-    torch.testing.assert_close(least, torch.tensor([[0.3] * 6 + [0.6] * 6, [0.6] * 6 + [0.3] * 6]))
-    without = CandidateLabeller(ListOverlap(), lists, mu=0.6, clustering=ClustersConfig())
-    torch.testing.assert_close(without.thresholds()(torch.tensor([0])), torch.full((1, 12), 0.6))
-
-
-def test_each_pair_has_the_threshold_that_is_asked_of_it() -> None:
-    candidates = torch.tensor([[1, PADDING], [0, 2], [1, PADDING]])
-    likelihoods = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
-    labels = Labels(torch.arange(3)[:, None], candidates, likelihoods, likelihoods)
-    # the rows are (1, 1, 0), (1, 1, 1) and (0, 1, 1): 0 and 2 agree by 1/2, both with 1 by 2/sqrt(6) = 0.816
-    asked = torch.tensor([[0.9, 0.8, 0.6], [0.8, 0.9, 0.85], [0.4, 0.85, 0.9]])
-    (found,) = agree([labels], lambda ids: asked[ids])
-    assert [set(row) - {PADDING} for row in found.positives.tolist()] == [{0, 1}, {0, 1}, {0, 2}]
-
-
-def test_clusters_have_a_say_in_agreement_alone() -> None:
-    assert load_config("demo", overrides=("clusters.mu=0.2",)).clusters.mu == 0.2
-    for setting in ("pairs.decide=likelihood", "pairs.labeller=mplp"):
-        with pytest.raises(UserError, match=r"clusters\.mu needs"):
-            load_config("demo", overrides=("clusters.mu=0.2", setting))
-    with pytest.raises(UserError, match=r"clusters\.mu must not exceed pairs\.mu = 0\.35, but got 0\.4"):
-        load_config("demo", overrides=("clusters.mu=0.4",))
 
 
 def test_a_run_labels_by_agreement_and_says_what_it_is_worth(tiny_config: Config, tmp_path: Path) -> None:
@@ -153,12 +120,3 @@ def test_agreement_labels_all_images_at_once_and_a_rule_still_batch_by_batch() -
         load_config("demo", overrides=(*by_agreement, "pairs.refresh=batch"))
     rule = load_config("demo", overrides=("pairs.decide=agreement", "pairs.labeller=mplp"))
     assert not rule.pairs.is_once_an_epoch
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_finds_the_agreements_of_a_cpu() -> None:
-    candidates, likelihoods = random_table()
-    ids = torch.arange(0, 600, 7)
-    here = agreements(likelihood_graph(candidates, likelihoods), ids)
-    there = agreements(likelihood_graph(candidates.cuda(), likelihoods.cuda()), ids.cuda())
-    torch.testing.assert_close(there.cpu(), here)

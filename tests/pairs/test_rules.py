@@ -11,7 +11,7 @@ import torch
 from mprd.losses import binomial_deviance, hard_negatives
 from mprd.neighbors.exact import PADDING
 from mprd.pairs.positives import MetaSet, PositiveLimit, PositiveTable, split_by_limit
-from mprd.pairs.rules import accept, accept_all, knn, mask_to_ids, mplp, own_index, relabel, ss, supervised
+from mprd.pairs.rules import accept, knn, mask_to_ids, mplp, own_index, relabel, ss, supervised
 
 ORACLE = Path(__file__).parents[1] / "oracle"
 
@@ -49,7 +49,7 @@ def test_a_limit_keeps_the_likeliest_under_the_own_camera_and_under_others(same:
     limit = PositiveLimit(torch.randint(3, (40,), generator=draw), same, other)
     rows = torch.tensor([5, 0, 39, 5])
     scores = torch.rand(4, 40, generator=draw)
-    accepted = accept_all(rows, scores, mu=0.4)
+    accepted = mask_to_ids((scores > 0.4) | own_index(rows, 40))
     found, refused = split_by_limit(rows, accepted, scores.gather(1, accepted.clamp(min=0)), limit)
     assert refused is not None
     kept = limit.keep(rows, *padded_at_random(rows, scores, draw))

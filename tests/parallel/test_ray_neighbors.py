@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mprd.errors import UserError
 from mprd.neighbors.exact import find_neighbors
 from tests.graphs import unit_rows
 
@@ -24,8 +23,3 @@ def test_shards_on_actors_find_what_one_process_finds(cluster: None, num_shards:
         assert torch.equal(table.ids, expected.ids)
         assert torch.equal(table.counts, expected.counts)
         assert torch.equal(table.is_capped, expected.is_capped)
-
-
-def test_shards_know_the_cosine_alone() -> None:
-    with pytest.raises(UserError, match=r"neighbors\.metric: csls needs neighbors\.search=exact"):
-        find_in_shards(unit_rows(9), num_shards=2, k=3, similarity=0.6, metric="csls")
