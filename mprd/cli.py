@@ -7,24 +7,77 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperCommand
 
 from mprd.errors import Interrupted, UserError
+from mprd.storage.places import is_url, local_path
 from mprd.text import explain, one_line
 
 HOME = re.compile(r"^(--[\w-]+=)?(~[^/=]*(?:/.*)?)$", re.DOTALL)
 """An argument, or the value of an option, that begins with `~`; a shell expands `~` only at the start of a word."""
 
 
+PARAMETERS: ContextVar[dict[str, Any]] = ContextVar("PARAMETERS", default={})  # noqa: B039
+"""Of the command that runs."""
+WRITTEN = ("out", "resume", "html", "features_dir")
+"""Parameters that name what a command writes."""
+
+
 class Command(TyperCommand):
-    """A command in whose arguments `~` is the home folder, also in `--out=~/x`."""
+    """A command in whose arguments `~` is the home folder and a URL is its working copy, also in `--out=~/x`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [HOME.sub(lambda m: (m[1] or "") + os.path.expanduser(m[2]), a) for a in args])
+        local: list[str] = []
+        run_command(lambda: local.extend(map(local_argument, args)))
+        return super().parse_args(ctx, local)
+
+    def invoke(self, ctx: Any) -> Any:
+        token = PARAMETERS.set(ctx.params)
+        try:
+            return super().invoke(ctx)
+        finally:
+            PARAMETERS.reset(token)
+
+
+def local_argument(text: str) -> str:
+    """Return an argument with `~` expanded, and a URL replaced by the path of its working copy."""
+    text = HOME.sub(lambda match: (match[1] or "") + os.path.expanduser(match[2]), text)
+    option, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
+    return f"{option}{equals}{local_path(value)}" if is_url(value) else text
+
+
+@contextmanager
+def working_copies() -> Iterator[None]:
+    """Fetch the URLs among the parameters of a command before the block, and send what it has written afterwards."""
+    given = [(name, value) for name, values in PARAMETERS.get().items() for value in listed(values)]
+    paths = [(name, Path(value)) for name, value in given if isinstance(value, str | Path) and "/remote/" in str(value)]
+    from mprd.storage import copies
+
+    for name, path in paths:
+        if name == "data":
+            copies.fetch_data(path)
+        else:
+            copies.pull(next(place for place in (path, *path.parents) if not has_magic(str(place))))
+    written = [path for name, path in paths if name in WRITTEN]
+    try:
+        yield
+    except BaseException:
+        for path in written:
+            with suppress(UserError):
+                copies.push(path)
+        raise
+    copies.finish(written)
+
+
+def listed(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, list | tuple) else [values]
 
 
 class OneLine(logging.Formatter):
@@ -45,7 +98,8 @@ def run_command(command: Callable[[], None]) -> None:
     """Run a command; exit with 2 and one line for errors of the user or of the file system, with 130 for a stop."""
     set_up_output()
     try:
-        command()
+        with working_copies():
+            command()
     except BrokenPipeError:
         # as when the reader of `mprd ... | head` has gone; the exit would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,6 +20,7 @@ from mprd.neighbors.similarity import SimilarityChain
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device
+from mprd.storage.copies import fetch
 
 if TYPE_CHECKING:
     from mprd.data.loaders import Images
@@ -113,6 +114,7 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     """Load the trained network of a run folder.
 
     Args:
+        run: a path, or a URL of object storage.
         best: load the checkpoint with the best label-free score, in place of the last.
         device: `auto` (an accelerator if there is one), `cpu`, `cuda` or `cuda:N`.
 
@@ -123,7 +125,8 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     >>> model.num_features, model.config.data.height, model.config.data.width
     (256, 32, 16)
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder(run)
+    fetch(folder.path)
     config = folder.read_config()
     place = choose_device(device, setting="device")
     path = folder.best if best else folder.last

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mprd.errors import UserError
+from mprd.storage.places import place_of, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 # of UTF-32 before UTF-16, whose mark it begins with
 MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
@@ -55,12 +57,12 @@ def from_unicode(text: str) -> str:
 
 def quoted(path: Path) -> str:
     """Return a path as a shell takes it, for a command in a message."""
-    return shlex.quote(str(path))
+    return shlex.quote(place_of(path))
 
 
 def one_line(text: str) -> str:
-    """Return text for a terminal: in one line, without control characters and undecodable bytes."""
-    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+    """Return text for a terminal: in one line, without control characters and undecodable bytes, URLs by name."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], shown(text))
 
 
 def explain(error: UserError | OSError | UnicodeEncodeError) -> str:
@@ -73,7 +75,11 @@ def explain(error: UserError | OSError | UnicodeEncodeError) -> str:
 
 
 def new_console(**options: Any) -> Console:
-    """Return a console that prints names as they are: `[red]` and `:smile:` are no markup."""
+    """Return a console that prints names as they are, `[red]` and `:smile:` are no markup, and URLs by name."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, **options)
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(shown(text), **options)
+
+    return Plain(markup=False, emoji=False, **options)

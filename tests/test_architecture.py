@@ -17,7 +17,7 @@ PACKAGE = Path(mprd.__file__).parent
 
 # a folder or file imports only what stands before it
 ORDER = [
-    *("errors", "lazy", "text", "losses", "memory"),
+    *("errors", "lazy", "storage", "text", "losses", "memory"),
     *("config", "runtime", "cli"),
     *("data", "neighbors", "subgraphs", "feature_file"),
     *("backbone", "gcn", "metrics", "parallel", "runs"),

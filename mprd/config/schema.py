@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, field_validator, model_validator
+
+from mprd.storage.places import local_path, place_of
 
 Preset = Literal[
     "demo",
@@ -27,6 +29,12 @@ ListSource = Literal["memory", "clean", "mean"]
 Labeller = Literal["gcn", "list_overlap", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
 Share = Annotated[float, Field(ge=0, le=1)]
+Place = Annotated[
+    Path,
+    BeforeValidator(lambda value: local_path(value) if isinstance(value, str | Path) else value),
+    PlainSerializer(place_of, when_used="json"),
+]
+"""A path; of a URL it is that of the working copy, and files hold the URL, of which each machine has its own copy."""
 
 THRESHOLDS: dict[Labeller, float] = {"ss": 0.6, "mplp": 0.6, "mlcr": 0.6, "list_overlap": 0.3, "reciprocal": 0.4}
 """`pairs.threshold` if not set: of a cosine (`ss`: Sec. 5.3; `mplp`, `mlcr`: MLCReID's t), an overlap of lists, a
@@ -62,7 +70,7 @@ class DataConfig(Section):
 
     dataset: Literal["auto", "synthetic", "market1501", "dukemtmcreid", "msmt17", "folder", "list"] = "synthetic"
     """The layout to read; `auto` recognizes it as `mprd doctor` does, `folder` is any tree of crops, `list` a CSV."""
-    root: Path | None = None
+    root: Place | None = None
     """Folder of the data set, or a CSV `file,split,identity,camera`; none only with `synthetic`."""
     train: str | None = None
     """Folder of the training images below `data.root`, `.` for all of it; none: by the names of the folders."""
@@ -300,7 +308,7 @@ class MetaConfig(Section):
 
     num_ids: int = Field(5, ge=0)
     """M (Sec. 4.2); 0 is MPRD(0id)."""
-    labels: Path | None = None
+    labels: Place | None = None
     """CSV `file,identity` of labeled training images, paths below data.root; without it identities are those of file
     names."""
     all_listed: bool = False

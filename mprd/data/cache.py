@@ -28,9 +28,9 @@ from PIL import Image
 from torch import Tensor
 
 from mprd.data.decode import VERSION, image_size, read_image, reading_pool
-from mprd.data.own_files import make_cache
 from mprd.data.same_images import digest_files
 from mprd.runtime.device import memory_bytes, send, send_pixels
+from mprd.storage.cache import make_cache
 
 logger = logging.getLogger("mprd")
 

@@ -27,10 +27,11 @@ from mprd.data.layouts import (
     read_msmt17,
 )
 from mprd.data.listing import read_listing
-from mprd.data.own_files import cache_folder, make_cache
 from mprd.data.recognition import compiled, find_place, locate, named_folders
 from mprd.data.scan import LeftOut, log_left_out, scan
 from mprd.errors import UserError
+from mprd.storage.cache import cache_folder, make_cache
+from mprd.storage.copies import fetch_data
 
 logger = logging.getLogger("mprd")
 
@@ -106,6 +107,8 @@ def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset
 
     Raises UserError naming a missing or empty folder, or the first name that does not parse.
     """
+    if config.root is not None:
+        fetch_data(config.root)
     config = locate(config)
     if (config.root is None) != (config.dataset == "synthetic"):
         wanted = "takes no folder" if config.root else "needs a folder"

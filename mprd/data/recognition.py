@@ -30,6 +30,7 @@ from mprd.data.naming import (
 )
 from mprd.data.scan import LeftOut, Scan, check_folder, scan
 from mprd.errors import UserError
+from mprd.storage.copies import fetch_data
 
 logger = logging.getLogger("mprd")
 
@@ -80,6 +81,7 @@ def recognize(root: Path, folders: SplitFolders | None = None, *, pattern: str |
 
     Raises UserError where there is no such folder, no image, more than one data set, or an unknown way of splitting.
     """
+    fetch_data(root)
     if root.is_file():
         return Layout("list", "list", root)
     tree = scan(root)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mprd.data.own_files import cache_folder
 from mprd.doctor.checks import DatasetReport, Finding, describe_machine, gigabytes
 from mprd.doctor.estimate import Cost
 from mprd.doctor.plans import Plan
+from mprd.storage.cache import cache_folder
 
 
 def print_report(report: DatasetReport, console: Console) -> None:

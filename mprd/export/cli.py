@@ -33,10 +33,13 @@ def export_and_print(
     """Export, and print the files and the largest difference from the original."""
     from mprd.export.formats import SUFFIXES, check_packages, export_network
     from mprd.model import load_model
+    from mprd.storage.copies import push
 
     check_packages(kind)
     model = load_model(run, best=best, device="cpu")
     exported = export_network(model, out or run / f"backbone{SUFFIXES[kind]}", kind=kind, whiten=whiten, camera=camera)
+    for file in (exported.path, exported.description):
+        push(file)
     print(f"{exported.path}: {model.num_features} features from {model.config.data.height} x "
           f"{model.config.data.width} images; {exported.description.name} says how to prepare them")  # fmt: skip
     print(f"max difference {exported.difference:.1e} over {exported.num_images} images ({exported.source})")

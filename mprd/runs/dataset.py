@@ -8,7 +8,7 @@ from mprd.config.schema import Config
 from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.images import check_dataset
-from mprd.data.own_files import cache_folder
+from mprd.storage.cache import cache_folder
 
 
 def open_dataset(config: Config, *, needs_train: bool = True) -> ReidDataset:

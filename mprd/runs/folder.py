@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import sys
 from importlib import metadata
@@ -19,6 +18,8 @@ from mprd.errors import UserError
 from mprd.runtime import checkpoint
 from mprd.runtime.device import num_cores
 from mprd.runtime.files import replaced
+from mprd.storage.copies import push
+from mprd.storage.places import local_path
 from mprd.text import quoted, read_text
 
 logger = logging.getLogger("mprd")
@@ -29,8 +30,9 @@ PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "
 class RunFolder:
     """Read and write the files of a run."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path = Path(os.path.expanduser(path))
+    def __init__(self, path: Path | str) -> None:
+        """Take a path, or a URL, whose working copy is used; nothing is fetched."""
+        self.path = path = local_path(path)
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.untrained_file = path / "untrained.json"
@@ -77,6 +79,7 @@ class RunFolder:
         write_text(self.path / "run.json", json.dumps(describe_run(), indent=2) + "\n")
         # last, because its presence means that the others are complete
         write_text(self.config_file, yaml.safe_dump(absolute(config).model_dump(mode="json"), sort_keys=False))
+        push(self.path)
 
     def read_config(self) -> Config:
         """Read the settings; raise UserError if the folder holds no run."""
@@ -108,8 +111,9 @@ class RunFolder:
         return (parse_object(read_text(self.untrained_file)) if self.untrained_file.is_file() else None) or {}
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the last checkpoint."""
+        """Write the last checkpoint, and send what a URL lacks."""
         checkpoint.save(state, self.last)
+        push(self.path)
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write the checkpoint with the best label-free score."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mprd.errors import UserError
+from mprd.storage.copies import claim
 
 logger = logging.getLogger("mprd")
 LOCK_NAME = ".lock"
@@ -42,4 +43,6 @@ def held(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
+        # for processes of other machines
+        claim(folder)
         yield

@@ -21,6 +21,7 @@ from mprd.search.results import (
     standardize_gallery,
     whiten_gallery,
 )
+from mprd.storage.copies import local_only
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     lists = [find_images(source) for source in queries]
     set_threads(config.train.threads)
     model = load_model(run, best=options.best, device=options.device)
-    features_dir = options.features_dir or run / "features"
+    features_dir = options.features_dir or local_only(run) / "features"
     opened = open_gallery(
         model, gallery, run, best=options.best, patterns=patterns, features_dir=features_dir, index=kind
     )

@@ -26,6 +26,7 @@ from mprd.runs.lock import held
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
+from mprd.storage.copies import push
 from mprd.text import new_console
 from mprd.train.profiler import Profile
 from mprd.train.recorder import Recorder
@@ -138,5 +139,6 @@ def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> N
     plain = new_console(record=True, width=100, file=io.StringIO())
     plain.print(table)
     write_text(folder.path / "table.txt", plain.export_text())
+    push(folder.path)
     console.print(table)
     console.print(closing_lines(folder.path), highlight=False, soft_wrap=True)

@@ -19,6 +19,8 @@ from mprd.config.old_names import upgrade_dotted
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder, parse_object, write_text
+from mprd.storage.copies import push
+from mprd.storage.places import local_path
 from mprd.text import quoted, read_text
 from mprd.tune.study import Objective, Study, build_study, write_study
 from mprd.tune.trial import Trial
@@ -39,8 +41,9 @@ class StudyOptions:
 class StudyFolder:
     """Paths of a study, and reading and writing of its files."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        """Take a path, or a URL, whose working copy is used; nothing is fetched."""
+        self.path = path = local_path(path)
         self.study_file = path / "study.yaml"
         self.config_file = path / "config.yaml"
         self.options_file = path / "study.json"
@@ -61,6 +64,7 @@ class StudyFolder:
         self.write_options(options)
         # last, because its presence means that the others are complete
         write_text(self.study_file, write_study(study))
+        push(self.path)
 
     def check_exists(self) -> None:
         """Raise UserError where the folder holds no study."""
@@ -109,8 +113,9 @@ class StudyFolder:
             ) from None
 
     def write_trials(self, trials: list[Trial]) -> None:
-        """Replace the list of trials atomically."""
+        """Replace the list of trials atomically, and send what a URL lacks."""
         write_text(self.trials_file, json.dumps([asdict(trial) for trial in trials], indent=1) + "\n")
+        push(self.path)
 
     def run_folder(self, trial: Trial) -> RunFolder:
         """Return the run folder of a trial, absolute because Ray's workers have other working directories."""

@@ -6,6 +6,7 @@ import shutil
 import traceback
 
 from mprd.runs.folder import RunFolder, write_text
+from mprd.storage.copies import discard
 from mprd.text import read_text
 from mprd.tune.trial import Trial
 from mprd.tune.trial_queue import TrialQueue
@@ -15,7 +16,7 @@ ERROR = "error.txt"
 
 def prepare_folder(folder: RunFolder) -> bool:
     """Make a run folder, or clear the files of an earlier try; return whether a checkpoint is there to resume."""
-    (folder.path / ERROR).unlink(missing_ok=True)
+    discard(folder.path / ERROR)
     if folder.last.is_file():
         return True
     shutil.rmtree(folder.path, ignore_errors=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mprd.data import own_files
-from mprd.data.own_files import cache_folder, make_cache
 from mprd.data.scan import scan
 from mprd.errors import UserError
+from mprd.storage import cache
+from mprd.storage.cache import cache_folder, make_cache
 from tests.trees import write_image, write_images
 
 
@@ -114,7 +114,7 @@ def test_the_cache_is_the_users_unless_told_or_not_writable(tmp_path: Path, monk
     assert cache_folder() == tmp_path / "new" / "cache"
     monkeypatch.setenv("MPRD_CACHE", "/proc/cache")
     # the superuser may write anywhere
-    monkeypatch.setattr(own_files, "can_write", lambda folder: not str(folder).startswith("/proc"))
+    monkeypatch.setattr(cache, "can_write", lambda folder: not str(folder).startswith("/proc"))
     with pytest.raises(UserError, match="MPRD_CACHE: cannot write to /proc/cache"):
         cache_folder()
     monkeypatch.delenv("MPRD_CACHE")

@@ -1,0 +1,1 @@
+"""Where mprd keeps its own files, and object storage by URL."""
