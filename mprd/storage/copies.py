@@ -20,7 +20,9 @@ UNSENT: dict[Path, str] = {}
 
 
 def is_copy(path: Path) -> bool:
-    return path.is_relative_to(copies_folder())
+    folder = copies_folder()
+    # below a scheme and a bucket
+    return path.is_relative_to(folder) and len(path.relative_to(folder).parts) >= 2
 
 
 def pull(path: Path, *, skipped: tuple[str, ...] = ()) -> None:

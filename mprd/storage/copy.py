@@ -208,11 +208,13 @@ class Copy:
                     destination_filesystem=LocalFileSystem(),
                     chunk_size=CHUNK_BYTES,
                 )
-                if info.size <= CHUNK_BYTES:
+                if info.size <= CHUNK_BYTES and temporary.stat().st_size == info.size:
                     return before
                 # what several requests return may be of two versions
                 after = filesystem.get_file_info(info.path)
                 if (after.size, after.mtime_ns) == (before.size, before.mtime_ns):
+                    if temporary.stat().st_size != after.size:
+                        raise OSError(f"{info.path}: {temporary.stat().st_size} of {after.size} bytes came")
                     return after
                 before = after
 
@@ -263,17 +265,21 @@ class Copy:
 
     def send(self, path: Path, name: str) -> Stat | None:
         """Write a local file to an object; return the object's stat where no writer is kept."""
-        from pyarrow.fs import LocalFileSystem, copy_files
-
         filesystem, base = self.remote
         place = f"{base}/{name}" if name else base
         if filesystem.type_name == "hdfs":
             filesystem.create_dir(os.path.dirname(place))
-        # one call: a stream that an exception of Python closes would leave a part of the file under the name
-        copy_files(
-            str(path), place, source_filesystem=LocalFileSystem(), destination_filesystem=filesystem,
-            chunk_size=CHUNK_BYTES,
-        )  # fmt: skip
+        content = path.read_bytes()
+
+        def write() -> None:
+            # not pyarrow's copy_files, which ignores the errors of closing
+            stream = filesystem.open_output_stream(place)
+            stream.write(content)
+            stream.close()
+
+        # in a thread, which Ctrl-C does not break off: a stream that is dropped leaves a part of the file under the name
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(write).result()
         if name:
             return None
         info = filesystem.get_file_info(place)
