@@ -277,7 +277,7 @@ class Copy:
             stream.write(content)
             stream.close()
 
-        # in a thread, which Ctrl-C does not break off: a stream that is dropped leaves a part of the file under the name
+        # in a thread, which Ctrl-C does not break off: a dropped stream leaves a part of the file under the name
         with ThreadPoolExecutor(1) as pool:
             pool.submit(write).result()
         if name:

@@ -209,9 +209,10 @@ def test_a_resume_with_an_empty_cache_gives_the_same_bits(
         if len(folder.read_rows()) == 1:
             raise Lost
 
-    with monkeypatch.context() as patch, pytest.raises(Lost):
-        patch.setattr(RunFolder, "save", lose)
+    monkeypatch.setattr(RunFolder, "save", lose)
+    with pytest.raises(Lost):
         train([*common, "--out", "s3://bucket/cut"], standalone_mode=False)
+    monkeypatch.setattr(RunFolder, "save", save)
     machine("second")
     train(["--launcher", "local", "--resume", "s3://bucket/cut"], standalone_mode=False)
     machine("third")
