@@ -33,6 +33,7 @@ ORDER = [
 DOORS = {
     "ray": {
         *("parallel/cluster", "parallel/ray_actors", "parallel/ray_neighbors", "parallel/ray_subgraphs"),
+        "parallel/resources",
         *("train/ray_workers", "tune/ray_trials"),
     },
     "optuna": {"tune/optuna_backend"},

@@ -375,6 +375,8 @@ class TrainConfig(Section):
     `bf16` pays on a GPU, and on a CPU with amx_bf16 or avx512_bf16 alone."""
     checkpoint_seconds: float = Field(60.0, ge=0)
     """Save a checkpoint when so many seconds have passed since the last; 0: only after each epoch, as always."""
+    max_restarts: int = Field(3, ge=0)
+    """Under Ray: restarts after lost processes, counted since the last checkpoint."""
 
 
 class EvalConfig(Section):

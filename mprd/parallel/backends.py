@@ -27,6 +27,8 @@ logger = logging.getLogger("mprd")
 
 SAMPLE_PAIRS = 4096
 """Pairs of the timed sample."""
+WAIT_SECONDS = 20
+"""Limit of `auto` for the start of actors, which other jobs may leave no CPU."""
 START_SECONDS = 3.0
 """Assumed time of a Ray Data execution until its first graphs, before one was measured."""
 
@@ -83,10 +85,19 @@ class AutoBuilder:
         self.num_workers = num_workers
         self.choice: str | None = None
         self.ray_builder: RayBuilder | None = None
+        self.failure: str | None = None
+        """Why Ray did not build."""
 
     def __call__(self, pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> Iterator[SubgraphBatch]:
-        """Build with the chosen builder."""
-        yield from self.choose(pairs, neighbor_ids, sizes)(pairs, neighbor_ids, sizes)
+        """Build with the chosen builder, serially from then on where Ray's actors do not start."""
+        try:
+            batches = iter(self.choose(pairs, neighbor_ids, sizes)(pairs, neighbor_ids, sizes))
+            first = [next(batches)] if sizes else []
+        except UserError as error:
+            self.failure = str(error)
+            batches, first = self.select("serial", self.failure)(pairs, neighbor_ids, sizes), []
+        yield from first
+        yield from batches
 
     def choose(self, pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int]) -> SubgraphBuilder:
         """Time a sample; without starting Ray if building serially takes less than the start of Ray."""
@@ -97,8 +108,8 @@ class AutoBuilder:
         start = self.start_seconds()
         if serial <= start:
             return self.select("serial", f"{serial:.2g} s for {len(pairs)} pairs, Ray needs {start:.2g} s to start")
-        if not has_ray():
-            return self.select("serial", "Ray is not installed")
+        if self.failure is not None or not has_ray():
+            return self.select("serial", self.failure or "Ray is not installed")
         from mprd.parallel.ray_actors import count_spare
 
         num_actors = min(self.num_actors, count_spare(self.num_workers))
@@ -122,7 +133,7 @@ class AutoBuilder:
         from mprd.parallel.ray_subgraphs import RayBuilder
 
         if self.ray_builder is None or self.ray_builder.num_actors != num_actors:
-            self.ray_builder = RayBuilder(num_actors, num_workers=self.num_workers)
+            self.ray_builder = RayBuilder(num_actors, num_workers=self.num_workers, wait_seconds=WAIT_SECONDS)
         return self.ray_builder
 
 

@@ -1,4 +1,4 @@
-"""Ray: join a cluster or start one, failing in one line and bounded time, and wait for its resources."""
+"""Ray: join a cluster or start one, failing in one line and bounded time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,10 +51,6 @@ except BaseException as error:
     print(" ".join(f"{type(error).__name__}: {error}".split()), flush=True)
     os._exit(1)
 """
-SAY_SECONDS = 10
-"""Interval of the lines about a wait."""
-WAIT_SECONDS = 1800
-"""Longest wait for resources that others hold, or that an autoscaler brings."""
 
 
 @dataclass(frozen=True)
@@ -208,69 +203,3 @@ def ensure_token() -> None:
             tempfile.TemporaryFile(dir=file.parent).close()
     except OSError:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def find_resources() -> dict[str, float]:
-    """Return the resources that the cluster has, or that its autoscaler may add on request."""
-    from ray._private.state import state
-
-    # what Ray Train itself reads; None without an autoscaler
-    most = state.get_max_resources_from_cluster_config() or {}
-    here = ray.cluster_resources()
-    return {name: max(here.get(name, 0), most.get(name, 0)) for name in {*here, *most}}
-
-
-class Waiting:
-    """Say every ten seconds what a wait for CPUs and GPUs lacks, and end it at last."""
-
-    def __init__(self, what: str, **needs: float) -> None:
-        """Start now.
-
-        Args:
-            what: what waits, for the messages.
-            needs: `CPU` and `GPU`, logical ones.
-        """
-        self.what, self.needs = what, {name: need for name, need in needs.items() if need}
-        self.restart()
-
-    def restart(self) -> None:
-        """Count from now on."""
-        self.started = self.said = time.monotonic()
-
-    def check(self) -> None:
-        """Log a line where one is due; raise UserError after WAIT_SECONDS."""
-        if time.monotonic() - self.started > WAIT_SECONDS:
-            raise UserError(f"{self.what}: waited {WAIT_SECONDS} s for {self.shortage()}; free them, or ask for fewer")
-        self.say()
-
-    def say(self) -> None:
-        """Log a line where one is due."""
-        now = time.monotonic()
-        if now - self.said >= SAY_SECONDS:
-            self.said = now
-            logger.info("%s: waiting for %s (%.0f s)", self.what, self.shortage(), now - self.started)
-
-    def shortage(self) -> str:
-        """Return what is needed, and what of it is free; where all is, processes are still starting."""
-        free, total = ray.available_resources(), ray.cluster_resources()
-        if all(free.get(name, 0) >= need for name, need in self.needs.items()):
-            return "processes to start, all CPUs and GPUs that they need are free"
-        return ", ".join(
-            f"{need:g} logical {name}s, of {total.get(name, 0):g} are {free.get(name, 0):g} free"
-            for name, need in self.needs.items()
-        )
-
-    @contextmanager
-    def said_aside(self) -> Iterator[None]:
-        """Log from another thread while the block waits."""
-        is_over = threading.Event()
-
-        def say() -> None:
-            while not is_over.wait(1):
-                self.say()
-
-        threading.Thread(target=say, daemon=True).start()
-        try:
-            yield
-        finally:
-            is_over.set()

@@ -10,9 +10,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mprd.errors import UserError
-from mprd.parallel.cluster import Waiting, find_address, start_ray
+from mprd.parallel.cluster import find_address, start_ray
+from mprd.parallel.resources import Waiting
 from mprd.runtime.device import num_cores
 
 SETTLE_SECONDS = 15
@@ -28,6 +30,21 @@ def join_ray(num_actors: int) -> None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         without = "subgraphs.executor=serial, neighbors.search=exact and extract --num-workers 0 do without it"
         start_ray(find_address(), num_cpus=max(num_cores(), num_actors), without=without)
+
+
+def actor_options(num_actors: int) -> dict[str, Any]:
+    """Return how Ray places actors: beside a worker, in the logical CPUs that it reserved; elsewhere on any machine."""
+    context = ray.get_runtime_context()
+    if context.get_actor_id() is None:
+        return {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
+    beside = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+    return {"num_cpus": 0 if has_reserved(num_actors) else 1, "scheduling_strategy": beside}
+
+
+def has_reserved(num_actors: int) -> bool:
+    """Return whether this process is a worker that holds logical CPUs for so many actors."""
+    context = ray.get_runtime_context()
+    return context.get_actor_id() is not None and context.get_assigned_resources().get("CPU", 0) > num_actors
 
 
 def count_free() -> int:
@@ -46,8 +63,10 @@ def count_spare(num_workers: int = 1) -> int:
 
 def check_budget(num_actors: int, *, setting: str, num_workers: int = 1) -> None:
     """Raise UserError with the needed number of CPUs, unless Ray has as many for the actors of all workers."""
+    if has_reserved(num_actors):
+        return
     total, wanted = int(ray.cluster_resources().get("CPU", 0)), num_workers * num_actors
-    until, waiting = time.monotonic() + SETTLE_SECONDS, Waiting(setting, CPU=wanted)
+    until, waiting = time.monotonic() + SETTLE_SECONDS, Waiting(setting, {"CPU": wanted})
     while (free := count_free()) < wanted <= total and time.monotonic() < until:
         waiting.say()
         time.sleep(0.2)
@@ -102,7 +121,7 @@ def map_on_actors(
 
 def wait_for(actors: Sequence[Any], setting: str, *, num_gpus: float = 0) -> None:
     """Wait until all actors are placed, saying what is missing; raise UserError where they are not in the end."""
-    waiting = Waiting(setting, CPU=len(actors), GPU=len(actors) * num_gpus)
+    waiting = Waiting(setting, {"CPU": 1, "GPU": num_gpus}, len(actors))
     ready = [actor.__ray_ready__.remote() for actor in actors]
     while len(ray.wait(ready, num_returns=len(ready), timeout=1)[0]) < len(ready):
         waiting.check()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mprd.neighbors.approximate import TopK, list_width, merge_shards, search_shard, to_table
 from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_features
-from mprd.parallel.ray_actors import check_budget, join_ray, wait_for
+from mprd.parallel.ray_actors import actor_options, check_budget, join_ray, wait_for
 
 BLOCKS_IN_FLIGHT = 4
 """Blocks of rows that are searched at a time."""
@@ -84,7 +84,7 @@ class ShardedRows:
         check_budget(num_shards, setting="subgraphs.num_actors", num_workers=num_workers)
         self.block_rows = block_rows
         self.firsts = [len(features) * shard // num_shards for shard in range(num_shards + 1)]
-        remote: Any = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(Shard)
+        remote: Any = ray.remote(**actor_options(num_shards))(Shard)
         self.shards = [remote.remote(first) for first in self.firsts[:-1]]
         wait_for(self.shards, "subgraphs.num_actors")
         for pieces in self.blocks():

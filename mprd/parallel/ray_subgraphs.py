@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.parallel.arrow import from_arrow, rebatch, to_arrow
-from mprd.parallel.cluster import Waiting
-from mprd.parallel.ray_actors import check_budget, join_ray
+from mprd.parallel.ray_actors import actor_options, check_budget, join_ray
+from mprd.parallel.resources import Waiting
 from mprd.subgraphs import SubgraphBatch, build_subgraphs, check_integers
 
 PAIRS_PER_BLOCK = 2**15
@@ -38,11 +38,15 @@ WAIT_SECONDS = 180
 class RayBuilder:
     """Build pair graphs on a pool of actors; each call is one streaming execution."""
 
-    def __init__(self, num_actors: int, *, num_workers: int = 1) -> None:
-        """Raise UserError unless Ray has CPUs for the actors of all `num_workers` training workers."""
+    def __init__(self, num_actors: int, *, num_workers: int = 1, wait_seconds: int = WAIT_SECONDS) -> None:
+        """Raise UserError unless Ray has CPUs for the actors of all `num_workers` training workers.
+
+        Args:
+            wait_seconds: limit for the start of the actors.
+        """
         join_ray(num_actors)
         check_budget(num_actors, setting="subgraphs.executor=ray", num_workers=num_workers)
-        self.num_actors = num_actors
+        self.num_actors, self.wait_seconds = num_actors, wait_seconds
         self.start_seconds: float | None = None
         """Time of the last call until its first graphs."""
 
@@ -61,7 +65,8 @@ class RayBuilder:
         lists = ray.put(neighbor_ids.int().numpy(force=True))
         rows = min(PAIRS_PER_BLOCK, math.ceil(len(pairs) / (BLOCKS_PER_ACTOR * self.num_actors)))
         dataset = ray.data.from_arrow(pair_tables(pairs.numpy(force=True), rows=rows))
-        set_context(dataset.context, num_actors=self.num_actors, num_bytes=BYTES_PER_PAIR * len(pairs))
+        num_bytes = BYTES_PER_PAIR * len(pairs)
+        set_context(dataset.context, num_actors=self.num_actors, num_bytes=num_bytes, wait_seconds=self.wait_seconds)
         graphs = dataset.map_batches(
             BlockBuilder,
             # in a list: a bare reference would be fetched and copied into the call
@@ -69,11 +74,11 @@ class RayBuilder:
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=self.num_actors),
-            num_cpus=1,
+            **actor_options(self.num_actors),
         )
         stream = iter(graphs.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
         try:
-            with Waiting("subgraphs.executor=ray", CPU=self.num_actors).said_aside():
+            with Waiting("subgraphs.executor=ray", {"CPU": self.num_actors}).said_aside():
                 first = next(stream, None)
             self.start_seconds = time.monotonic() - started
             if first is not None:
@@ -81,7 +86,7 @@ class RayBuilder:
             yield from stream
         except GetTimeoutError:
             raise UserError(
-                f"subgraphs.executor=ray: {self.num_actors} actors did not start within {WAIT_SECONDS} s; are all "
+                f"subgraphs.executor=ray: {self.num_actors} actors did not start within {self.wait_seconds} s; are all "
                 "logical CPUs taken? Start Ray with more, or give subgraphs.executor=serial"
             ) from None
 
@@ -107,13 +112,13 @@ def pair_tables(pairs: np.ndarray, *, rows: int) -> list[pa.Table]:
     return [whole.slice(start, rows) for start in range(0, len(pairs), rows)]
 
 
-def set_context(context: Any, *, num_actors: int, num_bytes: int) -> None:
+def set_context(context: Any, *, num_actors: int, num_bytes: int, wait_seconds: int) -> None:
     """Make an execution keep the order, print nothing, bound its memory, and time out if its actors do not start."""
     options = context.execution_options
     options.preserve_order = True
     options.resource_limits = ExecutionResources.for_limits(cpu=num_actors, object_store_memory=num_bytes + STORE_BYTES)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.wait_for_min_actors_s = WAIT_SECONDS
+    context.wait_for_min_actors_s = wait_seconds
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

@@ -24,7 +24,7 @@ from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder, write_text
 from mprd.runs.lock import held
 from mprd.runtime import checkpoint
-from mprd.runtime.device import choose_device, keep_freed_memory, set_threads
+from mprd.runtime.device import CpuThreads, choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
 from mprd.storage.copies import push
 from mprd.text import new_console
@@ -42,16 +42,18 @@ def run_local(
     console: Console,
     on_row: Callable[[dict[str, Any]], None] = ignore,
     profiled: bool = False,
+    threads: CpuThreads | None = None,
 ) -> list[dict[str, Any]]:
     """Train to the last epoch and write the table and the curves; return the rows of all epochs.
 
     Args:
         on_row: called with each epoch's row once it is written; what it raises ends the run.
         profiled: also write and print the seconds of each part, and keep a trace of a few steps.
+        threads: of this process, where others share the machine.
 
     Raises UserError for errors caused by user input, Interrupted after a signal (the state is saved).
     """
-    set_threads(config.train.threads)
+    set_threads(*(threads or CpuThreads(config.train.threads)))
     keep_freed_memory()
     device = choose_device(config.train.device)
     check_tracker(config.train.tracker)

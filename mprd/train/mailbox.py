@@ -19,9 +19,11 @@ NOTICE_SECONDS = 0.25
 class Mailbox:
     """Messages of the first worker, in order, and a stop request in the other direction."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, name: str = "messages") -> None:
+        """Use the file of one writer, `name`; on shared storage a file has one machine that appends."""
+        self.run = run
         self.folder = run / ".live"
-        self.messages = self.folder / "messages.jsonl"
+        self.messages = self.folder / f"{name}.jsonl"
         self.stop_file = self.folder / "stop"
         self.error_file = self.folder / "error.txt"
         self.num_read = 0

@@ -12,27 +12,27 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device
 
 from mprd.config.loading import absolute
 from mprd.errors import Interrupted, UserError
-from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
-from mprd.text import explain
+from mprd.parallel.cluster import cluster, find_address
+from mprd.parallel.losses import Losses, explain_loss
+from mprd.parallel.resources import Bundle, Waiting, choose_bundle, count_here, describe_machines, name_bundle
+from mprd.parallel.shared_folder import check_shared, mark_shared
+from mprd.text import explain, quoted
 
 # other imports are local: Ray's controller process imports this file too, and needs no torch
 if TYPE_CHECKING:
-    from ray.train import UserCallback
     from rich.console import Console
 
     from mprd.config.schema import Config
-    from mprd.runs.console import EpochLines
     from mprd.runs.folder import RunFolder
     from mprd.runtime.device import CpuThreads
     from mprd.runtime.distributed import WorkerGroup
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mprd")
 
-MAX_FAILURES = 3
-"""Restarts after lost workers."""
+STOP_SECONDS = 3
+"""Limit for workers to stop behind a step; then they are ended, and go on from their last checkpoint."""
 FINAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of the file system that a restart would not cure."""
 POLL_SECONDS = 0.1
@@ -72,29 +72,42 @@ def run_on_ray(
 
     started = time.monotonic()
     place = find_address(address)
-    check_run(config, folder, is_local=place.is_local, resume=resume)
-    num_actors = count_actors(config)
-    # actors beside a worker are logical CPUs of their own: they mostly wait
-    with cluster(place, num_cpus=num_cores() + num_workers * num_actors):
-        scaling = choose_scaling(config.train.device, num_workers, find_resources(), num_actors=num_actors)
-        num_gpus = num_workers if scaling.use_gpu else 0
+    check_run(config, folder, is_local=place.is_local, num_workers=num_workers, resume=resume)
+    # a worker reserves the logical CPUs of its actors, which mostly wait
+    num_cpus = 1 + count_actors(config)
+    with cluster(place, num_cpus=max(num_cores(), num_workers * num_cpus)):
+        bundle = choose_bundle(
+            config.train.device,
+            num_cpus=num_cpus,
+            count=num_workers,
+            what=f"--num-workers {num_workers}",
+            remedy="give fewer, or --set train.device=cpu",
+        )
+        console.print(
+            f"Ray: {name_workers(num_workers)} with {name_bundle(bundle)}{' each' if num_workers > 1 else ''}, on "
+            f"{describe_machines()}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
         with held(folder.path):
             if not (resume and folder.has_start()):
                 folder.create(config)
-            trainer = make_trainer(absolute(config), folder, scaling, threads=choose_threads(config, num_workers))
-            waiting = Waiting(name_workers(num_workers), CPU=num_workers * (1 + num_actors), GPU=num_gpus)
-            run_trainer(trainer, folder, console, num_epochs=config.train.epochs, started=started, waiting=waiting)
+            waiting = Waiting(name_workers(num_workers), bundle, num_workers)
+            losses = Losses(config.train.max_restarts, folder.last)
+            screen = Screen(console, started, losses, waiting, num_epochs=config.train.epochs)
+            run_trainer(make_trainer(absolute(config), folder, bundle, num_workers), folder, screen)
             rows = folder.read_rows()
             finish(folder, rows, console)
     return rows
 
 
-def check_run(config: Config, folder: RunFolder, *, is_local: bool, resume: bool) -> None:
+def check_run(config: Config, folder: RunFolder, *, is_local: bool, num_workers: int, resume: bool) -> None:
     """Raise UserError for what can be checked before Ray starts; a synthetic data set is drawn here, once."""
     from mprd.runs.dataset import open_dataset
     from mprd.runtime.device import choose_device
     from mprd.train.trackers import check_tracker
 
+    if num_workers < 1:
+        raise UserError(f"--num-workers must be at least 1, but got {num_workers}")
     if is_local:
         choose_device(config.train.device)
     if not resume:
@@ -103,80 +116,68 @@ def check_run(config: Config, folder: RunFolder, *, is_local: bool, resume: bool
     open_dataset(config)
 
 
-def choose_scaling(device: str, num_workers: int, resources: dict[str, float], *, num_actors: int = 0) -> ScalingConfig:
-    """Give each worker one CPU, and one GPU where there are any, unless `device` is `cpu`.
+def choose_threads(config: Config, bundle: Bundle, *, most: int) -> CpuThreads:
+    """Return the threads of this process, which holds one of at most `most` bundles: its share of this machine."""
+    from joblib import cpu_count
 
-    Args:
-        num_actors: further logical CPUs that each worker needs.
+    from mprd.runtime.device import CpuThreads, num_cores
 
-    Raises UserError with the largest number that fits where the cluster is too small: Ray would wait for ever.
-    """
-    if num_workers < 1:
-        raise UserError(f"--num-workers must be at least 1, but got {num_workers}")
-    if device.startswith("cuda:"):
-        raise UserError(
-            f"train.device: Ray chooses each worker's GPU, so give cuda and not {device} (CUDA_VISIBLE_DEVICES limits "
-            "the choice)"
-        )
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    use_gpu = device == "cuda" or (device == "auto" and num_gpus > 0)
-    if use_gpu and num_workers > num_gpus:
-        raise UserError(
-            f"--num-workers {num_workers} needs {num_workers} GPUs, but Ray has {num_gpus}: ask for "
-            f"--num-workers {max(1, num_gpus)}, or --set train.device=cpu"
-        )
-    needed = num_workers * (1 + num_actors)
-    if needed > num_cpus:
-        beside = f" with {num_actors} actors each" if num_actors else ""
-        raise UserError(
-            f"--num-workers {num_workers}{beside} needs {needed} logical CPUs, but Ray has {num_cpus}: ask for "
-            f"--num-workers {max(1, num_cpus // (1 + num_actors))}, or start Ray with --num-cpus {needed} and give "
-            "its --address"
-        )
-    return ScalingConfig(num_workers=num_workers, use_gpu=use_gpu)
+    count = min(count_here(bundle), most)
+    # Ray sets OMP_NUM_THREADS, by which torch counts, to the logical CPUs
+    threads = config.train.threads or max(1, cpu_count(only_physical_cores=True) // count)
+    return CpuThreads(threads, max(threads, num_cores() // count))
 
 
-def choose_threads(config: Config, num_workers: int) -> CpuThreads:
-    """Divide the threads that torch would use here among the workers; Ray's default is one each."""
-    from mprd.runtime.device import CpuThreads, default_threads, num_cores
-
-    threads = config.train.threads or max(1, default_threads() // num_workers)
-    return CpuThreads(threads, max(threads, num_cores() // num_workers))
-
-
-def make_trainer(
-    config: Config,
-    folder: RunFolder,
-    scaling: ScalingConfig,
-    *,
-    threads: CpuThreads,
-    callbacks: Sequence[UserCallback] = (),
-) -> TorchTrainer:
-    """Build the trainer; its own files go below `ray/` in the run folder.
-
-    Args:
-        callbacks: the workers report each epoch's row to them.
-    """
+def make_trainer(config: Config, folder: RunFolder, bundle: Bundle, num_workers: int) -> TorchTrainer:
+    """Build the trainer; its own files go below `ray/` in the run folder."""
     path = folder.path.resolve()
-    task = {
-        "config": config.model_dump(mode="json"),
-        "folder": str(path),
-        "threads": threads,
-        "report_rows": bool(callbacks),
-    }
     return TorchTrainer(
         work,
-        train_loop_config=task,
-        scaling_config=scaling,
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "folder": str(path),
+            "mark": mark_shared(path),
+            "bundle": bundle,
+            "num_workers": num_workers,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu="GPU" in bundle, resources_per_worker=dict(bundle)
+        ),
         run_config=RunConfig(
             # a new name: under an old one Ray would restore its own record of that run
             name=f"{time.time_ns()}",
             storage_path=str(path / "ray"),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            # Ray's annotation is of the callbacks of older releases
-            callbacks=list(callbacks) or None,  # type: ignore[arg-type]
+            # `Losses` counts them
+            failure_config=FailureConfig(
+                max_failures=-1,
+                controller_failure_limit=config.train.max_restarts,  # type: ignore[call-arg]
+            ),
+            # Ray's annotations are those of older releases
+            callbacks=[PostedErrors(path)],  # type: ignore[list-item]
         ),
     )
+
+
+class PostedErrors(UserCallback):
+    """Post why workers ended, from Ray's controller, which runs on the machine of the starting process."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post errors of the user, which a restart would not cure, or else the loss of workers."""
+        from mprd.train.mailbox import Mailbox
+
+        errors = list(worker_exceptions.values())
+        for error in errors:
+            if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in FINAL_ERRORS):
+                Mailbox(self.run).fail(explain(error))
+                return
+        # what other workers raise follows from the loss
+        lost = [e for e in errors if isinstance(e, RayError) or hasattr(e, "health_check_failure")]
+        first = [*lost, *errors][0]
+        trace = "".join(getattr(first, "__notes__", []))
+        Mailbox(self.run, "losses").post("lost", reason=explain_loss(first), trace=trace)
 
 
 class Fit(threading.Thread):
@@ -194,48 +195,42 @@ class Fit(threading.Thread):
             self.error = error
 
 
-def run_trainer(
-    trainer: TorchTrainer,
-    folder: RunFolder,
-    console: Console,
-    *,
-    num_epochs: int,
-    started: float,
-    waiting: Waiting,
-) -> None:
+def run_trainer(trainer: TorchTrainer, folder: RunFolder, screen: Screen) -> None:
     """Run a trainer to its end, show its messages, and pass on a stop request.
 
     Raises UserError and Interrupted of the workers, UserError where workers are not placed or were lost too often.
     """
-    from mprd.runs.console import EpochLines
     from mprd.train.mailbox import Mailbox
     from mprd.train.signals import watch_signals
 
     mailbox = Mailbox(folder.path.resolve())
     mailbox.open()
     try:
-        with watch_signals(console) as signals, EpochLines(console, num_epochs=num_epochs) as lines:
-            follow(Fit(trainer), mailbox, signals, Screen(lines, console, started), waiting)
+        with watch_signals(screen.console) as signals, screen.lines:
+            follow(Fit(trainer), mailbox, signals, screen)
     finally:
         mailbox.close()
 
 
-def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen, waiting: Waiting) -> None:
-    """Show messages until the run ends; pass on a stop request, or stop at once while no worker has started."""
+def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None:
+    """Show messages until the run ends; pass on a stop request, and end workers that do not follow it in time."""
+    from mprd.train.mailbox import Mailbox
+
+    losses = Mailbox(mailbox.run, "losses")
     fit.start()
     is_over = False
     while not is_over:
         is_over = not fit.is_alive()
         if signals.stop and not mailbox.stop:
             mailbox.request_stop()
-        for message in mailbox.read():
+        for message in [*losses.read(), *mailbox.read()]:
             screen.show(message)
         if mailbox.error is not None:
             raise UserError(mailbox.error)
-        if not screen.num_starts:
-            if signals.stop:
-                raise Interrupted("stopped before a worker had started; the same command, or --resume, starts again")
-            waiting.check()
+        if signals.stop and not (screen.is_running and time.monotonic() - signals.stopped_at < STOP_SECONDS):
+            raise Interrupted(f"stopped; go on from the last checkpoint with --resume {quoted(mailbox.run)}")
+        if not screen.is_running:
+            screen.waiting.check()
         time.sleep(POLL_SECONDS)
     if fit.error is not None:
         raise explain_end(fit.error, screen)
@@ -248,25 +243,26 @@ def name_workers(count: int) -> str:
 
 
 def explain_end(error: BaseException, screen: Screen) -> BaseException:
-    """Return one line for workers that could not start or were lost; an error of the code stays as it is."""
-    failures = getattr(error, "worker_failures", {}).values()
-    lines = [line.strip() for line in str([*failures, error][0]).splitlines() if line.strip()]
-    if not screen.num_starts:
-        return UserError(f"Ray could not start the workers ({lines[-1][:300]})")
-    if failures and all(isinstance(failure, RayError) for failure in failures):
-        return UserError(f"workers were lost more than {MAX_FAILURES} times ({lines[0][:300]}); go on with --resume")
-    return error
+    """Return one line for workers that could not start; an error of the code stays as it is."""
+    if screen.is_running:
+        return error
+    go_on = f"go on with --resume {quoted(screen.losses.checkpoint.parents[1])}"
+    return UserError(f"Ray could not start the workers ({explain_loss(error)}); {go_on}")
 
 
 class Screen:
     """Show the messages of the first worker as a run in this process would."""
 
-    def __init__(self, lines: EpochLines, console: Console, started: float) -> None:
+    def __init__(self, console: Console, started: float, losses: Losses, waiting: Waiting, *, num_epochs: int) -> None:
         """Measure the start from `started`, in monotonic seconds."""
-        self.lines = lines
+        from mprd.runs.console import EpochLines
+
+        self.lines = EpochLines(console, num_epochs=num_epochs)
         self.console = console
         self.started = started
-        self.num_starts = 0
+        self.losses = losses
+        self.waiting = waiting
+        self.is_running = False
         self.stopped: str | None = None
 
     def show(self, message: dict[str, Any]) -> None:
@@ -282,68 +278,60 @@ class Screen:
             logger.log(message["level"], message["text"])
         elif kind == "stopped":
             self.stopped = message["text"]
+        elif kind == "lost":
+            self.show_loss(**message)
 
     def show_start(self, *, device: str, size: int, pid: int) -> None:
-        """Print the seconds of the start, or warn of a restart."""
-        self.num_starts += 1
-        if self.num_starts > 1:
-            logger.warning(
-                "a worker was lost; going on from the last checkpoint (%d of %d times)",
-                self.num_starts - 1,
-                MAX_FAILURES,
-            )
-            return
+        """Print the seconds of the start."""
+        self.is_running = True
         seconds = time.monotonic() - self.started
         self.console.print(
             f"Ray: {name_workers(size)} on {device}, started in {seconds:.1f} s (first: process {pid})", highlight=False
         )
 
+    def show_loss(self, *, reason: str, trace: str) -> None:
+        """Warn of lost workers, and measure the wait for others.
+
+        Raises UserError where too many were lost, or RuntimeError with the traceback where they raised it.
+        """
+        self.is_running, self.started = False, time.monotonic()
+        self.waiting.restart()
+        try:
+            line = self.losses.add(reason, go_on=f"go on with --resume {quoted(self.losses.checkpoint.parents[1])}")
+        except UserError:
+            if trace:
+                raise RuntimeError(trace) from None
+            raise
+        logger.warning("a worker was %s", line)
+
 
 def work(task: dict[str, Any]) -> None:
-    """Train as one of the workers, from the last checkpoint where there is one.
-
-    An error caused by user input ends the run for good: a restarted worker finds it in the mailbox.
-    """
+    """Train as one of the workers, from the last checkpoint where there is one."""
     from mprd.config.schema import Config
-    from mprd.engine.callbacks import ignore
     from mprd.runs.folder import RunFolder
     from mprd.runtime.device import keep_freed_memory, set_threads
     from mprd.runtime.distributed import joined_workers
     from mprd.train.mailbox import Mailbox
 
     folder = RunFolder(Path(task["folder"]))
-    mailbox = Mailbox(folder.path)
-    if mailbox.error is not None:
-        return
-    set_threads(*task["threads"])
+    check_shared(folder.path, task["mark"])
+    config = Config.model_validate(task["config"])
+    set_threads(*choose_threads(config, task["bundle"], most=task["num_workers"]))
     keep_freed_memory()
+    mailbox = Mailbox(folder.path)
     workers = joined_workers(get_device())
     try:
-        config = Config.model_validate(task["config"])
-        train_shard(config, folder, mailbox, workers, on_row=report_row if task["report_rows"] else ignore)
+        train_shard(config, folder, mailbox, workers)
     except Interrupted as stop:
         if workers.is_first:
             mailbox.post("stopped", text=str(stop))
-    except (UserError, OSError) as error:
-        if isinstance(error, UserError) or error.errno in FINAL_ERRORS:
-            mailbox.fail(explain(error))
-        # the other workers wait for this one until it ends
+    except Exception as error:
+        # Ray sends the error without its traceback
+        error.add_note(traceback.format_exc())
         raise
 
 
-def report_row(row: dict[str, Any]) -> None:
-    """Report an epoch's row to Ray; all workers must, and the first one's counts."""
-    ray.train.report({key: value for key, value in row.items() if value is not None})
-
-
-def train_shard(
-    config: Config,
-    folder: RunFolder,
-    mailbox: Mailbox,
-    workers: WorkerGroup,
-    *,
-    on_row: Callable[[dict[str, Any]], None],
-) -> None:
+def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: WorkerGroup) -> None:
     """Train this worker's shard of every batch; the first worker writes the run folder."""
     from mprd.runs.dataset import open_dataset
     from mprd.train.local import train
@@ -359,7 +347,7 @@ def train_shard(
         logger.addHandler(PostedLog(mailbox))
         mailbox.post("started", device=workers.device.type, size=workers.size, pid=os.getpid())
     stop = mailbox if workers.is_first else NoStop()
-    recorder = Recorder(config, folder, stop=stop, lines=PostedLines(mailbox), workers=workers, on_row=on_row)
+    recorder = Recorder(config, folder, stop=stop, lines=PostedLines(mailbox), workers=workers)
     callbacks = recorder.callbacks()
     device = workers.device
     train(config, dataset, folder, callbacks, device=device, recorder=recorder, resume=resume, workers=workers)

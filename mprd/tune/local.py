@@ -11,13 +11,9 @@ from mprd.config.schema import Config
 from mprd.errors import Interrupted
 from mprd.text import new_console
 from mprd.train.local import run_local
-from mprd.tune.outcome import prepare_folder, stop_reason, trial_line, write_error
+from mprd.tune.outcome import TrialStopped, prepare_folder, stop_reason, trial_line, write_error
 from mprd.tune.trial import State, Trial, trial_config
 from mprd.tune.trial_queue import TrialQueue
-
-
-class TrialStopped(Exception):
-    """The pruner of the study stops the running trial."""
 
 
 def run_trials_locally(queue: TrialQueue, config: Config, console: Console) -> None:

@@ -11,12 +11,17 @@ from mprd.text import read_text
 from mprd.tune.trial import Trial
 from mprd.tune.trial_queue import TrialQueue
 
-ERROR = "error.txt"
+ERROR, STOP = "error.txt", "stop"
+
+
+class TrialStopped(Exception):
+    """The pruner of the study stops the running trial."""
 
 
 def prepare_folder(folder: RunFolder) -> bool:
     """Make a run folder, or clear the files of an earlier try; return whether a checkpoint is there to resume."""
-    discard(folder.path / ERROR)
+    for name in (ERROR, STOP):
+        discard(folder.path / name)
     if folder.last.is_file():
         return True
     shutil.rmtree(folder.path, ignore_errors=True)
@@ -39,6 +44,17 @@ def read_error(folder: RunFolder) -> str | None:
     """Return the line of `write_error`; None without an error."""
     file = folder.path / ERROR
     return read_text(file).partition("\n")[0] if file.is_file() else None
+
+
+def request_stop(folder: RunFolder) -> None:
+    """Request a trial of another process to stop after its epoch."""
+    (folder.path / STOP).touch()
+
+
+def obey_stop(folder: RunFolder) -> None:
+    """Raise TrialStopped where `request_stop` was called."""
+    if (folder.path / STOP).exists():
+        raise TrialStopped
 
 
 def stop_reason(queue: TrialQueue) -> str:

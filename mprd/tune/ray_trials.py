@@ -1,22 +1,27 @@
-"""Run the trials of a study side by side on Ray Tune: Ray places them, the queue chooses them."""
+"""Run the trials of a study side by side on Ray Tune: Ray places them, the queue chooses them.
+
+A trial is one process that trains as `mprd.train.local` does, and holds what it needs from its first moment: nothing
+waits for resources that another process of the study holds.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import pickle
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ray import tune
-from ray.train import ScalingConfig
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 from rich.console import Console
 
@@ -24,19 +29,43 @@ from mprd.config.loading import absolute
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.parallel.backends import count_actors
-from mprd.parallel.cluster import Waiting, cluster, find_address, find_resources
+from mprd.parallel.cluster import cluster, find_address
+from mprd.parallel.losses import Losses, explain_loss
+from mprd.parallel.resources import (
+    Bundle,
+    Waiting,
+    choose_bundle,
+    count_fits,
+    describe_machines,
+    has_autoscaler,
+    name_bundle,
+)
+from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.runs.folder import RunFolder
-from mprd.runtime.device import CpuThreads, num_cores
+from mprd.runs.lock import held
+from mprd.runtime.device import num_cores
 from mprd.text import new_console
-from mprd.train.local import finish
-from mprd.train.mailbox import Mailbox
-from mprd.train.ray_workers import choose_threads, make_trainer
-from mprd.tune.outcome import prepare_folder, read_error, stop_reason, trial_line, write_error
+from mprd.train.local import run_local
+from mprd.train.ray_workers import choose_threads
+from mprd.tune.outcome import (
+    TrialStopped,
+    obey_stop,
+    prepare_folder,
+    read_error,
+    request_stop,
+    stop_reason,
+    trial_line,
+    write_error,
+)
 from mprd.tune.trial import State, Trial, trial_config
 from mprd.tune.trial_queue import TrialQueue
 
-MAX_FAILURES = 2
-"""Restarts of a trial whose driver or machine is lost."""
+AHEAD = 4
+"""Trials that wait for the machines of an autoscaler: at most so many start at a time."""
+COUNT_SECONDS = 5
+"""Interval in which the cluster is counted."""
+FREE_SECONDS = 30
+"""Longest wait for an earlier process of a trial to end."""
 TUNE_SETTINGS = {
     # the run folders hold all that these would write
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -45,6 +74,9 @@ TUNE_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # a line per trial replaces Tune's tables
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # `Slots` limits them
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",
 }
 
 
@@ -57,49 +89,67 @@ def run_trials_on_ray(
     gpus_per_trial: float | None = None,
     address: str | None = None,
 ) -> None:
-    """Run all trials that are left, as many side by side as fit.
+    """Run all trials that are left, as many side by side as fit while the cluster grows and shrinks.
 
     Raises UserError where the resources are too small for one trial.
     """
     if queue.num_left == 0:
         return
+    check_options(concurrency, gpus_per_trial)
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
-    place = find_address(address)
-    # a trial's driver hardly computes, so a core runs it beside a worker
-    num_cpus = cpus_per_trial(config) * max(num_cores(), concurrency or 1)
+    # it lists lost trials
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # a trial reserves the logical CPUs of its actors, which mostly wait
+    num_cpus = 1 + count_actors(config)
     # Ray installs its SIGTERM handler when it starts, so ours comes second
-    with cluster(place, num_cpus=num_cpus), sigterm_as_interrupt():
-        num_gpus = choose_gpus(config.train.device, gpus_per_trial)
-        num_slots = count_slots(config, num_gpus, concurrency)
-        threads = choose_threads(config, num_slots if place.is_local else 1)
-        if not place.is_local:
-            # other jobs may share the machine that Ray chooses
-            threads = threads._replace(max_threads=threads.threads)
-        searcher = QueueSearcher(queue, absolute(config), console, num_gpus=num_gpus, threads=threads)
-        starts = Starts(searcher, Waiting("trials", CPU=cpus_per_trial(config), GPU=num_gpus))
-        make_tuner(searcher, num_slots, starts).fit()
-        if starts.error is not None:
-            raise starts.error
+    with cluster(find_address(address), num_cpus=num_cpus * max(num_cores(), concurrency or 1)), sigterm_as_interrupt():
+        bundle = choose_bundle(
+            config.train.device,
+            num_cpus=num_cpus,
+            num_gpus=gpus_per_trial,
+            what="a trial",
+            remedy="change --gpus-per-trial or --set train.device=cpu",
+        )
+        slots = Slots(bundle, concurrency)
+        console.print(
+            f"Ray: trials with {name_bundle(bundle)} each, {slots.describe()}", highlight=False, soft_wrap=True
+        )
+        searcher = QueueSearcher(queue, absolute(config), console, slots)
+        watch = Watch(searcher)
+        make_tuner(searcher, watch).fit()
+        if watch.error is not None:
+            raise watch.error
 
 
-def make_tuner(searcher: QueueSearcher, num_slots: int, starts: Starts) -> tune.Tuner:
+def check_options(concurrency: int | None, gpus_per_trial: float | None) -> None:
+    """Raise UserError for numbers that no cluster could meet."""
+    if concurrency is not None and concurrency < 1:
+        raise UserError(f"--concurrency must be at least 1, but got {concurrency}")
+    gpus = gpus_per_trial or 0
+    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+        raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {gpus}")
+
+
+def make_tuner(searcher: QueueSearcher, watch: Watch) -> tune.Tuner:
     """Build the tuner, whose own files go to `ray/` in the study folder."""
     queue = searcher.queue
     return tune.Tuner(
-        tune.with_resources(run_trial, {"CPU": 1}),
+        tune.with_resources(run_trial, dict(searcher.slots.bundle)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             metric=queue.objective,
             mode="max",
-            num_samples=queue.num_left,
-            max_concurrent_trials=num_slots,
+            # the searcher ends the study: a lost trial is suggested again
+            num_samples=-1,
+            # a process that is there need not import torch
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
             storage_path=str((queue.folder.path / "ray").resolve()),
-            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            stop=starts,
+            callbacks=[TrialEvents(searcher, watch)],
+            stop=watch,
             verbose=0,
         ),
     )
@@ -123,68 +173,73 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def cpus_per_trial(config: Config) -> int:
-    """Return a trial's logical CPUs: its driver, its worker, and the worker's actors."""
-    return 2 + count_actors(config)
+class Slots:
+    """The trials that may run side by side, as the cluster grows and shrinks."""
 
+    def __init__(self, bundle: Bundle, concurrency: int | None) -> None:
+        self.bundle, self.concurrency = bundle, concurrency
+        # trials that wait make an autoscaler start machines
+        self.num_ahead = AHEAD if has_autoscaler() else 0
+        self.fits, self.counted = count_fits(bundle), time.monotonic()
 
-def choose_gpus(device: str, requested: float | None) -> float:
-    """Return a trial's GPUs, a share below 1 or a whole number; by default one if Ray has any."""
-    if requested is not None:
-        if requested < 0 or (requested > 1 and requested != int(requested)):
-            raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {requested}")
-        return requested
-    return 1.0 if device != "cpu" and find_resources().get("GPU", 0) else 0.0
+    def count(self) -> int:
+        """Return their number, at least one, which waits where none fits."""
+        if time.monotonic() - self.counted > COUNT_SECONDS:
+            self.fits, self.counted = count_fits(self.bundle), time.monotonic()
+        fits = max(1, self.fits + self.num_ahead)
+        return min(fits, self.concurrency or fits)
 
-
-def count_slots(config: Config, num_gpus: float, concurrency: int | None) -> int:
-    """Return the number of concurrent trials; raise UserError where none fits, because Ray would wait for ever."""
-    resources, need = find_resources(), cpus_per_trial(config)
-    num_cpus = int(resources.get("CPU", 0))
-    fits = num_cpus // need
-    if fits < 1:
-        raise UserError(f"a trial needs {need} logical CPUs, but Ray has {num_cpus}: start Ray with --num-cpus {need}")
-    if num_gpus > 0:
-        fits = min(fits, int(resources.get("GPU", 0) / num_gpus))
-        if fits < 1:
-            raise UserError(f"--gpus-per-trial {num_gpus:g}: Ray has {resources.get('GPU', 0):g} GPUs")
-    if concurrency is not None and concurrency > fits:
-        raise UserError(f"--concurrency {concurrency}: only {fits} trials fit side by side")
-    return concurrency or fits
+    def describe(self) -> str:
+        """Return in words what fits now, on which machines, and whether it may grow."""
+        fits = min(self.fits, self.concurrency or self.fits)
+        grow = ", and more on machines of the autoscaler" if self.num_ahead and fits != self.concurrency else ""
+        return f"{fits} side by side on {describe_machines()}{grow}"
 
 
 def run_trial(spec: dict[str, Any]) -> None:
-    """Drive one trial: `mprd.train.ray_workers` on one worker, which reports every epoch to Tune.
+    """Run one trial, from its checkpoint where there is one, and report every epoch to Tune.
 
-    An error of the run is written to its folder and not raised, because a retry would fail again. If this process or
-    its machine is lost, Tune starts the trial again.
+    An error of the run is written to its folder and not raised, unless this machine does not see the study folder.
     """
+    check_shared(Path(spec["study"]), spec["mark"])
     folder, config = RunFolder(Path(spec["folder"])), Config.model_validate(json.loads(spec["config"]))
-    num_gpus = spec["num_gpus"]
-    scaling = ScalingConfig(
-        num_workers=1,
-        use_gpu=num_gpus > 0,
-        resources_per_worker={"CPU": 1, **({"GPU": num_gpus} if num_gpus else {})},
-    )
+    bundle = spec["bundle"]
+    # Ray's own default is WARNING
+    logging.getLogger("mprd").setLevel(logging.INFO)
+    if "GPU" not in bundle:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    def report(row: dict[str, Any]) -> None:
+        # returns when the study has the row, and perhaps requested a stop
+        tune.report({key: value for key, value in row.items() if value is not None})
+        if row["epoch"] + 1 < config.train.epochs:
+            obey_stop(folder)
+
     try:
-        if not prepare_folder(folder):
-            folder.create(config)
-        mailbox = Mailbox(folder.path)
-        mailbox.open()
-        make_trainer(config, folder, scaling, threads=spec["threads"], callbacks=[TuneReportCallback()]).fit()
-        if mailbox.error is not None:
-            raise UserError(mailbox.error)
-        mailbox.close()
-        finish(folder, folder.read_rows(), new_console(quiet=True))
+        wait_until_free(folder)
+        resume = prepare_folder(folder)
+        threads = choose_threads(config, bundle, most=spec["most"])
+        run_local(config, folder, resume=resume, console=new_console(quiet=True), on_row=report, threads=threads)
+    except TrialStopped:
+        return
     except Exception as error:
         write_error(folder, error)
 
 
-class Starts(tune.Stopper):
-    """Say what trials wait for while none runs, and end the study where none ever does."""
+def wait_until_free(folder: RunFolder) -> None:
+    """Wait until no earlier process writes the run folder, as one that outlives a killed study for a moment."""
+    until = time.monotonic() + FREE_SECONDS
+    while time.monotonic() < until:
+        with suppress(UserError), held(folder.path):
+            return
+        time.sleep(0.5)
 
-    def __init__(self, searcher: QueueSearcher, waiting: Waiting) -> None:
-        self.searcher, self.waiting = searcher, waiting
+
+class Watch(tune.Stopper):
+    """Say what trials wait for while none runs, and end the study where none ever does, or for an error."""
+
+    def __init__(self, searcher: QueueSearcher) -> None:
+        self.searcher, self.waiting = searcher, Waiting("trials", searcher.slots.bundle)
         self.error: UserError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -197,13 +252,32 @@ class Starts(tune.Stopper):
     def stop_all(self) -> bool:
         """Look after the wait; Tune calls this again and again."""
         running = self.searcher.running.values()
-        if not running or any(Mailbox(each.folder.path).messages.is_file() for each in running):
+        if not running or any(each.is_placed for each in running):
             self.waiting.restart()
         try:
             self.waiting.check()
         except UserError as error:
-            self.error = error
+            self.error = self.error or error
         return self.error is not None
+
+
+class TrialEvents(tune.Callback):
+    """Hand on what the searcher does not hear: the start of trials, and why they were lost."""
+
+    def __init__(self, searcher: QueueSearcher, watch: Watch) -> None:
+        self.searcher, self.watch = searcher, watch
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Note that a trial has its resources."""
+        self.searcher.running[trial.trial_id].is_placed = True
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Queue a lost trial again, or end the study where its machine cannot run any."""
+        with Path(trial.pickled_error_file).open("rb") as file:
+            error = pickle.load(file)
+        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+            self.watch.error = error.cause
+        self.searcher.lose(trial.trial_id, error)
 
 
 @dataclass
@@ -214,23 +288,25 @@ class RunningTrial:
     folder: RunFolder
     num_epochs: int = 0
     started: float = field(default_factory=time.monotonic)
+    is_placed: bool = False
     is_stopped: bool = False
-    """Whether the pruner asked it to stop."""
+    """Whether the pruner stops it."""
 
 
 class QueueSearcher(Searcher):
     """Suggest the trials of the queue to Tune, and record Tune's results in the queue."""
 
-    def __init__(
-        self, queue: TrialQueue, config: Config, console: Console, *, num_gpus: float, threads: CpuThreads
-    ) -> None:
+    def __init__(self, queue: TrialQueue, config: Config, console: Console, slots: Slots) -> None:
         super().__init__(metric=queue.objective, mode="max")
         self.queue = queue
         self.config = config
         self.console = console
-        self.num_gpus = num_gpus
-        self.threads = threads
+        self.slots = slots
+        self.mark = mark_shared(queue.folder.path)
         self.running: dict[str, RunningTrial] = {}
+        self.losses: dict[int, Losses] = {}
+        """By number of the trial."""
+        self.is_exhausted = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing: Tune saves its searcher, but the study folder holds the state."""
@@ -242,9 +318,11 @@ class QueueSearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing, as the study folder holds the state."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]
-        """Start the next trial whose settings are valid."""
-        while (trial := self.queue.next()) is not None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """Start the next trial whose settings are valid; return None while no more fit, or one may be lost again."""
+        if len(self.running) >= self.slots.count():
+            return None
+        while (trial := self.next()) is not None:
             running = RunningTrial(trial, self.queue.folder.run_folder(trial))
             try:
                 config = trial_config(self.config, trial)
@@ -256,29 +334,50 @@ class QueueSearcher(Searcher):
             return {
                 # as one string, because Tune would name folders after every setting
                 "config": json.dumps(config.model_dump(mode="json")),
-                "folder": str(running.folder.path),
-                "num_gpus": self.num_gpus,
-                "threads": self.threads,
+                "folder": str(running.folder.path.resolve()),
+                "study": str(self.queue.folder.path.resolve()),
+                "mark": self.mark,
+                "bundle": self.slots.bundle,
+                "most": self.slots.count(),
             }
-        return Searcher.FINISHED
+        return None if self.running else Searcher.FINISHED
+
+    def next(self) -> Trial | None:
+        """Return the next trial; None is final until a trial is lost, as a sampler must not be asked again."""
+        if self.is_exhausted and not self.queue.to_retry:
+            return None
+        trial = self.queue.next()
+        self.is_exhausted = trial is None
+        return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Report an epoch, and ask the trial to stop itself where the pruner stops it.
-
-        If Tune killed it, its workers would keep their resources where Ray runs without a dashboard.
-        """
+        """Report an epoch, and stop the trial where the pruner does."""
         running = self.running[trial_id]
         if "epoch" not in result or running.is_stopped:
             return
         is_last = result["epoch"] + 1 >= running.num_epochs
         if self.queue.report(running.trial, result) and not is_last:
             running.is_stopped = True
-            Mailbox(running.folder.path).request_stop()
+            request_stop(running.folder)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record how a trial ended, from its run folder."""
+        """Record how a trial ended, from its run folder; a lost one is left to `lose`."""
+        if not error:
+            running = self.running.pop(trial_id)
+            self.finish(running, *self.outcome(running))
+
+    def lose(self, trial_id: str, error: BaseException) -> None:
+        """Queue a trial again whose process was lost, unless it was lost too often."""
         running = self.running.pop(trial_id)
-        self.finish(running, *self.outcome(running))
+        trial = running.trial
+        losses = self.losses.setdefault(trial.number, Losses(self.config.train.max_restarts, running.folder.last))
+        try:
+            line = losses.add(explain_loss(error), go_on="--resume runs it again")
+        except UserError as reason:
+            self.finish(running, "failed", str(reason))
+            return
+        self.console.print(f"{trial.point}, seed {trial.seed}: {line}", highlight=False, soft_wrap=True)
+        self.queue.to_retry.insert(0, trial)
 
     def outcome(self, running: RunningTrial) -> tuple[State, str | None]:
         """Return how a trial ended, and why."""
@@ -288,7 +387,7 @@ class QueueSearcher(Searcher):
         if running.is_stopped:
             return "stopped", stop_reason(self.queue)
         if len(running.folder.read_rows()) < running.num_epochs:
-            return "failed", "its process was lost, and again after going on; see ray/ in the study folder"
+            return "failed", "it ended early"
         return "finished", None
 
     def finish(self, running: RunningTrial, state: State, reason: str | None) -> None:

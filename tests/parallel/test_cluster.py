@@ -1,4 +1,4 @@
-"""Ray is joined or started, or the one line says why not and what to change; waits are said."""
+"""Ray is joined or started, or the one line says why not and what to change."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import logging
 import os
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mprd.errors import UserError
 from mprd.parallel import cluster
-from mprd.parallel.cluster import Address, Waiting, check_address, ensure_token, find_address, start_ray
+from mprd.parallel.cluster import Address, check_address, ensure_token, find_address, start_ray
 
 
 def given(value: str) -> Address:
@@ -118,23 +117,3 @@ def test_a_home_that_cannot_be_written_needs_no_token_file(tmp_path: Path, monke
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     ensure_token()
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
-
-
-def test_a_wait_is_said_with_what_is_missing_and_ends(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="mprd")
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(cluster.ray, "available_resources", lambda: {"CPU": 1.0})
-    monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 4.0, "GPU": 1.0})
-    waiting = Waiting("2 workers", CPU=2, GPU=2)
-    for clock.now in (5.0, 10.0, 15.0, 21.0):
-        waiting.check()
-    missing = "2 logical CPUs, of 4 are 1 free, 2 logical GPUs, of 1 are 0 free"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"2 workers: waiting for {missing} ({seconds} s)" for seconds in (10, 21)
-    ]
-    clock.now = 1801.0
-    with pytest.raises(UserError, match="2 workers: waited 1800 s for 2 logical CPUs"):
-        waiting.check()

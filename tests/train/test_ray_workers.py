@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from mprd.errors import UserError
+from mprd.errors import Interrupted, UserError
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
 from mprd.train.mailbox import Mailbox
+from mprd.train.signals import Signals
 from tests.engine.test_workers import CALM
 
 from .test_cli import SLOW, arguments, one_thread, settings, without_times
@@ -52,34 +58,6 @@ def test_a_stop_request_and_the_first_error_stay_in_the_mailbox(tmp_path: Path) 
     assert (reader.stop, reader.error) == (False, None)
 
 
-@pytest.mark.parametrize(
-    ("device", "num_workers", "resources", "message"),
-    [
-        ("cpu", 0, {"CPU": 2}, "--num-workers must be at least 1, but got 0"),
-        ("cpu", 3, {"CPU": 2}, r"needs 3 logical CPUs, but Ray has 2: ask for --num-workers 2, or .* --num-cpus 3"),
-        ("auto", 2, {"CPU": 8, "GPU": 1}, r"needs 2 GPUs, but Ray has 1: ask for --num-workers 1"),
-        ("cuda", 1, {"CPU": 8}, r"needs 1 GPUs, but Ray has 0: .* train\.device=cpu"),
-        ("cuda:1", 1, {"CPU": 8, "GPU": 2}, r"train\.device: Ray chooses each worker's GPU"),
-    ],
-)
-def test_too_few_resources_are_told_with_the_number_to_ask_for(
-    device: str, num_workers: int, resources: dict[str, float], message: str
-) -> None:
-    from mprd.train.ray_workers import choose_scaling
-
-    with pytest.raises(UserError, match=message):
-        choose_scaling(device, num_workers, resources)
-
-
-def test_actors_beside_the_workers_count() -> None:
-    from mprd.train.ray_workers import choose_scaling
-
-    assert choose_scaling("cpu", 2, {"CPU": 6}, num_actors=2).num_workers == 2
-    wanted = r"2 with 2 actors each needs 6 logical CPUs, but Ray has 5: ask for --num-workers 1, or"
-    with pytest.raises(UserError, match=wanted):
-        choose_scaling("cpu", 2, {"CPU": 5}, num_actors=2)
-
-
 def test_workers_are_not_asked_of_one_process(tiny_root: Path) -> None:
     with pytest.raises(UserError, match="--num-workers and --address are Ray's: give --launcher ray"):
         launch(
@@ -91,20 +69,30 @@ def test_workers_are_not_asked_of_one_process(tiny_root: Path) -> None:
         )
 
 
-def test_a_worker_has_a_gpu_where_there_is_one() -> None:
-    from mprd.train.ray_workers import choose_scaling
-
-    assert choose_scaling("auto", 1, {"CPU": 8, "GPU": 1}).use_gpu is True
-    assert choose_scaling("cpu", 1, {"CPU": 8, "GPU": 1}).use_gpu is False
-    assert choose_scaling("auto", 2, {"CPU": 2}).use_gpu is False
-
-
 def test_out_of_memory_names_the_settings_that_help(tiny_config) -> None:  # type: ignore[no-untyped-def]
     from mprd.train.local import explained_memory
 
     with pytest.raises(UserError, match=r"out of memory .* train\.batch_size \(now 8\), data\.height"):  # noqa: SIM117
         with explained_memory(tiny_config):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+def test_workers_that_do_not_follow_a_stop_in_time_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mprd.train import ray_workers
+
+    monkeypatch.setattr(ray_workers, "STOP_SECONDS", 0.5)
+    mailbox, signals = Mailbox(tmp_path), Signals(Console(file=io.StringIO()))
+    mailbox.open()
+    mailbox.post("started", device="cpu", size=1, pid=1)
+    waiting = SimpleNamespace(restart=lambda: None, check=lambda: None)
+    screen: Any = ray_workers.Screen(signals.console, 0.0, None, waiting, num_epochs=1)
+    fit: Any = threading.Thread(target=time.sleep, args=(3,), daemon=True)
+    threading.Timer(0.3, signals.handle, (signal.SIGTERM, None)).start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted, match="go on from the last checkpoint with --resume"):
+        ray_workers.follow(fit, mailbox, signals, screen)
+    assert mailbox.stop
+    assert 0.7 < time.monotonic() - started < 2
 
 
 # -- with one -------------------------------------------------------------------------------------
@@ -175,7 +163,8 @@ def test_a_run_whose_worker_was_killed_ends_in_the_bits_of_one_process(
     wait_for(process, lambda: num_rows(run) >= 2)
     os.kill(first_worker(run), signal.SIGKILL)
     output = finish(process)
-    assert "a worker was lost; going on from the last checkpoint (1 of 3 times)" in output
+    assert "a worker was lost (its process on machine" in output
+    assert "going on from the last checkpoint (1 of 3 times)" in output
     assert "Result, in percent" in output
     assert_same_bits(undisturbed, run)
     assert not (run / ".live").exists()
