@@ -22,6 +22,7 @@ import ray
 
 from mprd.errors import UserError
 from mprd.parallel import reaper
+from mprd.parallel.shipping import shipped
 
 logger = logging.getLogger("mprd")
 
@@ -35,6 +36,8 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # a submitted job may bring variables of its own
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }
 """Environment of Ray processes, where nothing else is set."""
 HOST_AND_PORT = re.compile(r"(\[[^\]\s]+\]|[^\[\]:/\s]+):(\d{1,5})")
@@ -104,6 +107,7 @@ def start_ray(address: Address, *, num_cpus: int, without: str = "--launcher loc
         ensure_token()
     else:
         check_address(address)
+        options["runtime_env"] = shipped()
     # ray.init replaces the handler, but a run stops gracefully by its own
     is_main = threading.current_thread() is threading.main_thread()
     old = signal.getsignal(signal.SIGTERM)

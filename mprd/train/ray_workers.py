@@ -26,6 +26,7 @@ from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
 from mprd.parallel.resources import Bundle, Waiting, choose_bundle, count_here, describe_machines, name_bundle
 from mprd.parallel.shared_folder import check_shared, mark_shared
+from mprd.parallel.shipping import other_versions, own_versions
 from mprd.text import explain, quoted
 
 # other imports are local: Ray's controller process imports this file too, and needs no torch
@@ -137,6 +138,7 @@ def make_trainer(config: Config, folder: RunFolder, bundle: Bundle, num_workers:
             "config": config.model_dump(mode="json"),
             "folder": str(path),
             "mark": mark_shared(path),
+            "versions": own_versions(),
             "bundle": bundle,
             "num_workers": num_workers,
         },
@@ -320,6 +322,8 @@ def work(task: dict[str, Any]) -> None:
     keep_freed_memory()
     mailbox = Mailbox(folder.path)
     workers = joined_workers(get_device())
+    if differing := other_versions(task["versions"]):
+        mailbox.post("log", level=logging.WARNING, text=differing)
     try:
         train_shard(config, folder, mailbox, workers)
     except Interrupted as stop:

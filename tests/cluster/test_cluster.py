@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -152,6 +153,8 @@ def test_a_cluster_of_three_hosts_comes_up_trains_loses_a_node_and_goes_down(tmp
         with pytest.raises(AssertionError, match=r"error: /tmp/own: machine mprd\d+-h\d has no such folder"):
             submit(desk, config, own)
 
+        assert look_from_all(hosts[0]) == str([("here", "offline")] * 3)
+
         lost = study_that_loses_a_node(desk, config, hosts)
         assert lost in hosts[1:]
         states = read_states(tmp_path / "shared" / "runs" / "study")
@@ -266,6 +269,23 @@ def is_working(host: Host) -> bool:
     """Say whether a trial runs on a host."""
     words = ("ImplicitFunc", "run_trial")
     return any("ray::" in line and any(word in line for word in words) for line in host.ray_processes().values())
+
+
+def look_from_all(head: Host) -> str:
+    """Change a line of the code on the head; return it, and a variable of the head's, as every host sees them."""
+    code = (
+        "import ray\n"
+        "from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as At\n"
+        "from mprd.parallel.cluster import cluster, find_address\n"
+        "def look():\n"
+        "    import mprd.lazy, os\n"
+        "    return mprd.lazy.CHANGED, os.environ['WANDB_MODE']\n"
+        "with cluster(find_address('auto'), num_cpus=1):\n"
+        "    places = [At(node['NodeID'], soft=False) for node in ray.nodes()]\n"
+        "    print(ray.get([ray.remote(look).options(scheduling_strategy=place).remote() for place in places]))\n"
+    )
+    change = "cd ~/mprd-project && echo \"CHANGED = 'here'\" >> mprd/lazy.py"
+    return head.run(f"{change} && WANDB_MODE=offline python -c {shlex.quote(code)}", timeout=180).splitlines()[-1]
 
 
 def read_states(study: Path) -> list[str]:

@@ -1,0 +1,36 @@
+"""What the machine that starts a run gives to the others of its cluster: this package, and the trackers' variables."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TRACKERS = ("WANDB_", "MLFLOW_")
+PACKAGES = ("mprd", "torch")
+
+
+def shipped() -> dict[str, Any]:
+    """Return Ray's runtime environment of a run: the package as it is here, and the variables of W&B and MLflow."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith(TRACKERS)}
+    return {"py_modules": [str(Path(__file__).parents[1])], "env_vars": variables}
+
+
+def own_versions() -> dict[str, str]:
+    """Return the versions here of what all machines should have alike."""
+    found = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def other_versions(wanted: dict[str, str]) -> str | None:
+    """Return in one line which versions differ here from those of the starting machine; None where all are alike."""
+    here = own_versions()
+    differing = [f"{name} {here[name]}, not {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
+    return f"{platform.node()} has {' and '.join(differing)}, as the starting machine has" if differing else None
