@@ -1,4 +1,4 @@
-"""Check that the machine of a worker sees the folder in which the starting process writes."""
+"""Check that the machines of a run see the folder in which the starting process writes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ import time
 from pathlib import Path
 
 from mprd.errors import UserError
+from mprd.storage.places import place_of, split_copy
 
 WAIT_SECONDS = 5
 """Longest wait for a new file, which network file systems may show late."""
+
+
+def check_place(folder: Path, *, is_local: bool) -> None:
+    """Raise UserError where the folder is the working copy of a URL and Ray was not started for this run.
+
+    Processes exchange messages through the folder, which other machines do not see.
+    """
+    if not is_local and split_copy(folder) is not None:
+        raise UserError(
+            f"{place_of(folder)}: over a cluster --out must be a folder that all machines share, and no URL; "
+            "copy it afterwards, or run on this machine alone, without --address"
+        )
 
 
 def mark_shared(folder: Path) -> str:

@@ -25,7 +25,7 @@ from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
 from mprd.parallel.resources import Bundle, Waiting, choose_bundle, count_here, describe_machines, name_bundle
-from mprd.parallel.shared_folder import check_shared, mark_shared
+from mprd.parallel.shared_folder import check_place, check_shared, mark_shared
 from mprd.parallel.shipping import other_versions, own_versions
 from mprd.text import explain, quoted
 
@@ -73,6 +73,7 @@ def run_on_ray(
 
     started = time.monotonic()
     place = find_address(address)
+    check_place(folder.path, is_local=place.is_local)
     check_run(config, folder, is_local=place.is_local, num_workers=num_workers, resume=resume)
     # a worker reserves the logical CPUs of its actors, which mostly wait
     num_cpus = 1 + count_actors(config)

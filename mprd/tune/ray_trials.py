@@ -40,7 +40,7 @@ from mprd.parallel.resources import (
     has_autoscaler,
     name_bundle,
 )
-from mprd.parallel.shared_folder import check_shared, mark_shared
+from mprd.parallel.shared_folder import check_place, check_shared, mark_shared
 from mprd.runs.folder import RunFolder
 from mprd.runs.lock import held
 from mprd.runtime.device import num_cores
@@ -102,8 +102,10 @@ def run_trials_on_ray(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # a trial reserves the logical CPUs of its actors, which mostly wait
     num_cpus = 1 + count_actors(config)
+    place = find_address(address)
+    check_place(queue.folder.path, is_local=place.is_local)
     # Ray installs its SIGTERM handler when it starts, so ours comes second
-    with cluster(find_address(address), num_cpus=num_cpus * max(num_cores(), concurrency or 1)), sigterm_as_interrupt():
+    with cluster(place, num_cpus=num_cpus * max(num_cores(), concurrency or 1)), sigterm_as_interrupt():
         bundle = choose_bundle(
             config.train.device,
             num_cpus=num_cpus,

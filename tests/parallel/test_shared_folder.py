@@ -7,7 +7,8 @@ import pytest
 
 from mprd.errors import UserError
 from mprd.parallel import shared_folder
-from mprd.parallel.shared_folder import check_shared, mark_shared
+from mprd.parallel.shared_folder import check_place, check_shared, mark_shared
+from mprd.storage.places import local_path
 
 
 def test_a_machine_with_another_folder_of_that_name_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +22,11 @@ def test_a_machine_with_another_folder_of_that_name_is_named(tmp_path: Path, mon
     shutil.rmtree(tmp_path / "ray")
     with pytest.raises(UserError, match="machine node7 has no such folder"):
         check_shared(tmp_path, mark)
+
+
+def test_a_url_is_refused_over_a_cluster(tmp_path: Path) -> None:
+    copy = local_path("s3://bucket/runs/a")
+    check_place(copy, is_local=True)
+    check_place(tmp_path, is_local=False)
+    with pytest.raises(UserError, match=r"^s3://bucket/runs/a: over a cluster --out must be a folder"):
+        check_place(copy, is_local=False)
