@@ -127,9 +127,10 @@ def name_bundle(bundle: Bundle) -> str:
 
 
 def describe_machines() -> str:
-    """Return the number of machines of each kind: CPUs, GPUs and their type."""
+    """Return the number of machines of each kind: CPUs, GPUs and their type; the largest first."""
     kinds: Counter[str] = Counter()
-    for machine in list_machines():
+    # Ray lists them in no order
+    for machine in sorted(list_machines(), key=lambda node: [-node["Resources"].get(n, 0) for n in ("GPU", "CPU")]):
         has = {name: machine["Resources"].get(name, 0) for name in ("CPU", "GPU")}
         types = [name.partition(":")[2] for name in machine["Resources"] if name.startswith("accelerator_type:")]
         kinds[f"{name_bundle(has) or 'no CPU'}{''.join(f' ({kind})' for kind in types)}"] += 1

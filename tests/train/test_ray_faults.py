@@ -134,7 +134,7 @@ def test_two_studies_and_a_run_on_one_cpu_all_end(cluster: Cluster, tiny_root: P
         processes.append(start(cluster, *study, command="tune"))
     outputs = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    assert "Ray: trials with 1 CPU each, 1 side by side on 1 machine of no CPU, 1 machine of 1 CPU" in outputs[1]
+    assert "Ray: trials with 1 CPU each, 1 side by side on 1 machine of 1 CPU, 1 machine of no CPU" in outputs[1]
 
 
 def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(
