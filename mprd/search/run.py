@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from mprd.runtime.device import set_threads
 from mprd.search.gallery import check_index_kind
 from mprd.search.gallery_features import open_gallery
 from mprd.search.results import (
+    Answer,
     QueryImage,
     SearchResult,
     answer_queries,
@@ -22,6 +25,8 @@ from mprd.search.results import (
     whiten_gallery,
 )
 from mprd.storage.copies import local_only
+
+logger = logging.getLogger("mprd")
 
 
 @dataclass(frozen=True)
@@ -75,4 +80,18 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     if options.standardise:
         opened, features = standardize_gallery(opened, images, features)
     answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)
+    if gallery.is_file():
+        warn_of_newer_images(answers, gallery)
     return SearchResult(model.name, str(gallery), len(opened), kind, cameras, options.describe_distance(), answers)
+
+
+def warn_of_newer_images(answers: Sequence[Answer], file: Path) -> None:
+    """Warn of images among the hits that were changed, or replaced by others, after their features were written."""
+    extracted = file.stat().st_mtime
+    paths = {hit.path: None for answer in answers for hit in answer.hits}
+    newer = [path for path in paths if os.path.isfile(path) and os.stat(path).st_mtime > extracted]
+    if newer:
+        logger.warning(
+            "%s: %d of the %d images found are newer than these features (first: %s); extract them again",
+            file, len(newer), len(paths), newer[0],
+        )  # fmt: skip

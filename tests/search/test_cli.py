@@ -47,6 +47,25 @@ def test_a_folder_is_extracted_once_and_again_when_it_changes(
     assert other.name != file.name
 
 
+def test_a_feature_file_older_than_its_images_is_named(
+    tiny_run: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root, cache = shutil.copytree(tiny_root, tmp_path / "data"), tmp_path / "cache"
+    run_command(capfd, command(tiny_run, root, cache))
+    (file,) = cache.iterdir()
+    args = [str(tiny_run), "--gallery", str(file), "--query", str(root / "query"), "--device", "cpu"]
+    run_command(capfd, args)
+    assert "newer" not in caplog.text
+    image = next((root / "bounding_box_test").iterdir())
+    os.utime(image, (file.stat().st_mtime + 1,) * 2)
+    run_command(capfd, args)
+    assert f"{file}: 1 of the 8 images found are newer than these features (first: {image})" in caplog.text
+
+
 def test_tables_show_each_query_and_the_number_of_right_ones(
     tiny_run: Path, tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
