@@ -142,7 +142,8 @@ def quiet() -> Iterator[None]:
 LAUNCHERS = ("ray", "local")
 PRESETS = (
     "recommended (the default with --data), paper, demo (the default without) or bench; "
-    "market1501, dukemtmcreid, msmt17: paper on that layout."
+    "market1501, dukemtmcreid, msmt17: paper on that layout; "
+    "luperson, luperson_vit, clip: recommended from other weights."
 )
 
 
