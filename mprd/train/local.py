@@ -66,7 +66,7 @@ def run_local(
         if not resume:
             folder.create(config)
         with (
-            watch_signals(console) as signals,
+            watch_signals(console, is_limited=True) as signals,
             EpochLines(console, num_epochs=config.train.epochs) as lines,
             nullcontext() if profile is None else profile.listening(),
         ):

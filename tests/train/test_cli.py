@@ -28,6 +28,7 @@ from mprd.train.cli import app, launch
 from mprd.train.local import run_local
 from mprd.train.signals import Signals
 from tests.conftest import NAMELESS, TINY
+from tests.processes import forked, until
 
 
 def settings(root: Path | None, *overrides: str) -> dict:
@@ -160,6 +161,49 @@ def test_a_signal_in_the_middle_of_a_print_is_heard(tmp_path: Path) -> None:
     unheard.handle(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         unheard.handle(signal.SIGINT, None)
+
+
+def call_once() -> None:
+    torch.linalg.svd(torch.randn(5000, 5000))
+
+
+def call_often() -> None:
+    while True:
+        torch.randn(100, 100).sum()
+
+
+@pytest.mark.parametrize(
+    ("work", "seconds", "message"),
+    [(call_once, 0.3, "stopped within a step; go on"), (call_often, 60, "stopped at once")],
+)
+def test_a_long_step_does_not_hold_up_a_stop(
+    work: Callable[[], None],
+    seconds: float,
+    message: str,
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mprd.train.signals.STEP_SECONDS", 0.3)
+    monkeypatch.setattr("mprd.train.signals.CALL_SECONDS", seconds)
+    run, begun = tmp_path / "run", tmp_path / "begun"
+
+    def after_epoch(_row: dict[str, Any]) -> None:
+        begun.touch()
+        work()
+
+    def train() -> None:
+        try:
+            run_local(tiny_config, RunFolder(run), resume=False, console=Console(), on_row=after_epoch)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped at once") from None
+
+    with forked(train, tmp_path / "log.txt") as process:
+        assert until(begun.exists, seconds=60)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(seconds=60) == 130
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].startswith(message)
+    assert len(run_local(tiny_config, RunFolder(run), resume=True, console=Console(quiet=True))) == 3
 
 
 @pytest.fixture(scope="module")
