@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from glob import has_magic
 from pathlib import Path
@@ -65,15 +65,8 @@ def working_copies() -> Iterator[None]:
             copies.fetch_data(path)
         else:
             copies.pull(next(place for place in (path, *path.parents) if not has_magic(str(place))))
-    written = [path for name, path in paths if name in WRITTEN]
-    try:
+    with copies.sent(path for name, path in paths if name in WRITTEN):
         yield
-    except BaseException:
-        for path in written:
-            with suppress(UserError):
-                copies.push(path)
-        raise
-    copies.finish(written)
 
 
 def listed(values: Any) -> Sequence[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mprd.errors import UserError
-from mprd.storage.copy import Copy, explained, reason_of
+from mprd.storage.copy import Copy, explained, reason_of, tried
 from mprd.storage.places import copies_folder, place_of
 
 logger = logging.getLogger("mprd")
@@ -25,11 +26,21 @@ def is_copy(path: Path) -> bool:
     return path.is_relative_to(folder) and len(path.relative_to(folder).parts) >= 2
 
 
-def pull(path: Path, *, skipped: tuple[str, ...] = ()) -> None:
+def pull(path: Path, *, skipped: tuple[str, ...] = (), keeps_unsent: bool = True) -> None:
     """Fetch a URL into its working copy, but for files of some suffixes; raise UserError as `Copy.pull`."""
     if is_copy(path):
-        Copy(path).pull(skipped=skipped)
+        Copy(path).pull(skipped=skipped, keeps_unsent=keeps_unsent)
         FETCHED.add(path)
+
+
+def take_over(path: Path) -> None:
+    """Fetch a URL to go on with it on this machine, whichever of the machines of a run wrote last.
+
+    What was not sent is sent, or removed where another machine has written since. Raises UserError where that fails.
+    """
+    pull(path, keeps_unsent=False)
+    claim(path)
+    finish([path])
 
 
 def fetch(path: Path) -> None:
@@ -76,6 +87,30 @@ def discard(path: Path) -> None:
     if is_copy(run):
         Copy(run).discard(path.name)
     path.unlink(missing_ok=True)
+
+
+@contextmanager
+def sent(paths: Iterable[Path]) -> Iterator[None]:
+    """Send working copies after the block, as `finish` does; where it fails, its error goes first."""
+    paths = [*paths]
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            with suppress(UserError):
+                push(path)
+        raise
+    finish(paths)
+
+
+def changed_at(path: Path) -> int:
+    """Return when a file was changed, in nanoseconds, at its URL where it has one; 0 where none is found."""
+    if is_copy(path):
+        filesystem, name = Copy(path).remote
+        with suppress(OSError):
+            return tried(lambda: filesystem.get_file_info(name)).mtime_ns or 0
+        return 0
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def finish(paths: Iterable[Path]) -> None:

@@ -100,17 +100,17 @@ class Copy:
         temporary.write_text(json.dumps(asdict(state)))
         os.replace(temporary, self.state_file)
 
-    def pull(self, *, skipped: tuple[str, ...] = ()) -> None:
+    def pull(self, *, skipped: tuple[str, ...] = (), keeps_unsent: bool = True) -> None:
         """Fetch what is newer there but for files of some suffixes; of the runs inside of a study no checkpoints.
 
         Files that are not sent yet stay. Raises UserError where the URL cannot be read, or was written by others
-        since.
+        since, whose files replace the unsent ones without `keeps_unsent`.
         """
         with self.locked(), explained(f"{self.url}: cannot be read"):
             found = tried(self.objects)
             for root, files in self.split(found).items():
                 if not root:
-                    self.mirror(files, skipped=skipped)
+                    self.mirror(files, skipped=skipped, keeps_unsent=keeps_unsent)
                     continue
                 inner = Copy(self.path / root)
                 with inner.locked():
@@ -140,11 +140,12 @@ class Copy:
             parts.setdefault(root, {})[name[len(root) :].lstrip("/")] = info
         return parts
 
-    def mirror(self, files: dict[str, FileInfo], *, skipped: tuple[str, ...] = ()) -> None:
+    def mirror(self, files: dict[str, FileInfo], *, skipped: tuple[str, ...] = (), keeps_unsent: bool = True) -> None:
         """Make the files here those that are there, unless the last ones are from here.
 
         Args:
             skipped: suffixes of files that stay as they are.
+            keeps_unsent: whether to raise UserError rather than to remove files here that were never sent.
         """
         state, writer = self.read_state(), self.read_writer() if WRITER in files else None
         files = {name: info for name, info in files.items() if name != WRITER and not name.endswith(skipped)}
@@ -152,12 +153,19 @@ class Copy:
         is_same = known == {name: [info.size, info.mtime_ns] for name, info in files.items()}
         if not state.is_partial and (is_same or (writer is not None and writer == state.id)):
             self.fetch_files(state, {name: info for name, info in files.items() if not (self.path / name).exists()})
+            if is_same and state.seen != writer:
+                # who has claimed the URL since, and written nothing
+                state.seen = writer
+                self.write_state(state)
             return
-        if not state.is_partial and (unsent := self.unsent(state)):
+        unsent = [] if state.is_partial else self.unsent(state)
+        if unsent and keeps_unsent:
             raise UserError(
                 f"{self.url}: was written from elsewhere, but {', '.join(unsent[:3])} in {str(self.path)!r} were "
                 "never sent; move them away to go on with what is there"
             )
+        for name in unsent:
+            (self.path / name).unlink()
         state.seen, state.is_partial = writer, True
         self.write_state(state)
         for name in known.keys() - files.keys():
@@ -305,11 +313,12 @@ class Copy:
         if current is None and state.is_writer:
             # all was removed there
             state.files.clear()
+        # a new one, which those do not know that fetched what this copy wrote earlier
+        state.id, state.is_writer = uuid4().hex, True
+        self.write_state(state)
         file = self.state_file.with_suffix(".id")
         file.write_text(state.id)
         tried(lambda: self.send(file, WRITER))
-        state.is_writer = True
-        self.write_state(state)
 
     def read_writer(self) -> str | None:
         """Return the copy that wrote last; None where there is none."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem, copy_files
 
 from mprd.errors import UserError
 from mprd.evaluate.cli import app as evaluate
@@ -21,50 +19,16 @@ from mprd.model import load_model
 from mprd.report.cli import app as report
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
-from mprd.storage import copies, copy
-from mprd.storage.copies import claim, pull, push
+from mprd.storage import copies
+from mprd.storage.copies import claim, pull, push, take_over
 from mprd.storage.places import local_path, place_of, shown
 from mprd.train.cli import app as train
 from mprd.tune.cli import app as tune
 from tests.conftest import TINY
 
+from .server import Server, names_of, upload
+
 RUN = "s3://bucket/runs/first"
-
-
-class Server:
-    """An S3 server; while `broken` is set, it refuses the writing of the objects whose names have it."""
-
-    def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
-        from werkzeug.serving import make_server
-
-        self.backend = DomainDispatcherApplication(create_backend_app)
-        self.broken: str | None = None
-        self.server = make_server("127.0.0.1", 0, self, threaded=True)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
-        # the parts of an upload, so that it has begun
-        is_part = environ["REQUEST_METHOD"] == "PUT"
-        if is_part and self.broken is not None and self.broken in environ["PATH_INFO"]:
-            start("403 Forbidden", [("Content-Length", "0")])
-            return [b""]
-        return self.backend(environ, start)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """Start the server, with an empty bucket, and credentials in the environment."""
-    server = Server()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server.server_port}")
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setattr(copy, "PAUSES", (0.0,))
-        FileSystem.from_uri("s3://bucket?allow_bucket_creation=true")[0].create_dir("bucket")
-        yield server
-    server.server.shutdown()
 
 
 @pytest.fixture
@@ -78,18 +42,6 @@ def machine(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     go_to("first")
     return go_to
-
-
-def names_of(url: str) -> list[str]:
-    """List the objects below a URL."""
-    filesystem, base = FileSystem.from_uri(url)
-    found = filesystem.get_file_info(FileSelector(base, recursive=True, allow_not_found=True))
-    return sorted(info.path[len(base) + 1 :] for info in found if info.is_file)
-
-
-def upload(folder: Path, url: str) -> None:
-    filesystem, base = FileSystem.from_uri(url)
-    copy_files(str(folder), base, source_filesystem=LocalFileSystem(), destination_filesystem=filesystem)
 
 
 def tiny(*sets: str) -> list[str]:
@@ -168,6 +120,33 @@ def test_a_run_that_goes_on_elsewhere_is_not_written_from_here(machine: Callable
     (run / "metrics.jsonl").unlink()
     pull(run)
     assert (run / "metrics.jsonl").read_text() == "1\n2"
+
+
+def test_the_machine_that_takes_over_goes_on_from_what_was_sent(machine: Callable[[str], None]) -> None:
+    url = "s3://bucket/taken"
+    write(local_path(url) / "metrics.jsonl", "1")
+    push(local_path(url))
+    # of which none writes more than its claim
+    for name in ("second", "third", "second"):
+        machine(name)
+        take_over(local_path(url))
+    write(local_path(url) / "metrics.jsonl", "1\n2")
+    write(local_path(url) / "checkpoints" / "last.pt", "lost")
+    machine("third")
+    take_over(local_path(url))
+    write(local_path(url) / "metrics.jsonl", "1\nother")
+    push(local_path(url))
+    machine("second")
+    take_over(local_path(url))
+    assert (local_path(url) / "metrics.jsonl").read_text() == "1\nother"
+    assert not (local_path(url) / "checkpoints" / "last.pt").exists()
+    write(local_path(url) / "metrics.jsonl", "sent on the way")
+    take_over(local_path(url))
+    machine("third")
+    with pytest.raises(UserError, match="another process writes there since"):
+        claim(local_path(url))
+    pull(local_path(url))
+    assert (local_path(url) / "metrics.jsonl").read_text() == "sent on the way"
 
 
 def test_a_run_is_trained_resumed_evaluated_and_reported_by_url(
