@@ -79,13 +79,17 @@ def find_address(option: str | None = None) -> Address:
 
 
 @contextmanager
-def cluster(address: Address, *, num_cpus: int) -> Iterator[None]:
-    """Join a Ray cluster, or start one with so many logical CPUs, while the block runs; raises as `start_ray`."""
+def cluster(address: Address, *, num_cpus: int) -> Iterator[Path]:
+    """Join a Ray cluster, or start one with so many logical CPUs, while the block runs; raises as `start_ray`.
+
+    Yields a folder for the files of Ray's trainers, which run on this machine; the run folder holds all of value.
+    """
     start_ray(address, num_cpus=num_cpus)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="mprd-ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            yield Path(folder)
+        finally:
+            ray.shutdown()
 
 
 def start_ray(address: Address, *, num_cpus: int, without: str = "--launcher local does without it") -> None:

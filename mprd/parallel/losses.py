@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mprd.errors import UserError
 from mprd.parallel.cluster import shorten
+from mprd.storage.copies import changed_at
 
 LOSSES = {
     r"low on memory|OUT_OF_MEMORY": "{} ran out of memory: run fewer processes there, or smaller sizes",
@@ -39,7 +40,7 @@ class Losses:
 
     def add(self, reason: str, *, go_on: str) -> str:
         """Count a loss, and return a line about it; raise UserError with `go_on` beyond the limit."""
-        saved_at = self.checkpoint.stat().st_mtime_ns if self.checkpoint.is_file() else 0
+        saved_at = changed_at(self.checkpoint)
         self.count = self.count + 1 if saved_at == self.saved_at else 1
         self.saved_at = saved_at
         if self.count > self.limit:

@@ -1,4 +1,4 @@
-"""What the machine that starts a run gives to the others of its cluster: this package, and the trackers' variables."""
+"""What the machine that starts a run gives to the others of its cluster: this package, and a few variables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-TRACKERS = ("WANDB_", "MLFLOW_")
+VARIABLES = ("WANDB_", "MLFLOW_", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Beginnings of the names of variables. Keys of object storage stay: each machine has its role or its own."""
 PACKAGES = ("mprd", "torch")
 
 
 def shipped() -> dict[str, Any]:
-    """Return Ray's runtime environment of a run: the package as it is here, and the variables of W&B and MLflow."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith(TRACKERS)}
+    """Return Ray's runtime environment of a run: the package as it is here, and the variables."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
     return {"py_modules": [str(Path(__file__).parents[1])], "env_vars": variables}
 
 

@@ -1,76 +1,110 @@
-"""Messages between a run's first worker and the process that started it, as files in the run folder.
+"""Messages between the processes of a run or study, through an actor on the machine of the starting process.
 
-All machines of a run share that storage, and the files survive a worker that is killed.
+Messages survive a worker that is killed; the actor ends with the starting process.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
+import threading
 import time
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mprd.storage.places import shown
+
 NOTICE_SECONDS = 0.25
-"""Least seconds between two messages of a step."""
+"""Least seconds between two messages of a step, and between two looks for a stop request."""
+FLUSH_SECONDS = 5
+"""Longest wait for messages at the end of a process."""
+
+
+class Box:
+    """What is in a mailbox: the actor."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.stopped: set[str] = set()
+
+    def post(self, message: dict[str, Any]) -> None:
+        self.messages.append(message)
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return the messages since the last call."""
+        taken, self.messages = self.messages, []
+        return taken
+
+    def request_stop(self, name: str) -> None:
+        self.stopped.add(name)
+
+    def is_stopped(self, name: str) -> bool:
+        return name in self.stopped
 
 
 class Mailbox:
-    """Messages of the first worker, in order, and a stop request in the other direction."""
+    """Messages in order, and stop requests in the other direction: to a run, or by name to a trial.
 
-    def __init__(self, run: Path, name: str = "messages") -> None:
-        """Use the file of one writer, `name`; on shared storage a file has one machine that appends."""
-        self.run = run
-        self.folder = run / ".live"
-        self.messages = self.folder / f"{name}.jsonl"
-        self.stop_file = self.folder / "stop"
-        self.error_file = self.folder / "error.txt"
-        self.num_read = 0
+    Posting does not wait for the actor. May be sent to other processes.
+    """
 
-    def open(self) -> None:
-        """Start empty; the starting process calls this once."""
-        self.close()
-        self.folder.mkdir(parents=True)
+    def __init__(self, box: Any = None) -> None:
+        """Make an empty mailbox, or use the actor of one."""
+        if box is None:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+            box = ray.remote(Box).options(**options).remote()
+        self.box = box
+        self.posted: Any = None
+        self.taking: Any = None
+        self.stop = False
+        """Whether the starting process has requested a stop, once `listen` was called."""
 
-    def close(self) -> None:
-        """Remove all messages."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mailbox, (self.box,)
 
     def post(self, kind: str, **fields: Any) -> None:
-        """Append a message."""
-        with self.messages.open("a") as file:
-            file.write(json.dumps({"kind": kind, **fields}) + "\n")
+        """Send a message."""
+        self.posted = self.box.post.remote({"kind": kind, **fields})
 
-    def read(self) -> list[dict[str, Any]]:
-        """Return the messages since the last call; an unfinished line is left for the next."""
-        if not self.messages.is_file():
+    def flush(self) -> None:
+        """Wait until the messages of this process have arrived."""
+        if self.posted is not None:
+            ray.wait([self.posted], timeout=FLUSH_SECONDS)
+
+    def read(self, *, seconds: float) -> list[dict[str, Any]]:
+        """Return the messages since the last call; none where the actor does not answer in time."""
+        self.taking = self.taking or self.box.take.remote()
+        if not ray.wait([self.taking], timeout=seconds)[0]:
             return []
-        with self.messages.open("rb") as file:
-            file.seek(self.num_read)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self.num_read += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        taking, self.taking = self.taking, None
+        return ray.get(taking)
 
-    @property
-    def stop(self) -> bool:
-        """Whether the starting process has requested a stop."""
-        return self.stop_file.exists()
+    def listen(self) -> None:
+        """Look for a stop request now and then, beside the steps."""
+
+        def look() -> None:
+            with suppress(RayError):
+                while not self.stop:
+                    self.stop = ray.get(self.box.is_stopped.remote(""))
+                    time.sleep(NOTICE_SECONDS)
+
+        threading.Thread(target=look, daemon=True).start()
 
     def request_stop(self) -> None:
         """Request a stop after the next step."""
-        self.stop_file.touch()
+        self.box.request_stop.remote("")
 
-    @property
-    def error(self) -> str | None:
-        """The user's error that ended the run, if any: a restart would not cure it."""
-        return self.error_file.read_text("utf-8", "surrogateescape") if self.error_file.exists() else None
+    def request_stop_of(self, trial: str) -> None:
+        """Request a trial to stop after its epoch."""
+        ray.get(self.box.request_stop.remote(trial))
 
-    def fail(self, message: str) -> None:
-        """Record an error; the first one stays."""
-        if not self.error_file.exists():
-            self.error_file.write_text(message, "utf-8", "surrogateescape")
+    def stops(self, trial: str) -> bool:
+        """Return whether a trial was requested to stop."""
+        return ray.get(self.box.is_stopped.remote(trial))
 
 
 class PostedLines:
@@ -99,5 +133,5 @@ class PostedLog(logging.Handler):
         self.mailbox = mailbox
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Post one line."""
-        self.mailbox.post("log", level=record.levelno, text=record.getMessage())
+        """Post one line, with the URLs of working copies, whose paths are this machine's."""
+        self.mailbox.post("log", level=record.levelno, text=shown(record.getMessage()))

@@ -25,9 +25,13 @@ from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
 from mprd.parallel.resources import Bundle, Waiting, choose_bundle, count_here, describe_machines, name_bundle
-from mprd.parallel.shared_folder import check_place, check_shared, mark_shared
+from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.parallel.shipping import other_versions, own_versions
+from mprd.storage import copies
+from mprd.storage.copy import LARGE
+from mprd.storage.places import place_of, shown
 from mprd.text import explain, quoted
+from mprd.train.mailbox import FLUSH_SECONDS, Mailbox
 
 # other imports are local: Ray's controller process imports this file too, and needs no torch
 if TYPE_CHECKING:
@@ -37,7 +41,6 @@ if TYPE_CHECKING:
     from mprd.runs.folder import RunFolder
     from mprd.runtime.device import CpuThreads
     from mprd.runtime.distributed import WorkerGroup
-    from mprd.train.mailbox import Mailbox
     from mprd.train.signals import Signals
 
 logger = logging.getLogger("mprd")
@@ -70,14 +73,14 @@ def run_on_ray(
     from mprd.runs.lock import held
     from mprd.runtime.device import num_cores
     from mprd.train.local import finish
+    from mprd.train.signals import watch_signals
 
     started = time.monotonic()
     place = find_address(address)
-    check_place(folder.path, is_local=place.is_local)
     check_run(config, folder, is_local=place.is_local, num_workers=num_workers, resume=resume)
     # a worker reserves the logical CPUs of its actors, which mostly wait
     num_cpus = 1 + count_actors(config)
-    with cluster(place, num_cpus=max(num_cores(), num_workers * num_cpus)):
+    with cluster(place, num_cpus=max(num_cores(), num_workers * num_cpus)) as own_files:
         bundle = choose_bundle(
             config.train.device,
             num_cpus=num_cpus,
@@ -93,10 +96,16 @@ def run_on_ray(
         with held(folder.path):
             if not (resume and folder.has_start()):
                 folder.create(config)
+            # the workers go on with what is there
+            copies.finish([folder.path])
             waiting = Waiting(name_workers(num_workers), bundle, num_workers)
             losses = Losses(config.train.max_restarts, folder.last)
-            screen = Screen(console, started, losses, waiting, num_epochs=config.train.epochs)
-            run_trainer(make_trainer(absolute(config), folder, bundle, num_workers), folder, screen)
+            screen = Screen(console, started, losses, waiting, folder.path, num_epochs=config.train.epochs)
+            mailbox = Mailbox()
+            trainer = make_trainer(absolute(config), folder, bundle, num_workers, mailbox, own_files)
+            with watch_signals(console) as signals, screen.lines:
+                follow(Fit(trainer), mailbox, signals, screen)
+            copies.pull(folder.path, skipped=LARGE)
             rows = folder.read_rows()
             finish(folder, rows, console)
     return rows
@@ -130,15 +139,19 @@ def choose_threads(config: Config, bundle: Bundle, *, most: int) -> CpuThreads:
     return CpuThreads(threads, max(threads, num_cores() // count))
 
 
-def make_trainer(config: Config, folder: RunFolder, bundle: Bundle, num_workers: int) -> TorchTrainer:
-    """Build the trainer; its own files go below `ray/` in the run folder."""
+def make_trainer(
+    config: Config, folder: RunFolder, bundle: Bundle, num_workers: int, mailbox: Mailbox, own_files: Path
+) -> TorchTrainer:
+    """Build the trainer; its own files go to a folder of this machine."""
     path = folder.path.resolve()
     return TorchTrainer(
         work,
         train_loop_config={
             "config": config.model_dump(mode="json"),
-            "folder": str(path),
+            # by URL, as each machine has a cache of its own
+            "folder": place_of(path),
             "mark": mark_shared(path),
+            "mailbox": mailbox,
             "versions": own_versions(),
             "bundle": bundle,
             "num_workers": num_workers,
@@ -149,14 +162,14 @@ def make_trainer(config: Config, folder: RunFolder, bundle: Bundle, num_workers:
         run_config=RunConfig(
             # a new name: under an old one Ray would restore its own record of that run
             name=f"{time.time_ns()}",
-            storage_path=str(path / "ray"),
+            storage_path=str(own_files),
             # `Losses` counts them
             failure_config=FailureConfig(
                 max_failures=-1,
                 controller_failure_limit=config.train.max_restarts,  # type: ignore[call-arg]
             ),
             # Ray's annotations are those of older releases
-            callbacks=[PostedErrors(path)],  # type: ignore[list-item]
+            callbacks=[PostedErrors(mailbox)],  # type: ignore[list-item]
         ),
     )
 
@@ -164,23 +177,21 @@ def make_trainer(config: Config, folder: RunFolder, bundle: Bundle, num_workers:
 class PostedErrors(UserCallback):
     """Post why workers ended, from Ray's controller, which runs on the machine of the starting process."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, mailbox: Mailbox) -> None:
+        self.mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Post errors of the user, which a restart would not cure, or else the loss of workers."""
-        from mprd.train.mailbox import Mailbox
-
         errors = list(worker_exceptions.values())
         for error in errors:
             if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in FINAL_ERRORS):
-                Mailbox(self.run).fail(explain(error))
+                self.mailbox.post("failed", text=explain(error))
                 return
         # what other workers raise follows from the loss
         lost = [e for e in errors if isinstance(e, RayError) or hasattr(e, "health_check_failure")]
         first = [*lost, *errors][0]
         trace = "".join(getattr(first, "__notes__", []))
-        Mailbox(self.run, "losses").post("lost", reason=explain_loss(first), trace=trace)
+        self.mailbox.post("lost", reason=explain_loss(first), trace=trace)
 
 
 class Fit(threading.Thread):
@@ -198,40 +209,23 @@ class Fit(threading.Thread):
             self.error = error
 
 
-def run_trainer(trainer: TorchTrainer, folder: RunFolder, screen: Screen) -> None:
-    """Run a trainer to its end, show its messages, and pass on a stop request.
+def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None:
+    """Show messages until the run ends; pass on a stop request, and end workers that do not follow it in time.
 
     Raises UserError and Interrupted of the workers, UserError where workers are not placed or were lost too often.
     """
-    from mprd.train.mailbox import Mailbox
-    from mprd.train.signals import watch_signals
-
-    mailbox = Mailbox(folder.path.resolve())
-    mailbox.open()
-    try:
-        with watch_signals(screen.console) as signals, screen.lines:
-            follow(Fit(trainer), mailbox, signals, screen)
-    finally:
-        mailbox.close()
-
-
-def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None:
-    """Show messages until the run ends; pass on a stop request, and end workers that do not follow it in time."""
-    from mprd.train.mailbox import Mailbox
-
-    losses = Mailbox(mailbox.run, "losses")
     fit.start()
-    is_over = False
+    is_over = is_stopping = False
     while not is_over:
-        is_over = not fit.is_alive()
-        if signals.stop and not mailbox.stop:
+        # only a call that follows the end brings all messages
+        is_over = not fit.is_alive() and mailbox.taking is None
+        if signals.stop and not is_stopping:
+            is_stopping = True
             mailbox.request_stop()
-        for message in [*losses.read(), *mailbox.read()]:
+        for message in mailbox.read(seconds=FLUSH_SECONDS if is_over else POLL_SECONDS):
             screen.show(message)
-        if mailbox.error is not None:
-            raise UserError(mailbox.error)
         if signals.stop and not (screen.is_running and time.monotonic() - signals.stopped_at < STOP_SECONDS):
-            raise Interrupted(f"stopped; go on from the last checkpoint with --resume {quoted(mailbox.run)}")
+            raise Interrupted(f"stopped; go on from the last checkpoint with --resume {quoted(screen.run)}")
         if not screen.is_running:
             screen.waiting.check()
         time.sleep(POLL_SECONDS)
@@ -249,14 +243,17 @@ def explain_end(error: BaseException, screen: Screen) -> BaseException:
     """Return one line for workers that could not start; an error of the code stays as it is."""
     if screen.is_running:
         return error
-    go_on = f"go on with --resume {quoted(screen.losses.checkpoint.parents[1])}"
-    return UserError(f"Ray could not start the workers ({explain_loss(error)}); {go_on}")
+    return UserError(
+        f"Ray could not start the workers ({explain_loss(error)}); go on with --resume {quoted(screen.run)}"
+    )
 
 
 class Screen:
     """Show the messages of the first worker as a run in this process would."""
 
-    def __init__(self, console: Console, started: float, losses: Losses, waiting: Waiting, *, num_epochs: int) -> None:
+    def __init__(
+        self, console: Console, started: float, losses: Losses, waiting: Waiting, run: Path, *, num_epochs: int
+    ) -> None:
         """Measure the start from `started`, in monotonic seconds."""
         from mprd.runs.console import EpochLines
 
@@ -265,11 +262,12 @@ class Screen:
         self.started = started
         self.losses = losses
         self.waiting = waiting
+        self.run = run
         self.is_running = False
         self.stopped: str | None = None
 
     def show(self, message: dict[str, Any]) -> None:
-        """Show one message."""
+        """Show one message; raise UserError where it ends the run."""
         kind = message.pop("kind")
         if kind == "started":
             self.show_start(**message)
@@ -283,6 +281,8 @@ class Screen:
             self.stopped = message["text"]
         elif kind == "lost":
             self.show_loss(**message)
+        elif kind == "failed":
+            raise UserError(message["text"])
 
     def show_start(self, *, device: str, size: int, pid: int) -> None:
         """Print the seconds of the start."""
@@ -300,7 +300,7 @@ class Screen:
         self.is_running, self.started = False, time.monotonic()
         self.waiting.restart()
         try:
-            line = self.losses.add(reason, go_on=f"go on with --resume {quoted(self.losses.checkpoint.parents[1])}")
+            line = self.losses.add(reason, go_on=f"go on with --resume {quoted(self.run)}")
         except UserError:
             if trace:
                 raise RuntimeError(trace) from None
@@ -314,26 +314,30 @@ def work(task: dict[str, Any]) -> None:
     from mprd.runs.folder import RunFolder
     from mprd.runtime.device import keep_freed_memory, set_threads
     from mprd.runtime.distributed import joined_workers
-    from mprd.train.mailbox import Mailbox
 
-    folder = RunFolder(Path(task["folder"]))
+    folder = RunFolder(task["folder"])
     check_shared(folder.path, task["mark"])
     config = Config.model_validate(task["config"])
     set_threads(*choose_threads(config, task["bundle"], most=task["num_workers"]))
     keep_freed_memory()
-    mailbox = Mailbox(folder.path)
-    workers = joined_workers(get_device())
+    mailbox, workers = task["mailbox"], joined_workers(get_device())
     if differing := other_versions(task["versions"]):
         mailbox.post("log", level=logging.WARNING, text=differing)
     try:
-        train_shard(config, folder, mailbox, workers)
+        with copies.sent([folder.path] if workers.is_first else []):
+            train_shard(config, folder, mailbox, workers)
     except Interrupted as stop:
         if workers.is_first:
             mailbox.post("stopped", text=str(stop))
+    except UserError as error:
+        # of this machine are the paths of working copies
+        raise UserError(shown(str(error))) from None
     except Exception as error:
         # Ray sends the error without its traceback
         error.add_note(traceback.format_exc())
         raise
+    finally:
+        mailbox.flush()
 
 
 def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: WorkerGroup) -> None:
@@ -344,13 +348,20 @@ def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: Wo
     from mprd.train.recorder import Recorder
     from mprd.train.signals import NoStop
 
-    dataset = open_dataset(config)
-    resume = workers.any(folder.last.is_file())
     if workers.is_first:
         # Ray's own default is WARNING
         logger.setLevel(logging.INFO)
         logger.addHandler(PostedLog(mailbox))
+        copies.take_over(folder.path)
+    # the others fetch what the first has sent
+    workers.any(workers.is_first)
+    if not workers.is_first:
+        copies.pull(folder.path, keeps_unsent=False)
+    dataset = open_dataset(config)
+    resume = workers.any(folder.last.is_file())
+    if workers.is_first:
         mailbox.post("started", device=workers.device.type, size=workers.size, pid=os.getpid())
+        mailbox.listen()
     stop = mailbox if workers.is_first else NoStop()
     recorder = Recorder(config, folder, stop=stop, lines=PostedLines(mailbox), workers=workers)
     callbacks = recorder.callbacks()

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import time
 import traceback
+from contextlib import suppress
 
+from mprd.errors import UserError
 from mprd.runs.folder import RunFolder, write_text
-from mprd.storage.copies import discard
-from mprd.text import read_text
+from mprd.runs.lock import held
+from mprd.storage.copies import discard, push, take_over
+from mprd.storage.places import shown
 from mprd.tune.trial import Trial
 from mprd.tune.trial_queue import TrialQueue
 
-ERROR, STOP = "error.txt", "stop"
+ERROR = "error.txt"
+FREE_SECONDS = 30
+"""Longest wait for an earlier process of a trial to end."""
 
 
 class TrialStopped(Exception):
@@ -20,8 +26,9 @@ class TrialStopped(Exception):
 
 def prepare_folder(folder: RunFolder) -> bool:
     """Make a run folder, or clear the files of an earlier try; return whether a checkpoint is there to resume."""
-    for name in (ERROR, STOP):
-        discard(folder.path / name)
+    take_over(folder.path)
+    wait_until_free(folder)
+    discard(folder.path / ERROR)
     if folder.last.is_file():
         return True
     shutil.rmtree(folder.path, ignore_errors=True)
@@ -29,32 +36,26 @@ def prepare_folder(folder: RunFolder) -> bool:
     return False
 
 
+def wait_until_free(folder: RunFolder) -> None:
+    """Wait until no earlier process writes the run folder, as one that outlives a killed study for a moment."""
+    until = time.monotonic() + FREE_SECONDS
+    while time.monotonic() < until:
+        with suppress(UserError), held(folder.path):
+            return
+        time.sleep(0.5)
+
+
 def write_error(folder: RunFolder, error: Exception) -> str:
     """Write an error as one line and its traceback into the run folder; return the line."""
     first, *rest = str(error).strip().splitlines() or ["no message"]
     # Ray's errors start with a heading that ends in a colon, and end with the cause
     cause = f" {rest[-1].strip()}" if rest and first.endswith(":") else ""
-    reason = f"{type(error).__name__}: {first}{cause}"
+    reason = shown(f"{type(error).__name__}: {first}{cause}")
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.path / ERROR, f"{reason}\n\n{''.join(traceback.format_exception(error))}")
+    with suppress(UserError):
+        push(folder.path)
     return reason
-
-
-def read_error(folder: RunFolder) -> str | None:
-    """Return the line of `write_error`; None without an error."""
-    file = folder.path / ERROR
-    return read_text(file).partition("\n")[0] if file.is_file() else None
-
-
-def request_stop(folder: RunFolder) -> None:
-    """Request a trial of another process to stop after its epoch."""
-    (folder.path / STOP).touch()
-
-
-def obey_stop(folder: RunFolder) -> None:
-    """Raise TrialStopped where `request_stop` was called."""
-    if (folder.path / STOP).exists():
-        raise TrialStopped
 
 
 def stop_reason(queue: TrialQueue) -> str:

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -40,19 +40,19 @@ from mprd.parallel.resources import (
     has_autoscaler,
     name_bundle,
 )
-from mprd.parallel.shared_folder import check_place, check_shared, mark_shared
+from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.runs.folder import RunFolder
-from mprd.runs.lock import held
 from mprd.runtime.device import num_cores
+from mprd.storage.copies import pull, sent
+from mprd.storage.copy import LARGE
+from mprd.storage.places import local_path, place_of
 from mprd.text import new_console
 from mprd.train.local import run_local
+from mprd.train.mailbox import Mailbox
 from mprd.train.ray_workers import choose_threads
 from mprd.tune.outcome import (
     TrialStopped,
-    obey_stop,
     prepare_folder,
-    read_error,
-    request_stop,
     stop_reason,
     trial_line,
     write_error,
@@ -64,8 +64,6 @@ AHEAD = 4
 """Trials that wait for the machines of an autoscaler: at most so many start at a time."""
 COUNT_SECONDS = 5
 """Interval in which the cluster is counted."""
-FREE_SECONDS = 30
-"""Longest wait for an earlier process of a trial to end."""
 TUNE_SETTINGS = {
     # the run folders hold all that these would write
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -103,9 +101,9 @@ def run_trials_on_ray(
     # a trial reserves the logical CPUs of its actors, which mostly wait
     num_cpus = 1 + count_actors(config)
     place = find_address(address)
-    check_place(queue.folder.path, is_local=place.is_local)
     # Ray installs its SIGTERM handler when it starts, so ours comes second
-    with cluster(place, num_cpus=num_cpus * max(num_cores(), concurrency or 1)), sigterm_as_interrupt():
+    num_slots = max(num_cores(), concurrency or 1)
+    with cluster(place, num_cpus=num_cpus * num_slots) as own_files, sigterm_as_interrupt():
         bundle = choose_bundle(
             config.train.device,
             num_cpus=num_cpus,
@@ -119,7 +117,7 @@ def run_trials_on_ray(
         )
         searcher = QueueSearcher(queue, absolute(config), console, slots)
         watch = Watch(searcher)
-        make_tuner(searcher, watch).fit()
+        make_tuner(searcher, watch, own_files).fit()
         if watch.error is not None:
             raise watch.error
 
@@ -133,14 +131,13 @@ def check_options(concurrency: int | None, gpus_per_trial: float | None) -> None
         raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {gpus}")
 
 
-def make_tuner(searcher: QueueSearcher, watch: Watch) -> tune.Tuner:
-    """Build the tuner, whose own files go to `ray/` in the study folder."""
-    queue = searcher.queue
+def make_tuner(searcher: QueueSearcher, watch: Watch, own_files: Path) -> tune.Tuner:
+    """Build the tuner; its own files go to a folder of this machine."""
     return tune.Tuner(
         tune.with_resources(run_trial, dict(searcher.slots.bundle)),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            metric=queue.objective,
+            metric=searcher.queue.objective,
             mode="max",
             # the searcher ends the study: a lost trial is suggested again
             num_samples=-1,
@@ -149,7 +146,7 @@ def make_tuner(searcher: QueueSearcher, watch: Watch) -> tune.Tuner:
         ),
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
-            storage_path=str((queue.folder.path / "ray").resolve()),
+            storage_path=str(own_files),
             callbacks=[TrialEvents(searcher, watch)],
             stop=watch,
             verbose=0,
@@ -201,11 +198,11 @@ class Slots:
 def run_trial(spec: dict[str, Any]) -> None:
     """Run one trial, from its checkpoint where there is one, and report every epoch to Tune.
 
-    An error of the run is written to its folder and not raised, unless this machine does not see the study folder.
+    An error of the run is written to its folder and reported, unless this machine does not see the study folder.
     """
-    check_shared(Path(spec["study"]), spec["mark"])
-    folder, config = RunFolder(Path(spec["folder"])), Config.model_validate(json.loads(spec["config"]))
-    bundle = spec["bundle"]
+    check_shared(local_path(spec["study"]), spec["mark"])
+    folder, config = RunFolder(spec["folder"]), Config.model_validate(json.loads(spec["config"]))
+    bundle, mailbox = spec["bundle"], spec["mailbox"]
     # Ray's own default is WARNING
     logging.getLogger("mprd").setLevel(logging.INFO)
     if "GPU" not in bundle:
@@ -214,27 +211,18 @@ def run_trial(spec: dict[str, Any]) -> None:
     def report(row: dict[str, Any]) -> None:
         # returns when the study has the row, and perhaps requested a stop
         tune.report({key: value for key, value in row.items() if value is not None})
-        if row["epoch"] + 1 < config.train.epochs:
-            obey_stop(folder)
+        if row["epoch"] + 1 < config.train.epochs and mailbox.stops(spec["id"]):
+            raise TrialStopped
 
     try:
-        wait_until_free(folder)
-        resume = prepare_folder(folder)
-        threads = choose_threads(config, bundle, most=spec["most"])
-        run_local(config, folder, resume=resume, console=new_console(quiet=True), on_row=report, threads=threads)
+        with sent([folder.path]):
+            resume = prepare_folder(folder)
+            threads = choose_threads(config, bundle, most=spec["most"])
+            run_local(config, folder, resume=resume, console=new_console(quiet=True), on_row=report, threads=threads)
     except TrialStopped:
         return
     except Exception as error:
-        write_error(folder, error)
-
-
-def wait_until_free(folder: RunFolder) -> None:
-    """Wait until no earlier process writes the run folder, as one that outlives a killed study for a moment."""
-    until = time.monotonic() + FREE_SECONDS
-    while time.monotonic() < until:
-        with suppress(UserError), held(folder.path):
-            return
-        time.sleep(0.5)
+        tune.report({"error": write_error(folder, error)})
 
 
 class Watch(tune.Stopper):
@@ -293,6 +281,7 @@ class RunningTrial:
     is_placed: bool = False
     is_stopped: bool = False
     """Whether the pruner stops it."""
+    error: str | None = None
 
 
 class QueueSearcher(Searcher):
@@ -304,7 +293,7 @@ class QueueSearcher(Searcher):
         self.config = config
         self.console = console
         self.slots = slots
-        self.mark = mark_shared(queue.folder.path)
+        self.mark, self.mailbox = mark_shared(queue.folder.path), Mailbox()
         self.running: dict[str, RunningTrial] = {}
         self.losses: dict[int, Losses] = {}
         """By number of the trial."""
@@ -336,9 +325,13 @@ class QueueSearcher(Searcher):
             return {
                 # as one string, because Tune would name folders after every setting
                 "config": json.dumps(config.model_dump(mode="json")),
-                "folder": str(running.folder.path.resolve()),
-                "study": str(self.queue.folder.path.resolve()),
+                # by URL, as each machine has a cache of its own
+                "folder": place_of(running.folder.path.resolve()),
+                "study": place_of(self.queue.folder.path.resolve()),
                 "mark": self.mark,
+                "mailbox": self.mailbox,
+                # another one after a loss
+                "id": trial_id,
                 "bundle": self.slots.bundle,
                 "most": self.slots.count(),
             }
@@ -355,12 +348,13 @@ class QueueSearcher(Searcher):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report an epoch, and stop the trial where the pruner does."""
         running = self.running[trial_id]
+        running.error = result.get("error")
         if "epoch" not in result or running.is_stopped:
             return
         is_last = result["epoch"] + 1 >= running.num_epochs
         if self.queue.report(running.trial, result) and not is_last:
             running.is_stopped = True
-            request_stop(running.folder)
+            self.mailbox.request_stop_of(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a trial ended, from its run folder; a lost one is left to `lose`."""
@@ -383,9 +377,12 @@ class QueueSearcher(Searcher):
 
     def outcome(self, running: RunningTrial) -> tuple[State, str | None]:
         """Return how a trial ended, and why."""
-        reason = read_error(running.folder)
-        if reason is not None:
-            return "failed", reason
+        try:
+            pull(running.folder.path, skipped=LARGE)
+        except UserError as error:
+            return "failed", str(error)
+        if running.error is not None:
+            return "failed", running.error
         if running.is_stopped:
             return "stopped", stop_reason(self.queue)
         if len(running.folder.read_rows()) < running.num_epochs:

@@ -7,7 +7,7 @@ import pytest
 
 from mprd.errors import UserError
 from mprd.parallel import shared_folder
-from mprd.parallel.shared_folder import check_place, check_shared, mark_shared
+from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.storage.places import local_path
 
 
@@ -19,14 +19,12 @@ def test_a_machine_with_another_folder_of_that_name_is_named(tmp_path: Path, mon
     check_shared(tmp_path, mark)
     with pytest.raises(UserError, match=f"^{tmp_path}: machine node7 has no such folder, or another one of that name"):
         check_shared(tmp_path, old)
-    shutil.rmtree(tmp_path / "ray")
+    shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="machine node7 has no such folder"):
         check_shared(tmp_path, mark)
 
 
-def test_a_url_is_refused_over_a_cluster(tmp_path: Path) -> None:
-    copy = local_path("s3://bucket/runs/a")
-    check_place(copy, is_local=True)
-    check_place(tmp_path, is_local=False)
-    with pytest.raises(UserError, match=r"^s3://bucket/runs/a: over a cluster --out must be a folder"):
-        check_place(copy, is_local=False)
+def test_working_copies_are_each_machines_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mark = mark_shared(local_path("s3://bucket/runs/a"))
+    monkeypatch.setenv("MPRD_CACHE", str(tmp_path))
+    check_shared(local_path("s3://bucket/runs/a"), mark)

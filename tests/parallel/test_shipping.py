@@ -15,15 +15,19 @@ import mprd
 from mprd.parallel.shipping import other_versions, own_versions, shipped
 
 
-def test_the_package_and_the_variables_of_trackers_go_along(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_and_a_few_variables_go_along_but_no_keys_of_storage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
-    monkeypatch.setenv("OTHER_SECRET", "stays")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://storage:9000")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "stays")
     found = shipped()
     assert found["py_modules"] == [str(Path(mprd.__file__).parent)]
     assert found["env_vars"]["WANDB_API_KEY"] == "secret"
     assert found["env_vars"]["MLFLOW_TRACKING_URI"] == "http://tracker:5000"
-    assert "OTHER_SECRET" not in found["env_vars"]
+    assert found["env_vars"]["AWS_ENDPOINT_URL"] == "http://storage:9000"
+    assert "AWS_SECRET_ACCESS_KEY" not in found["env_vars"]
 
 
 def test_versions_that_differ_are_named_in_one_line() -> None:

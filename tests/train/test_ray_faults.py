@@ -1,4 +1,4 @@
-"""Training on a cluster that loses a node, runs out of memory, is taken by others, or whose object store is full."""
+"""Training on a cluster that runs out of memory, is taken by others, or whose object store is full."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ray.cluster_utils import Cluster
 from mprd.parallel.cluster import QUIET
 from mprd.train.cli import launch
 
-from .test_cli import SLOW, arguments, one_thread, settings
-from .test_ray_workers import assert_same_bits, finish, first_worker, num_rows, wait_for
+from .test_cli import arguments, one_thread, settings
+from .test_ray_workers import assert_same_bits, finish, until
 
 pytestmark = pytest.mark.ray
 STORE_BYTES = 80 * 2**20
@@ -54,34 +54,6 @@ def cluster(head: Cluster) -> Iterator[Cluster]:
 def start(cluster: Cluster, *args: str, command: str = "train") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", f"mprd.{command}", *args, "--launcher", "ray", "--address", cluster.address]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread())
-
-
-def ancestors(pid: int) -> list[int]:
-    """List the processes that a process descends from."""
-    found = []
-    while pid > 1:
-        # the name, in brackets, may hold blanks
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        found.append(pid)
-    return found
-
-
-def test_a_run_whose_node_went_away_ends_in_the_bits_of_one_process(
-    cluster: Cluster, tiny_root: Path, tmp_path: Path
-) -> None:
-    alone, run = tmp_path / "alone", tmp_path / "run"
-    launch(settings(tiny_root, *SLOW), out=alone, resume=None, launcher="local")
-    nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES) for _ in range(2)]
-    process = start(cluster, *arguments(tiny_root, run, *SLOW))
-    wait_for(process, lambda: num_rows(run) >= 2)
-    above = ancestors(first_worker(run))
-    raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
-    (lost,) = [node for node, raylet in zip(nodes, raylets, strict=True) if raylet in above]
-    cluster.remove_node(lost, allow_graceful=False)
-    output = finish(process)
-    assert "a worker was lost (" in output
-    assert "going on from the last checkpoint (1 of 3 times)" in output
-    assert_same_bits(alone, run)
 
 
 def test_a_run_beside_a_full_object_store_ends_in_the_bits_of_one_process(
@@ -147,14 +119,3 @@ def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "ran out of memory" in line
     assert f"go on with --resume {run}" in line
-
-
-def until(process: subprocess.Popen[str], text: str) -> str:
-    """Read what a process prints up to a line with a text."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError("".join(lines))

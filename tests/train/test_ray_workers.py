@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -22,40 +21,12 @@ from rich.console import Console
 from mprd.errors import Interrupted, UserError
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
-from mprd.train.mailbox import Mailbox
 from mprd.train.signals import Signals
 from tests.engine.test_workers import CALM
 
 from .test_cli import SLOW, arguments, one_thread, settings, without_times
 
 # -- without a cluster ----------------------------------------------------------------------------
-
-
-def test_messages_are_read_once_and_in_order(tmp_path: Path) -> None:
-    writer, reader = Mailbox(tmp_path), Mailbox(tmp_path)
-    assert reader.read() == []
-    writer.open()
-    writer.post("step", step=1)
-    writer.post("epoch", row={"mAP": None})
-    assert reader.read() == [{"kind": "step", "step": 1}, {"kind": "epoch", "row": {"mAP": None}}]
-    with writer.messages.open("a") as file:
-        file.write('{"kind": "log", ')
-    assert reader.read() == []
-    with writer.messages.open("a") as file:
-        file.write('"text": "whole now"}\n')
-    assert reader.read() == [{"kind": "log", "text": "whole now"}]
-
-
-def test_a_stop_request_and_the_first_error_stay_in_the_mailbox(tmp_path: Path) -> None:
-    writer, reader = Mailbox(tmp_path), Mailbox(tmp_path)
-    writer.open()
-    assert (reader.stop, reader.error) == (False, None)
-    reader.request_stop()
-    writer.fail("no such file: x")
-    writer.fail("another")
-    assert (writer.stop, reader.error) == (True, "no such file: x")
-    writer.open()
-    assert (reader.stop, reader.error) == (False, None)
 
 
 def test_workers_are_not_asked_of_one_process(tiny_root: Path) -> None:
@@ -81,17 +52,23 @@ def test_workers_that_do_not_follow_a_stop_in_time_are_ended(tmp_path: Path, mon
     from mprd.train import ray_workers
 
     monkeypatch.setattr(ray_workers, "STOP_SECONDS", 0.5)
-    mailbox, signals = Mailbox(tmp_path), Signals(Console(file=io.StringIO()))
-    mailbox.open()
-    mailbox.post("started", device="cpu", size=1, pid=1)
-    waiting = SimpleNamespace(restart=lambda: None, check=lambda: None)
-    screen: Any = ray_workers.Screen(signals.console, 0.0, None, waiting, num_epochs=1)
+    signals = Signals(Console(file=io.StringIO()))
+    messages = [{"kind": "started", "device": "cpu", "size": 1, "pid": 1}]
+    requests: list[float] = []
+    mailbox: Any = SimpleNamespace(
+        taking=None,
+        read=lambda seconds: [messages.pop()] if messages else [],
+        request_stop=lambda: requests.append(time.monotonic()),
+    )
+    waiting: Any = SimpleNamespace(restart=lambda: None, check=lambda: None)
+    losses: Any = None
+    screen = ray_workers.Screen(signals.console, 0.0, losses, waiting, tmp_path, num_epochs=1)
     fit: Any = threading.Thread(target=time.sleep, args=(3,), daemon=True)
     threading.Timer(0.3, signals.handle, (signal.SIGTERM, None)).start()
     started = time.monotonic()
     with pytest.raises(Interrupted, match="go on from the last checkpoint with --resume"):
         ray_workers.follow(fit, mailbox, signals, screen)
-    assert mailbox.stop
+    assert len(requests) == 1
     assert 0.7 < time.monotonic() - started < 2
 
 
@@ -117,10 +94,20 @@ def num_rows(run: Path) -> int:
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
 
 
-def first_worker(run: Path) -> int:
-    """Return the process that the first worker last said it was."""
-    lines = (run / ".live" / "messages.jsonl").read_text().splitlines()
-    return [json.loads(line)["pid"] for line in lines if '"started"' in line][-1]
+def until(process: subprocess.Popen[str], text: str) -> str:
+    """Read what a process prints up to a line with a text."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+def first_worker(process: subprocess.Popen[str]) -> int:
+    """Return the process that is the next first worker by what the starting process prints."""
+    return int(until(process, "(first: process ").rpartition("process ")[2].partition(")")[0])
 
 
 def is_alive(pid: int) -> bool:
@@ -161,13 +148,12 @@ def test_a_run_whose_worker_was_killed_ends_in_the_bits_of_one_process(
     run = tmp_path / "run"
     process = start(*arguments(tiny_root, run, *SLOW))
     wait_for(process, lambda: num_rows(run) >= 2)
-    os.kill(first_worker(run), signal.SIGKILL)
+    os.kill(first_worker(process), signal.SIGKILL)
     output = finish(process)
     assert "a worker was lost (its process on machine" in output
     assert "going on from the last checkpoint (1 of 3 times)" in output
     assert "Result, in percent" in output
     assert_same_bits(undisturbed, run)
-    assert not (run / ".live").exists()
 
 
 @pytest.mark.ray
@@ -185,7 +171,7 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
     assert so_far < 12
     process = start("--resume", str(run))
     wait_for(process, lambda: num_rows(run) > so_far)
-    worker = first_worker(run)
+    worker = first_worker(process)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 120
@@ -203,7 +189,7 @@ def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_roo
     launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
     process = start(*arguments(tiny_root, run, *changes), "--num-workers", "2")
     wait_for(process, lambda: num_rows(run) >= 1)
-    os.kill(first_worker(run), signal.SIGKILL)
+    os.kill(first_worker(process), signal.SIGKILL)
     output = finish(process)
     assert "a worker was lost" in output
     a, b = (checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (alone, run))
