@@ -184,7 +184,9 @@ class Recorder:
             )
 
     def draw(self) -> None:
-        """Draw the curves, and schedule the next redraw."""
+        """Draw the curves, and schedule the next redraw; a stop, which has seconds, leaves them to the resumed run."""
+        if self.stop.stop:
+            return
         started = time.monotonic()
         plot_curves(self.rows, self.folder.path / "curves.png")
         ended = time.monotonic()
