@@ -120,11 +120,13 @@ class Recorder:
         return seconds > 0 and time.monotonic() - self.saved_at > seconds
 
     def between_epochs(self, trainer: Trainer) -> None:
-        """Save, and stop when requested."""
+        """Save, stop when requested, and draw the curves when due."""
         self.save(trainer)
         epoch = trainer.state.epoch
         if self.workers.any(self.stop.stop) and epoch < self.config.train.epochs:
             raise Interrupted(f"stopped after epoch {epoch}; go on with --resume {quoted(self.folder.path)}")
+        if self.workers.is_first and time.monotonic() > self.draw_at:
+            self.draw()
 
     def save(self, trainer: Trainer) -> None:
         """Write the last checkpoint."""
@@ -150,8 +152,6 @@ class Recorder:
         self.folder.write_rows(self.rows)
         if self.trackers is not None:
             self.trackers.log(row)
-        if time.monotonic() > self.draw_at:
-            self.draw()
         for lines in self.lines:
             lines.epoch(row)
         self.warn(row)
