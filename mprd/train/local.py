@@ -17,7 +17,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.engine.callbacks import Backends, Callbacks, ignore
 from mprd.engine.trainer import Trainer, fit
-from mprd.errors import UserError
+from mprd.errors import Interrupted, UserError
 from mprd.parallel.backends import choose_builder, choose_search
 from mprd.runs.console import EpochLines, closing_lines, final_table
 from mprd.runs.dataset import open_dataset
@@ -27,7 +27,7 @@ from mprd.runtime import checkpoint
 from mprd.runtime.device import CpuThreads, choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
 from mprd.storage.copies import push
-from mprd.text import new_console
+from mprd.text import new_console, quoted
 from mprd.train.profiler import Profile
 from mprd.train.recorder import Recorder
 from mprd.train.signals import watch_signals
@@ -72,7 +72,10 @@ def run_local(
         ):
             recorder = Recorder(config, folder, stop=signals, lines=lines, on_row=on_row)
             callbacks = recorder.callbacks() if profile is None else profile.traced(recorder.callbacks())
-            train(config, dataset, folder, callbacks, device=device, recorder=recorder, resume=resume)
+            try:
+                train(config, dataset, folder, callbacks, device=device, recorder=recorder, resume=resume)
+            except KeyboardInterrupt:
+                raise Interrupted(f"stopped at once; go on with --resume {quoted(folder.path)}") from None
         finish(folder, recorder.rows, console)
         if profile is not None:
             write_text(folder.path / "profile.txt", profile.table())

@@ -352,6 +352,9 @@ def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: Wo
         # Ray's own default is WARNING
         logger.setLevel(logging.INFO)
         logger.addHandler(PostedLog(mailbox))
+        # a second that a stop after the first epoch, which is drawn, would wait for
+        import matplotlib.figure  # noqa: F401
+
         copies.take_over(folder.path)
     # the others fetch what the first has sent
     workers.any(workers.is_first)

@@ -127,9 +127,8 @@ def read_slowly(path: Path) -> Image.Image:
 
 WAYS = {
     "kill the parent": ("parent", signal.SIGKILL, -signal.SIGKILL, ""),
-    # behind the step, or within it where that takes too long
-    "stop the parent": ("parent", signal.SIGTERM, 130, "\nstopped"),
-    "interrupt the parent": ("parent", signal.SIGINT, 130, "\nstopped"),
+    "stop the parent": ("parent", signal.SIGTERM, 130, "; go on with --resume"),
+    "interrupt the parent": ("parent", signal.SIGINT, 130, "; go on with --resume"),
     "kill a loader": ("loader", signal.SIGKILL, 2, "data.num_workers"),
 }
 
