@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,11 @@ def start_ray(address: Address, *, num_cpus: int, without: str = "--launcher loc
     # ray.init replaces the handler, but a run stops gracefully by its own
     is_main = threading.current_thread() is threading.main_thread()
     old = signal.getsignal(signal.SIGTERM)
+    # a cluster's workers import first from the folder where it is joined, in which they may have another copy of mprd
+    elsewhere = nullcontext() if address.is_local else chdir("/")
     try:
-        ray.init(**options)
+        with elsewhere:
+            ray.init(**options)
     except Exception as error:  # of many types: ConnectionError, OSError, RuntimeError, ValueError and Ray's own
         reason = f"{type(error).__name__}: {error}"
         if address.is_local:

@@ -58,14 +58,18 @@ with cluster(find_address(sys.argv[1]), num_cpus=1):
 def test_a_line_that_changed_where_a_run_starts_is_changed_on_the_workers(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    shutil.copytree(Path(mprd.__file__).parent, tmp_path / "mprd")
+    for copy in ("mprd", "stale/mprd"):
+        shutil.copytree(Path(mprd.__file__).parent, tmp_path / copy)
     with (tmp_path / "mprd" / "lazy.py").open("a") as file:
         file.write("CHANGED = 'here'\n")
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "WANDB_MODE": "offline"}
+        changed = {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+        environment = {**os.environ, **changed, "WANDB_MODE": "offline"}
         command = [sys.executable, "-c", LOOK, nodes.address]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=tmp_path / "stale", env=environment, capture_output=True, text=True, timeout=120
+        )
     finally:
         nodes.shutdown()
     assert done.stdout.splitlines() == ["('here', 'offline')"], done.stderr
