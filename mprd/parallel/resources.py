@@ -54,9 +54,14 @@ def count_here(bundle: Bundle) -> int:
     return max([1, *(count_on(machine, bundle) for machine in list_machines() if machine["NodeID"] == here)])
 
 
+def cluster_status() -> Any:
+    """Return what Ray's autoscaler, or Ray in its place, says of machines and demands."""
+    return get_cluster_status(ray.get_runtime_context().gcs_address)
+
+
 def has_autoscaler() -> bool:
     """Return whether an autoscaler may add machines; version 1 does not report itself."""
-    return get_cluster_status(ray.get_runtime_context().gcs_address).stats.autoscaler_version not in (None, "0")
+    return cluster_status().stats.autoscaler_version not in (None, "0")
 
 
 def has_room(bundle: Bundle, count: int = 1) -> bool:
@@ -80,7 +85,7 @@ def has_room(bundle: Bundle, count: int = 1) -> bool:
 
 def list_starting() -> list[str]:
     """Return the types of machines that the autoscaler is starting, with their numbers."""
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    status = cluster_status()
     count = Counter({launch.ray_node_type_name: launch.count for launch in status.pending_launches})
     count.update(node.ray_node_type_name for node in status.pending_nodes)
     return [f"{number} {name}" for name, number in count.items()]
@@ -165,7 +170,7 @@ class Waiting:
     def shortage(self) -> str:
         """Return what is needed, what of it is free, and what is starting: machines, or processes alone."""
         free, total = ray.available_resources(), ray.cluster_resources()
-        demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+        demands = cluster_status().resource_demands
         if not demands.placement_group_demand and not demands.ray_task_actor_demand:
             return "processes to start, all CPUs and GPUs that they need are there"
         lacks = [

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from mprd.runtime.versions import installed_versions
 
 VARIABLES = ("WANDB_", "MLFLOW_", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Beginnings of the names of variables. Keys of object storage stay: each machine has its role or its own."""
@@ -21,13 +22,8 @@ def shipped() -> dict[str, Any]:
 
 def own_versions() -> dict[str, str]:
     """Return the versions here of what all machines should have alike."""
-    found = {"Python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "none"
-    return found
+    installed = installed_versions(PACKAGES)
+    return {"Python": platform.python_version()} | {name: version or "none" for name, version in installed.items()}
 
 
 def other_versions(wanted: dict[str, str]) -> str | None:

@@ -6,7 +6,6 @@ import json
 import logging
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from mprd.errors import UserError
 from mprd.runtime import checkpoint
 from mprd.runtime.device import num_cores
 from mprd.runtime.files import replaced
+from mprd.runtime.versions import installed_versions
 from mprd.storage.copies import push
 from mprd.storage.places import local_path
 from mprd.text import quoted, read_text
@@ -137,16 +137,10 @@ def write_text(path: Path, text: str) -> None:
 
 def describe_run() -> dict[str, Any]:
     """Return the command line, the package versions and the machine."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
     return {
         "command": [Path(sys.executable).name, *sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": num_cores(),
-        "versions": versions,
+        "versions": installed_versions(PACKAGES),
     }

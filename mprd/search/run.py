@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mprd.data.same_images import look_at
 from mprd.errors import UserError
 from mprd.extract.inputs import find_images, ids_from_name, name_patterns
 from mprd.model import load_model
@@ -87,9 +87,9 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
 
 def warn_of_newer_images(answers: Sequence[Answer], file: Path) -> None:
     """Warn of images among the hits that were changed, or replaced by others, after their features were written."""
-    extracted = file.stat().st_mtime
+    _, extracted = look_at(file, "times")
     paths = {hit.path: None for answer in answers for hit in answer.hits}
-    newer = [path for path in paths if os.path.isfile(path) and os.stat(path).st_mtime > extracted]
+    newer = [path for path in paths if look_at(path, "times")[1] > extracted]
     if newer:
         logger.warning(
             "%s: %d of the %d images found are newer than these features (first: %s); extract them again",

@@ -33,7 +33,7 @@ from mprd.storage.places import place_of, shown
 from mprd.text import explain, quoted
 from mprd.train.mailbox import FLUSH_SECONDS, Mailbox
 
-# other imports are local: Ray's controller process imports this file too, and needs no torch
+# other imports are local: Ray's controller process imports this file too
 if TYPE_CHECKING:
     from rich.console import Console
 
