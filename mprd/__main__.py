@@ -9,6 +9,8 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from mprd.cli import main
+
 COMMANDS = ("train", "tune", "evaluate", "extract", "search", "export", "report", "doctor")
 
 
@@ -36,5 +38,10 @@ def mprd() -> None:
     """Unsupervised person re-identification: train, look at the result, put it to use."""
 
 
+def run() -> None:
+    """Run the command that the command line names."""
+    main(app, "mprd")
+
+
 if __name__ == "__main__":
-    app(prog_name="mprd")
+    run()

@@ -24,6 +24,8 @@ HOME = re.compile(r"^(--[\w-]+=)?(~[^/=]*(?:/.*)?)$", re.DOTALL)
 """An argument, or the value of an option, that begins with `~`; a shell expands `~` only at the start of a word."""
 
 
+STOPPED = 130
+"""The exit code of a stop: 128 and the number of SIGINT, as shells have it."""
 PARAMETERS: ContextVar[dict[str, Any]] = ContextVar("PARAMETERS", default={})  # noqa: B039
 """Of the command that runs."""
 WRITTEN = ("out", "resume", "html", "features_dir")
@@ -87,8 +89,21 @@ class StderrHandler(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
+def main(app: Callable[..., None], name: str) -> None:
+    """Run a command line as a process, which a stop ends at once: torch takes seconds to unload."""
+    try:
+        app(prog_name=name)
+    except SystemExit as end:
+        if end.code == STOPPED:
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(STOPPED)
+        raise
+
+
 def run_command(command: Callable[[], None]) -> None:
-    """Run a command; exit with 2 and one line for errors of the user or of the file system, with 130 for a stop."""
+    """Run a command; exit with 2 and one line for errors of the user or of the file system, with STOPPED for a stop."""
     set_up_output()
     try:
         with working_copies():
@@ -102,10 +117,10 @@ def run_command(command: Callable[[], None]) -> None:
         raise SystemExit(2) from None
     except Interrupted as stop:
         print(one_line(str(stop)), file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(STOPPED) from None
 
 
 def set_up_output() -> None:

@@ -1,5 +1,6 @@
 """`python -m mprd.doctor`."""
 
+from mprd.cli import main
 from mprd.doctor.cli import app
 
-app(prog_name="python -m mprd.doctor")
+main(app, "python -m mprd.doctor")

@@ -1,5 +1,6 @@
 """`python -m mprd.evaluate`."""
 
+from mprd.cli import main
 from mprd.evaluate.cli import app
 
-app(prog_name="python -m mprd.evaluate")
+main(app, "python -m mprd.evaluate")

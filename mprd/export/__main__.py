@@ -1,5 +1,6 @@
 """`python -m mprd.export`."""
 
+from mprd.cli import main
 from mprd.export.cli import app
 
-app(prog_name="python -m mprd.export")
+main(app, "python -m mprd.export")

@@ -1,5 +1,6 @@
 """`python -m mprd.extract`."""
 
+from mprd.cli import main
 from mprd.extract.cli import app
 
-app(prog_name="python -m mprd.extract")
+main(app, "python -m mprd.extract")

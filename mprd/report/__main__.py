@@ -1,5 +1,6 @@
 """`python -m mprd.report`."""
 
+from mprd.cli import main
 from mprd.report.cli import app
 
-app(prog_name="python -m mprd.report")
+main(app, "python -m mprd.report")

@@ -1,5 +1,6 @@
 """`python -m mprd.search`."""
 
+from mprd.cli import main
 from mprd.search.cli import app
 
-app(prog_name="python -m mprd.search")
+main(app, "python -m mprd.search")

@@ -1,5 +1,6 @@
 """`python -m mprd.train`."""
 
+from mprd.cli import main
 from mprd.train.cli import app
 
-app(prog_name="python -m mprd.train")
+main(app, "python -m mprd.train")

@@ -32,6 +32,7 @@ from mprd.storage.copy import LARGE
 from mprd.storage.places import place_of, shown
 from mprd.text import explain, quoted
 from mprd.train.mailbox import FLUSH_SECONDS, Mailbox
+from mprd.train.signals import STEP_SECONDS, NoStop, Signals, watch_signals
 
 # other imports are local: Ray's controller process imports this file too
 if TYPE_CHECKING:
@@ -41,12 +42,9 @@ if TYPE_CHECKING:
     from mprd.runs.folder import RunFolder
     from mprd.runtime.device import CpuThreads
     from mprd.runtime.distributed import WorkerGroup
-    from mprd.train.signals import Signals
 
 logger = logging.getLogger("mprd")
 
-STOP_SECONDS = 3
-"""Limit for workers to stop behind a step; then they are ended, and go on from their last checkpoint."""
 FINAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """Errors of the file system that a restart would not cure."""
 POLL_SECONDS = 0.1
@@ -73,7 +71,6 @@ def run_on_ray(
     from mprd.runs.lock import held
     from mprd.runtime.device import num_cores
     from mprd.train.local import finish
-    from mprd.train.signals import watch_signals
 
     started = time.monotonic()
     place = find_address(address)
@@ -224,15 +221,16 @@ def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None
             mailbox.request_stop()
         for message in mailbox.read(seconds=FLUSH_SECONDS if is_over else POLL_SECONDS):
             screen.show(message)
-        if signals.stop and not (screen.is_running and time.monotonic() - signals.stopped_at < STOP_SECONDS):
+        # all is saved and sent: Ray needs seconds to end its workers in order
+        if screen.stopped is not None:
+            raise Interrupted(screen.stopped)
+        if signals.stop and not (screen.is_running and time.monotonic() - signals.stopped_at < STEP_SECONDS):
             raise Interrupted(f"stopped; go on from the last checkpoint with --resume {quoted(screen.run)}")
         if not screen.is_running:
             screen.waiting.check()
         time.sleep(POLL_SECONDS)
     if fit.error is not None:
         raise explain_end(fit.error, screen)
-    if screen.stopped is not None:
-        raise Interrupted(screen.stopped)
 
 
 def name_workers(count: int) -> str:
@@ -346,7 +344,6 @@ def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: Wo
     from mprd.train.local import train
     from mprd.train.mailbox import PostedLines, PostedLog
     from mprd.train.recorder import Recorder
-    from mprd.train.signals import NoStop
 
     if workers.is_first:
         # Ray's own default is WARNING

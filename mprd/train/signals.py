@@ -15,7 +15,7 @@ from rich.console import Console
 
 REPEAT_SECONDS = 1.0
 """Seconds within which another SIGTERM counts as the same request."""
-STEP_SECONDS = 3.0
+STEP_SECONDS = 2.0
 """Limit for the step in which a stop is requested; a run that goes on is interrupted, as by a second Ctrl-C."""
 CALL_SECONDS = 1.5
 """Limit for the call that the interrupt waits for, such as a long one of torch; then the process ends."""

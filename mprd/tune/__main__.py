@@ -1,5 +1,6 @@
 """`python -m mprd.tune`."""
 
+from mprd.cli import main
 from mprd.tune.cli import app
 
-app(prog_name="python -m mprd.tune")
+main(app, "python -m mprd.tune")

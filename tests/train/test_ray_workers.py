@@ -51,7 +51,7 @@ def test_out_of_memory_names_the_settings_that_help(tiny_config) -> None:  # typ
 def test_workers_that_do_not_follow_a_stop_in_time_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mprd.train import ray_workers
 
-    monkeypatch.setattr(ray_workers, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(ray_workers, "STEP_SECONDS", 0.5)
     signals = Signals(Console(file=io.StringIO()))
     messages = [{"kind": "started", "device": "cpu", "size": 1, "pid": 1}]
     requests: list[float] = []
