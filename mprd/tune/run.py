@@ -159,15 +159,17 @@ def run_and_report(
     )
     if remark := other_quantity(study, config):
         console.print(remark, soft_wrap=True)
+    importance: dict[str, float] = {}
     try:
         run_trials(queue, config, console, launcher=launcher, ray_options=ray_options)
         if num_refits := queue.plan_refits():
             console.print(f"{study.name}: {num_refits} trials more, for other seeds of the best points")
             run_trials(queue, config, console, launcher=launcher, ray_options=ray_options)
+        # its imports take seconds, which a stop has not
+        importance = queue.optuna.importance() if queue.optuna is not None else {}
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(f"stopped; go on with --resume --out {quoted(folder.path)}") from None
     finally:
-        importance = queue.optuna.importance() if queue.optuna is not None else {}
         table = write_study_report(folder, study, config, objective=queue.objective, importance=importance)
     console.print(table)
     console.print(f"page: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
