@@ -35,8 +35,6 @@ DAMPING = 1.0
 """Multiple of the mean eigenvalue that is added to the diagonal."""
 MIN_JUDGED = 20
 """Pairs that touch labeled images from which their precision is taken."""
-MIN_PRECISION = 0.2
-"""Least share of true ones among the surest pairs; with fewer there is no whitening."""
 SETS_PER_SIZE = 1.2
 """Length of the lists behind J, as a multiple of the size of an identity."""
 MIN_K1 = 6
@@ -155,14 +153,6 @@ class KnownIds:
             return None
         return float((self.pids[first] == self.pids[second])[is_judged].double().mean())
 
-    def calls_poor(self, first: Tensor, second: Tensor) -> bool:
-        """Return whether fewer pairs than MIN_PRECISION are true, beyond two standard errors of their precision."""
-        precision = self.precision(first, second)
-        if precision is None:
-            return False
-        error = (precision * (1 - precision) / int(self.can_judge(first, second).sum())) ** 0.5
-        return precision + 2 * error < MIN_PRECISION
-
 
 @torch.no_grad()
 def fit_chain(
@@ -175,12 +165,10 @@ def fit_chain(
 ) -> SimilarityChain:
     """Fit camera statistics and whitening, as far as the settings have them, to features `[N, D]` of all images.
 
-    The chain stops before the whitening where labeled images tell that the surest pairs are poor: whitening by wrong
-    pairs removes what tells identities apart. No sign has been found that tells so without labels. Raises UserError
-    where the settings need cameras `[N]` and none are known.
+    Raises UserError where the settings need cameras `[N]` and none are known.
 
     Args:
-        known: judges the surest pairs.
+        known: tells the length of the lists behind J, and judges the surest pairs for the report.
         last: the whitening of the epoch before, in whose features the pairs are found.
     """
     cameras = CameraStatistics.measure(features, camids) if config.standardise else None
@@ -198,10 +186,8 @@ def fit_chain(
             "surest_similarity": float(table.values[surest].double().mean()) if len(surest) else 0.0,
             "surest_precision": None if known is None else known.precision(first, second),
         }
-        if known is not None and known.calls_poor(first, second):
-            return replace(chain, report={"whitening": 0.0, **report})
         whitening = fit_whitening(standardized, first, second)
-    return replace(chain, whitening=whitening, report={"whitening": 1.0, **report})
+    return replace(chain, whitening=whitening, report=report)
 
 
 def find_similarity_graph(features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> SimilarityGraph:

@@ -420,7 +420,7 @@ def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_chain_of_its_ne
     whole = train(config, callbacks=Callbacks(after_epoch=after_epoch))
     # a row tells of the chain that the epoch's lists were drawn by, and of the features whitened by the next one
     assert [row["surest_similarity"] for row in rows] == [report["surest_similarity"] for report in reports]
-    assert all(row["whitening"] == 1 and 0 < row["mAP_whitened"] <= 1 for row in rows)
+    assert all(0 < row["mAP_whitened"] <= 1 for row in rows)
     chain = whole.state.chain
     assert chain is not None
     clean = whole.extract(whole.plain_images)

@@ -1,4 +1,4 @@
-"""The similarity chain: whitening by hand, by the surest pairs of the loop, its guard, and its file."""
+"""The similarity chain: whitening by hand, by the surest pairs of the loop, and its file."""
 
 from __future__ import annotations
 
@@ -87,18 +87,6 @@ def test_lists_of_whitened_features_hold_more_mates() -> None:
     assert share_of_true(whitened, pids) > share_of_true(plain, pids) + 0.02
 
 
-def test_poor_pairs_stop_the_chain_before_the_whitening() -> None:
-    features, pids, camids = crowd()
-    everyone = torch.arange(len(features))
-    shuffled = pids[torch.randperm(len(pids), generator=torch.Generator().manual_seed(1))]
-    for known, is_whitened in ((pids, True), (shuffled, False)):
-        labeled = KnownIds.of(everyone[:60], known[:60], num_images=len(features), is_whole=False)
-        chain = fit_chain(features, camids, CONFIG, known=labeled)
-        assert (chain.whitening is not None, chain.report["whitening"]) == (is_whitened, float(is_whitened))
-    plain = fit_chain(features, camids, CONFIG.model_copy(update={"whitening": False}))
-    assert torch.equal(chain(features, camids), plain(features, camids))
-
-
 def test_pairs_with_labeled_images_are_judged_as_far_as_they_are_known() -> None:
     # images 0 to 2 show person 7, image 3 person 8; 4 and 5 are unknown
     ids, pids = torch.tensor([0, 1, 2, 3]), torch.tensor([7, 7, 7, 8])
@@ -107,19 +95,6 @@ def test_pairs_with_labeled_images_are_judged_as_far_as_they_are_known() -> None
     assert whole.precision(first, second) == 2 / 4
     assert partly.precision(first, second) == 2 / 3
     assert whole.precision(first[4:5], second[4:5]) is None
-
-
-def test_few_pairs_are_poor_only_beyond_two_standard_errors() -> None:
-    # images 0 and 1 show person 0, all others another one
-    known = KnownIds.of(torch.tensor([0, 1]), torch.tensor([0, 0]), num_images=9, is_whole=True)
-
-    def calls_poor(num_true: int, num_false: int) -> bool:
-        pairs = torch.tensor([[0, 1]] * num_true + [[0, 5]] * num_false)
-        return known.calls_poor(*pairs.T)
-
-    # .12 + 2 (.12 .88 / n)^(1/2) is .233 of 33 pairs, .156 of 330
-    assert [calls_poor(4, 29), calls_poor(40, 290)] == [False, True]
-    assert [calls_poor(0, 19), calls_poor(0, 20), calls_poor(20, 0)] == [False, True, False]
 
 
 def test_lists_behind_j_are_as_long_as_labeled_identities_are_large() -> None:
