@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from glob import has_magic
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from mprd.errors import Interrupted, UserError
+from mprd.errors import STOPPED, Interrupted, UserError
 from mprd.storage.places import is_url, local_path
 from mprd.text import explain, one_line
 
@@ -24,8 +24,6 @@ HOME = re.compile(r"^(--[\w-]+=)?(~[^/=]*(?:/.*)?)$", re.DOTALL)
 """An argument, or the value of an option, that begins with `~`; a shell expands `~` only at the start of a word."""
 
 
-STOPPED = 130
-"""The exit code of a stop: 128 and the number of SIGINT, as shells have it."""
 PARAMETERS: ContextVar[dict[str, Any]] = ContextVar("PARAMETERS", default={})  # noqa: B039
 """Of the command that runs."""
 WRITTEN = ("out", "resume", "html", "features_dir")
@@ -96,8 +94,10 @@ def main(app: Callable[..., None], name: str) -> None:
     except SystemExit as end:
         if end.code == STOPPED:
             logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                # its reader may have gone
+                with suppress(OSError):
+                    stream.flush()
             os._exit(STOPPED)
         raise
 

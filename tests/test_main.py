@@ -13,7 +13,7 @@ from mprd.__main__ import COMMANDS, app
 
 
 def run(*args: str, **environment: str) -> str:
-    code = "from mprd.__main__ import app; app(prog_name='mprd')"
+    code = "from mprd.__main__ import run; run()"
     command = [sys.executable, "-c", code, *args]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}).stdout
 
@@ -38,3 +38,13 @@ def test_an_unknown_command_is_refused(capfd: pytest.CaptureFixture[str]) -> Non
         app(["trian"])
     assert stop.value.code == 2
     assert "trian" in capfd.readouterr().err
+
+
+def test_a_stop_keeps_its_exit_code_where_the_reader_of_its_output_has_gone() -> None:
+    code = "import sys; from mprd.cli import main; main(lambda prog_name: (print('x'), sys.exit(130)), 'mprd')"
+    read, write = os.pipe()
+    os.close(read)
+    command, buffered = [sys.executable, "-c", code], {**os.environ, "PYTHONUNBUFFERED": ""}
+    process = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (130, "")

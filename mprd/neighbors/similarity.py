@@ -141,14 +141,10 @@ class KnownIds:
             return K1
         return min(GRAPH_WIDTH, max(MIN_K1, round(SETS_PER_SIZE * len(pids) / len(pids.unique()))))
 
-    def can_judge(self, first: Tensor, second: Tensor) -> Tensor:
-        """Return for which pairs of images, int64 `[P]` each, it is known whether they show one identity."""
-        is_known, is_other_known = self.pids[first] >= 0, self.pids[second] >= 0
-        return is_known | is_other_known if self.is_whole else is_known & is_other_known
-
     def precision(self, first: Tensor, second: Tensor) -> float | None:
-        """Return the share of true ones among the pairs that can be judged; None where these are few."""
-        is_judged = self.can_judge(first, second)
+        """Return the share of true ones among the pairs `[P]` of which that is known; None where these are few."""
+        is_known, is_other_known = self.pids[first] >= 0, self.pids[second] >= 0
+        is_judged = is_known | is_other_known if self.is_whole else is_known & is_other_known
         if int(is_judged.sum()) < MIN_JUDGED:
             return None
         return float((self.pids[first] == self.pids[second])[is_judged].double().mean())

@@ -9,9 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rich.console import Console
+from mprd.errors import STOPPED
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 REPEAT_SECONDS = 1.0
 """Seconds within which another SIGTERM counts as the same request."""
@@ -70,7 +73,7 @@ class Signals:
         signal.pthread_kill(main, signal.SIGINT)
         if not self.is_over.wait(CALL_SECONDS):
             self.say(b"stopped within a step; go on from the last checkpoint with --resume\n")
-            os._exit(130)
+            os._exit(STOPPED)
 
 
 @contextmanager
