@@ -103,6 +103,13 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
     assert "Usage" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["tune.run", pytest.param("tune.ray_trials", marks=pytest.mark.ray)])
+def test_the_process_of_a_study_on_ray_holds_no_torch(module: str) -> None:
+    code = f"import sys, mprd.{module}; assert not {{'torch', 'torchvision'}} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_file_is_too_long_to_read() -> None:
     # the settings are one list, with a docstring each
     too_long = {name for name, path in modules().items() if len(path.read_text().splitlines()) > 400}

@@ -418,6 +418,12 @@ class Config(Section):
         return "neighbors.metric: camera" if draws_by_camera else None
 
     @property
+    def num_actors(self) -> int:
+        """The logical CPUs that each training worker needs in addition to its own."""
+        needs_actors = self.subgraphs.executor == "ray" or self.neighbors.search == "sharded"
+        return self.subgraphs.num_actors if needs_actors else 0
+
+    @property
     def uses_meta(self) -> bool:
         """Whether anything reads the labeled images."""
         judges_pairs = self.neighbors.whitening

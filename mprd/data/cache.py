@@ -20,17 +20,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mprd.data.decode import VERSION, image_size, read_image, reading_pool
 from mprd.data.same_images import digest_files
-from mprd.runtime.device import memory_bytes, send, send_pixels
+from mprd.runtime.machine import memory_bytes
 from mprd.storage.cache import make_cache
+
+# where it is used, torch is imported: the process of a study opens data sets without it
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 logger = logging.getLogger("mprd")
 
@@ -61,6 +64,10 @@ class Pack:
 
     def gather(self, rows: np.ndarray, *, device: torch.device) -> Tensor:
         """Return rows of pixels on a device, uint8 `[B, H, W, 3]`."""
+        import torch
+
+        from mprd.runtime.device import send, send_pixels
+
         if device not in self.on_device and should_reside_on(device, self.pixels.nbytes):
             self.on_device[device] = torch.from_numpy(self.pixels).to(device)
         if device in self.on_device:
@@ -70,6 +77,8 @@ class Pack:
 
 def should_reside_on(device: torch.device, num_bytes: int) -> bool:
     """Return whether to keep an array on an accelerator: if it fits a quarter of the free memory."""
+    import torch
+
     return device.type == "cuda" and num_bytes <= torch.cuda.mem_get_info(device)[0] // 4
 
 

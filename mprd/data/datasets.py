@@ -83,6 +83,11 @@ class ReidDataset:
     left_out: tuple[LeftOut, ...] = ()
     """The files below the root that are in no split."""
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether there are query and gallery images with identities and cameras."""
+        return all(len(s) and s.pids is not None and s.camids is not None for s in (self.query, self.gallery))
+
     def __str__(self) -> str:
         """Return the numbers of images, identities and cameras in words."""
         parts = (("train", self.train), ("query", self.query), ("gallery", self.gallery))

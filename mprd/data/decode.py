@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from mprd.errors import UserError
-from mprd.runtime.device import num_cores
+from mprd.runtime.machine import num_cores
 
 VERSION = 2
 """To be incremented when the same file yields other pixels: caches of pixels and features are keyed by it."""

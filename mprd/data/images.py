@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from torch import Tensor
 
 from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
-from mprd.data.camera_style import CameraColors, StyleFiles, check_style_files
-from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.data.decode import find_unreadable, read_image, to_rgb
+from mprd.data.camera_style import CameraColors, StyleFiles
+from mprd.data.datasets import ImageSet
+from mprd.data.decode import read_image, to_rgb
 from mprd.data.loaders import Item
 from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import BatchParams, apply_color_tables, augment_batch, draw_batch, normalize_batch
@@ -202,27 +201,3 @@ class InferenceImages:
 def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """Resize an RGB image to (width, height) and normalize it, as for testing: float32 `[3, H, W]`."""
     return normalize(image.resize(size, Image.Resampling.BICUBIC))
-
-
-def check_images(images: ImageSet) -> ImageSet:
-    """Decode every image and return the readable ones; log how many are left out (`data.on_bad_image: skip`).
-
-    Called before training, so that an index is the same image in every epoch. Raises UserError when none is left.
-    """
-    bad = find_unreadable(images.paths)
-    if not bad:
-        return images
-    if len(bad) == len(images):
-        raise UserError(f"{images.paths[0]}: cannot read this image, nor any other of the {len(images)} in its set")
-    first = images.paths[bad[0]]
-    logger.warning("left out %d of %d images that cannot be read, the first is %s", len(bad), len(images), first)
-    return images.select(np.setdiff1d(np.arange(len(images)), bad))
-
-
-def check_dataset(dataset: ReidDataset) -> ReidDataset:
-    """Decode every image of a data set, CamStyle's included, and leave out the unreadable ones."""
-    train, query, gallery = (check_images(images) for images in (dataset.train, dataset.query, dataset.gallery))
-    style = dataset.style_paths
-    if style is not None and train.camids is not None:
-        style = check_style_files(style, train.paths, train.camids)
-    return replace(dataset, train=train, query=query, gallery=gallery, style_paths=style)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.runtime.device import num_cores
+from mprd.runtime.machine import num_cores
 
 logger = logging.getLogger("mprd")
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from mprd.data.decode import reading_pool
+from mprd.errors import UserError
+from mprd.text import read_text
+
+if TYPE_CHECKING:
+    from mprd.config.schema import DataConfig
+    from mprd.data.datasets import ReidDataset
 
 Compare = Literal["times", "content", "sizes"]
 """`sizes` is for drawn pedestrians, which are the same wherever and whenever they are drawn."""
@@ -49,6 +55,9 @@ class ImageRecord:
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values; names are bytes."""
+        # local, as the process of a study keeps its record without torch
+        import torch
+
         names = np.frombuffer(b"\0".join(map(os.fsencode, self.names)), np.uint8)
         return {
             "compare": self.compare,
@@ -62,6 +71,26 @@ class ImageRecord:
         names = state["names"].numpy().tobytes()
         parts = [os.fsdecode(name) for name in names.split(b"\0")] if len(state["sizes"]) else []
         return cls(state["compare"], parts, state["sizes"].numpy(), state["marks"].numpy())
+
+    def to_json(self) -> str:
+        sizes, marks = self.sizes.tolist(), self.marks.tolist()
+        return json.dumps({"compare": self.compare, "names": self.names, "sizes": sizes, "marks": marks})
+
+    @classmethod
+    def read_json(cls, file: Path) -> ImageRecord:
+        """Read what `to_json` returned; raise UserError where the file is damaged."""
+        try:
+            state = json.loads(read_text(file))
+            sizes, marks = (np.array(state[name], np.int64) for name in ("sizes", "marks"))
+            return cls(state["compare"], [*map(str, state["names"])], sizes, marks)
+        except (ValueError, TypeError, KeyError):
+            raise UserError(f"{file}: damaged; remove it to go on without a comparison of images") from None
+
+
+def record_images(dataset: ReidDataset, config: DataConfig) -> ImageRecord:
+    """Return what checkpoints and studies keep of the training images; drawn ones are compared without their times."""
+    compare = "sizes" if dataset.name == "synthetic" else config.compare
+    return ImageRecord.of(dataset.train.paths, dataset.root, compare=compare)
 
 
 def look_at(path: Path | str, compare: Compare) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from mprd.doctor.files import (
 )
 from mprd.doctor.plans import Plan, base_plan, choose_plans
 from mprd.errors import UserError
-from mprd.runtime.device import num_cores
+from mprd.runtime.machine import num_cores
 from mprd.train.recipe import compose
 
 MIN_ASPECT = 1.3

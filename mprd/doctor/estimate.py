@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mprd.backbone.network import Backbone
 from mprd.engine.trainer import Trainer
-from mprd.evaluate.evaluation import can_evaluate
-from mprd.runtime.device import memory_bytes, num_cores
+from mprd.runtime.machine import memory_bytes, num_cores
 
 MEASURED_SECONDS = 2.0
 FLOAT = 4
@@ -158,7 +157,7 @@ def run_seconds(trainer: Trainer, *, train: float, extract: float, load: float) 
 def num_tested(trainer: Trainer) -> int:
     """Return the number of images of an evaluation."""
     dataset = trainer.dataset
-    return len(dataset.query) + len(dataset.gallery) if can_evaluate(dataset) else 0
+    return len(dataset.query) + len(dataset.gallery) if dataset.can_evaluate else 0
 
 
 def run_bytes(trainer: Trainer, *, activation_bytes: int) -> int:

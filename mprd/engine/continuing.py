@@ -9,32 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mprd.config.schema import DataConfig
-from mprd.data.datasets import ReidDataset
 from mprd.data.same_images import ImageRecord, find_changes
 from mprd.engine.stats import EpochStats
 from mprd.errors import UserError
 from mprd.neighbors.exact import PADDING
-from mprd.runtime import checkpoint
 
 logger = logging.getLogger("mprd")
-
-
-def record_images(dataset: ReidDataset, config: DataConfig) -> ImageRecord:
-    """Return what a checkpoint keeps of the training images; drawn ones are compared without their times."""
-    compare = "sizes" if dataset.name == "synthetic" else config.compare
-    return ImageRecord.of(dataset.train.paths, dataset.root, compare=compare)
-
-
-def check_images(dataset: ReidDataset, config: DataConfig, file: Path) -> None:
-    """Write a record of the training images, or raise UserError where they differ from the one that is there."""
-    now = record_images(dataset, config)
-    if not file.is_file():
-        checkpoint.save(now.state_dict(), file)
-        return
-    changes = find_changes(ImageRecord.from_state_dict(checkpoint.load(file)), now)
-    if changes and config.on_changed == "stop":
-        raise UserError(f"{file}: the training images have changed: {changes}; start anew, or remove the file to go on")
 
 
 def follow_images(

@@ -20,9 +20,10 @@ from mprd.config.schema import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
+from mprd.data.same_images import record_images
 from mprd.engine import schedules
 from mprd.engine.callbacks import Backends, Callbacks, ignore
-from mprd.engine.continuing import follow_images, record_images
+from mprd.engine.continuing import follow_images
 from mprd.engine.epoch_lists import EpochLists
 from mprd.engine.gcn_inputs import GcnInputs
 from mprd.engine.gcn_sampling import PairSources, StepPairs, draw_epoch

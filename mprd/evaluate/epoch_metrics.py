@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mprd.evaluate import label_quality
-from mprd.evaluate.evaluation import Extra, can_evaluate, extract_sets, rank_sets
+from mprd.evaluate.evaluation import Extra, extract_sets, rank_sets
 from mprd.runtime.seeding import RngStream, generator
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def untrained_row(trainer: Trainer) -> dict[str, float]:
 
     Every worker must call this, since all extract.
     """
-    return evaluate_trainer(trainer) if can_evaluate(trainer.dataset) else {}
+    return evaluate_trainer(trainer) if trainer.dataset.can_evaluate else {}
 
 
 def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
@@ -125,4 +125,4 @@ def is_due(trainer: Trainer) -> bool:
     """Return whether this epoch is evaluated: every `eval.every` epochs and the last, given query and gallery."""
     epoch, config = trainer.state.epoch, trainer.config
     is_last = epoch + 1 == config.train.epochs
-    return can_evaluate(trainer.dataset) and (is_last or (epoch + 1) % config.eval.every == 0)
+    return trainer.dataset.can_evaluate and (is_last or (epoch + 1) % config.eval.every == 0)

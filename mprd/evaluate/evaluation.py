@@ -55,11 +55,6 @@ def metric_columns(metrics: RankMetrics) -> dict[str, float]:
     }
 
 
-def can_evaluate(dataset: ReidDataset) -> bool:
-    """Return whether the data set has query and gallery images with identities and cameras."""
-    return all(len(s) and s.pids is not None and s.camids is not None for s in (dataset.query, dataset.gallery))
-
-
 def evaluate(
     backbone: Backbone,
     dataset: ReidDataset,
@@ -131,7 +126,7 @@ def standardize_sets(
 
 
 def require_ids(ids: np.ndarray | None) -> np.ndarray:
-    """Narrow the type of ids that `can_evaluate` has checked."""
+    """Narrow the type of ids that `ReidDataset.can_evaluate` has checked."""
     assert ids is not None
     return ids
 

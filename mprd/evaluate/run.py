@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mprd.data.recognition import elsewhere
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import Extra, can_evaluate, evaluate
+from mprd.evaluate.evaluation import Extra, evaluate
 from mprd.model import load_model
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
@@ -29,7 +29,7 @@ def evaluate_run(
     if data is not None:
         config = config.model_copy(update={"data": elsewhere(config.data, data)})
     dataset = open_dataset(config, needs_train=False)
-    if not can_evaluate(dataset):
+    if not dataset.can_evaluate:
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
     model = load_model(folder.path, best=best, device=config.train.device)
     chain = model.whitening_chain() if "whitened" in extras else None

@@ -15,7 +15,8 @@ from mprd.feature_file import Dtype
 from mprd.model import load_model
 from mprd.runs.console import ImageLine
 from mprd.runs.folder import RunFolder
-from mprd.runtime.device import choose_device, num_cores, set_threads
+from mprd.runtime.device import choose_device, set_threads
+from mprd.runtime.machine import num_cores
 from mprd.text import new_console
 
 MAX_DECODERS = 16

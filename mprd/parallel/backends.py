@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mprd.config.schema import Config, NeighborsConfig, SubgraphsConfig
+from mprd.config.schema import NeighborsConfig, SubgraphsConfig
 from mprd.errors import UserError
 from mprd.neighbors.approximate import NeighborSearch, find_by_index
 from mprd.neighbors.exact import find_neighbors
@@ -58,12 +58,6 @@ def choose_search(config: NeighborsConfig, *, num_actors: int = 1, num_workers: 
     join_ray(num_actors)
     check_budget(num_actors, setting="subgraphs.num_actors", num_workers=num_workers)
     return partial(find_in_shards, num_shards=num_actors, num_workers=num_workers)
-
-
-def count_actors(config: Config) -> int:
-    """Return the logical CPUs that each training worker needs in addition to its own."""
-    needs_actors = config.subgraphs.executor == "ray" or config.neighbors.search == "sharded"
-    return config.subgraphs.num_actors if needs_actors else 0
 
 
 def check_ray(setting: str) -> None:

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mprd.errors import UserError
 from mprd.parallel.cluster import find_address, start_ray
 from mprd.parallel.resources import Waiting
-from mprd.runtime.device import num_cores
+from mprd.runtime.machine import num_cores
 
 SETTLE_SECONDS = 15
 """Longest wait for CPUs that earlier actors are releasing."""

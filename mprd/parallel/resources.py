@@ -8,13 +8,17 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from mprd.errors import UserError
+from mprd.runtime.machine import CpuThreads, num_cores
+
+if TYPE_CHECKING:
+    from mprd.config.schema import Config
 
 logger = logging.getLogger("mprd")
 
@@ -52,6 +56,16 @@ def count_here(bundle: Bundle) -> int:
     """Count how many bundles fit on the machine of this process, of which one is its own."""
     here = ray.get_runtime_context().get_node_id()
     return max([1, *(count_on(machine, bundle) for machine in list_machines() if machine["NodeID"] == here)])
+
+
+def choose_threads(config: Config, bundle: Bundle, *, most: int) -> CpuThreads:
+    """Return the threads of this process, which holds one of at most `most` bundles: its share of this machine."""
+    from joblib import cpu_count
+
+    count = min(count_here(bundle), most)
+    # Ray sets OMP_NUM_THREADS, by which torch counts, to the logical CPUs
+    threads = config.train.threads or max(1, cpu_count(only_physical_cores=True) // count)
+    return CpuThreads(threads, max(threads, num_cores() // count))
 
 
 def cluster_status() -> Any:

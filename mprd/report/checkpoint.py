@@ -11,8 +11,7 @@ from torch import Tensor
 
 from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
-from mprd.data.same_images import ImageRecord, find_changes
-from mprd.engine.continuing import record_images
+from mprd.data.same_images import ImageRecord, find_changes, record_images
 from mprd.errors import UserError
 from mprd.model import Model, load_model
 from mprd.pairs.positives import PositiveTable

@@ -11,7 +11,7 @@ import torch
 
 from mprd.data.datasets import ReidDataset
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import can_evaluate, require_ids
+from mprd.evaluate.evaluation import require_ids
 from mprd.metrics import rank_features
 from mprd.report.checkpoint import Snapshot
 
@@ -202,7 +202,7 @@ def rank_gallery(
 def need_evaluation(snapshot: Snapshot) -> ReidDataset:
     """Return the data set; raise UserError where it cannot be evaluated."""
     dataset = snapshot.need_dataset()
-    if not can_evaluate(dataset):
+    if not dataset.can_evaluate:
         raise UserError("the data set has no query and gallery with identities and cameras")
     return dataset
 

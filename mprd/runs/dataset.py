@@ -7,7 +7,7 @@ from dataclasses import replace
 from mprd.config.schema import Config
 from mprd.data.cache import Packs
 from mprd.data.datasets import ReidDataset, load_dataset
-from mprd.data.images import check_dataset
+from mprd.data.readable import check_dataset
 from mprd.storage.cache import cache_folder
 
 

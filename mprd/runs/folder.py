@@ -14,9 +14,8 @@ import yaml
 from mprd.config.loading import absolute, read_config
 from mprd.config.schema import Config
 from mprd.errors import UserError
-from mprd.runtime import checkpoint
-from mprd.runtime.device import num_cores
 from mprd.runtime.files import replaced
+from mprd.runtime.machine import num_cores
 from mprd.runtime.versions import installed_versions
 from mprd.storage.copies import push
 from mprd.storage.places import local_path
@@ -112,11 +111,15 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the last checkpoint, and send what a URL lacks."""
+        from mprd.runtime import checkpoint
+
         checkpoint.save(state, self.last)
         push(self.path)
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Write the checkpoint with the best label-free score."""
+        from mprd.runtime import checkpoint
+
         checkpoint.save(state, self.best)
 
 

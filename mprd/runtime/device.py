@@ -1,4 +1,4 @@
-"""The device, CPU threads and memory of a process, and copies between host and device."""
+"""The device and the CPU threads of a process, its freed memory, and copies between host and device."""
 
 from __future__ import annotations
 
@@ -6,45 +6,19 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mprd.errors import UserError
+from mprd.runtime.machine import num_cores
 
 MALLOPT = {-3: 2**25, -1: 2**30}
 """glibc's M_MMAP_THRESHOLD (at its maximum) and M_TRIM_THRESHOLD, in bytes."""
 
-MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Files with the memory limit of a container, in bytes or `max` (cgroup v2 and v1)."""
-
-
-class CpuThreads(NamedTuple):
-    """CPU threads of a process; plain numbers, to be sent to Ray workers."""
-
-    threads: int
-    """torch's threads; 0: torch's default, at most the cores available."""
-    max_threads: int | None = None
-    """The limit while loader processes are idle; None: all cores available."""
-
-
 max_threads: int | None = None
 """`CpuThreads.max_threads` of this process; global, as torch's number of threads is."""
-
-
-def num_cores() -> int:
-    """Return the cores available to this process, by its affinity and the limits of its container."""
-    from joblib import cpu_count
-
-    return cpu_count()
-
-
-def memory_bytes() -> int:
-    """Return the memory of the machine, or the limit of its container."""
-    limits = [file.read_text().strip() for file in MEMORY_LIMITS if file.is_file()]
-    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *(int(n) for n in limits if n.isdigit())])
 
 
 def default_threads() -> int:

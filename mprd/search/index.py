@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from mprd.errors import UserError
-from mprd.runtime.device import num_cores
 from mprd.runtime.files import replaced
+from mprd.runtime.machine import num_cores
 
 logger = logging.getLogger("mprd")
 

@@ -24,8 +24,9 @@ from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder, write_text
 from mprd.runs.lock import held
 from mprd.runtime import checkpoint
-from mprd.runtime.device import CpuThreads, choose_device, keep_freed_memory, set_threads
+from mprd.runtime.device import choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
+from mprd.runtime.machine import CpuThreads
 from mprd.storage.copies import push
 from mprd.text import new_console, quoted
 from mprd.train.profiler import Profile

@@ -24,7 +24,7 @@ from mprd.config.loading import absolute
 from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
-from mprd.parallel.resources import Bundle, Waiting, choose_bundle, count_here, describe_machines, name_bundle
+from mprd.parallel.resources import Bundle, Waiting, choose_bundle, choose_threads, describe_machines, name_bundle
 from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.parallel.shipping import other_versions, own_versions
 from mprd.storage import copies
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     from mprd.config.schema import Config
     from mprd.runs.folder import RunFolder
-    from mprd.runtime.device import CpuThreads
     from mprd.runtime.distributed import WorkerGroup
 
 logger = logging.getLogger("mprd")
@@ -67,16 +66,15 @@ def run_on_ray(
 
     Raises UserError for errors caused by user input and for missing resources, Interrupted after a signal.
     """
-    from mprd.parallel.backends import count_actors
     from mprd.runs.lock import held
-    from mprd.runtime.device import num_cores
+    from mprd.runtime.machine import num_cores
     from mprd.train.local import finish
 
     started = time.monotonic()
     place = find_address(address)
     check_run(config, folder, is_local=place.is_local, num_workers=num_workers, resume=resume)
     # a worker reserves the logical CPUs of its actors, which mostly wait
-    num_cpus = 1 + count_actors(config)
+    num_cpus = 1 + config.num_actors
     with cluster(place, num_cpus=max(num_cores(), num_workers * num_cpus)) as own_files:
         bundle = choose_bundle(
             config.train.device,
@@ -122,18 +120,6 @@ def check_run(config: Config, folder: RunFolder, *, is_local: bool, num_workers:
         folder.check_is_free(config)
     check_tracker(config.train.tracker)
     open_dataset(config)
-
-
-def choose_threads(config: Config, bundle: Bundle, *, most: int) -> CpuThreads:
-    """Return the threads of this process, which holds one of at most `most` bundles: its share of this machine."""
-    from joblib import cpu_count
-
-    from mprd.runtime.device import CpuThreads, num_cores
-
-    count = min(count_here(bundle), most)
-    # Ray sets OMP_NUM_THREADS, by which torch counts, to the logical CPUs
-    threads = config.train.threads or max(1, cpu_count(only_physical_cores=True) // count)
-    return CpuThreads(threads, max(threads, num_cores() // count))
 
 
 def make_trainer(

@@ -17,6 +17,7 @@ import yaml
 from mprd.config.loading import read_config, read_yaml
 from mprd.config.old_names import upgrade_dotted
 from mprd.config.schema import Config
+from mprd.data.same_images import ImageRecord, find_changes
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder, parse_object, write_text
 from mprd.storage.copies import push
@@ -48,6 +49,7 @@ class StudyFolder:
         self.config_file = path / "config.yaml"
         self.options_file = path / "study.json"
         self.trials_file = path / "trials.json"
+        self.images_file = path / "images.json"
         self.database = path / "study.db"
 
     def create(self, study: Study, config: Config, options: StudyOptions) -> None:
@@ -70,6 +72,18 @@ class StudyFolder:
         """Raise UserError where the folder holds no study."""
         if not self.study_file.is_file():
             raise UserError(f"{self.path}: holds no study to go on with, it has no {self.study_file.name}")
+
+    def check_images(self, now: ImageRecord, *, on_changed: str) -> None:
+        """Keep the record of the training images, or raise UserError where they differ from the one that is kept."""
+        file = self.images_file
+        if not file.is_file():
+            write_text(file, now.to_json() + "\n")
+            return
+        changes = find_changes(ImageRecord.read_json(file), now)
+        if changes and on_changed == "stop":
+            raise UserError(
+                f"{file}: the training images have changed: {changes}; start anew, or remove the file to go on"
+            )
 
     def write_options(self, options: StudyOptions) -> None:
         write_text(self.options_file, json.dumps(asdict(options)) + "\n")

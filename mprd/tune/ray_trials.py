@@ -28,13 +28,13 @@ from rich.console import Console
 from mprd.config.loading import absolute
 from mprd.config.schema import Config
 from mprd.errors import UserError
-from mprd.parallel.backends import count_actors
 from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
 from mprd.parallel.resources import (
     Bundle,
     Waiting,
     choose_bundle,
+    choose_threads,
     count_fits,
     describe_machines,
     has_autoscaler,
@@ -42,14 +42,12 @@ from mprd.parallel.resources import (
 )
 from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.runs.folder import RunFolder
-from mprd.runtime.device import num_cores
+from mprd.runtime.machine import num_cores
 from mprd.storage.copies import pull, sent
 from mprd.storage.copy import LARGE
 from mprd.storage.places import local_path, place_of
 from mprd.text import new_console
-from mprd.train.local import run_local
 from mprd.train.mailbox import Mailbox
-from mprd.train.ray_workers import choose_threads
 from mprd.tune.outcome import (
     TrialStopped,
     prepare_folder,
@@ -99,7 +97,7 @@ def run_trials_on_ray(
     # it lists lost trials
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # a trial reserves the logical CPUs of its actors, which mostly wait
-    num_cpus = 1 + count_actors(config)
+    num_cpus = 1 + config.num_actors
     place = find_address(address)
     # Ray installs its SIGTERM handler when it starts, so ours comes second
     num_slots = max(num_cores(), concurrency or 1)
@@ -200,6 +198,9 @@ def run_trial(spec: dict[str, Any]) -> None:
 
     An error of the run is written to its folder and reported, unless this machine does not see the study folder.
     """
+    # local, as only the trials' processes need torch, and the study's imports this file too
+    from mprd.train.local import run_local
+
     check_shared(local_path(spec["study"]), spec["mark"])
     folder, config = RunFolder(spec["folder"]), Config.model_validate(json.loads(spec["config"]))
     bundle, mailbox = spec["bundle"], spec["mailbox"]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mprd.cli import choose_launcher
 from mprd.config.schema import Config
-from mprd.engine.continuing import check_images
+from mprd.data.same_images import record_images
 from mprd.errors import Interrupted, UserError
-from mprd.evaluate.evaluation import can_evaluate
 from mprd.runs.dataset import open_dataset
 from mprd.runs.lock import held
 from mprd.text import new_console, quoted
@@ -243,8 +242,8 @@ def check_run(config: Config, queue: TrialQueue) -> None:
     """Raise UserError for what every trial would fail with; a synthetic data set is drawn here, once."""
     check_tracker(config.train.tracker)
     dataset = open_dataset(config)
-    check_images(dataset, config.data, queue.folder.path / "images.pt")
-    if queue.objective == "mAP" and not can_evaluate(dataset):
+    queue.folder.check_images(record_images(dataset, config.data), on_changed=config.data.on_changed)
+    if queue.objective == "mAP" and not dataset.can_evaluate:
         raise UserError(f"--objective mAP: {dataset.root} has no query and gallery with identities and cameras")
 
 

@@ -15,8 +15,9 @@ from mprd.config.schema import DataConfig
 from mprd.data.camera_style import CameraColors, StyleFiles
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.decode import read_image
-from mprd.data.images import InferenceImages, PlainImages, TrainImages, check_dataset, check_images
+from mprd.data.images import InferenceImages, PlainImages, TrainImages
 from mprd.data.loaders import ImageLoader
+from mprd.data.readable import check_dataset, check_images
 from mprd.errors import UserError
 from tests.trees import CAMSTYLE, ints, write_image, write_images, write_market, write_noise
 

@@ -11,7 +11,7 @@ import torch
 from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.data.datasets import load_dataset
-from mprd.engine.continuing import check_images, move_rows
+from mprd.engine.continuing import move_rows
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from tests.conftest import TINY, write_crop
@@ -73,12 +73,3 @@ def test_a_resumed_run_stops_where_its_images_have_changed_or_goes_on_by_their_n
     assert features[new].norm() == pytest.approx(1)
     fit(again)
     assert again.state.epoch == 2
-
-
-def test_a_study_remembers_its_images(root: Path, tmp_path: Path) -> None:
-    config, file = config_of(root).data, tmp_path / "images.pt"
-    for _ in range(2):
-        check_images(load_dataset(config), config, file)
-    (root / "bounding_box_train" / FIRST).unlink()
-    with pytest.raises(UserError, match=r"images\.pt: the training images have changed: 1 gone"):
-        check_images(load_dataset(config), config, file)

@@ -11,7 +11,7 @@ from mprd.config.schema import Config, NeighborsConfig, SubgraphsConfig
 from mprd.errors import UserError
 from mprd.neighbors.exact import find_neighbors
 from mprd.parallel import backends
-from mprd.parallel.backends import AutoBuilder, choose_builder, choose_search, count_actors
+from mprd.parallel.backends import AutoBuilder, choose_builder, choose_search
 from mprd.subgraphs import build_serially
 from tests.graphs import all_pairs, graphs, padded, random_lists, unit_rows
 
@@ -63,9 +63,9 @@ def test_an_index_is_chosen_by_name() -> None:
 
 
 def test_the_actors_of_a_run_are_counted_before_it_starts(tiny_config: Config) -> None:
-    assert count_actors(tiny_config) == 0
+    assert tiny_config.num_actors == 0
     subgraphs = SubgraphsConfig(executor="ray", num_actors=3)
-    assert count_actors(tiny_config.model_copy(update={"subgraphs": subgraphs})) == 3
+    assert tiny_config.model_copy(update={"subgraphs": subgraphs}).num_actors == 3
 
 
 def test_choosing_imports_neither_ray_nor_faiss() -> None:

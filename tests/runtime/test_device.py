@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from mprd.errors import UserError
-from mprd.runtime import device
-from mprd.runtime.device import choose_device, keep_freed_memory, memory_bytes, more_threads, num_cores, set_threads
+from mprd.runtime import device, machine
+from mprd.runtime.device import choose_device, keep_freed_memory, more_threads, set_threads
+from mprd.runtime.machine import memory_bytes, num_cores
 
 
 @pytest.fixture
@@ -63,9 +64,9 @@ def test_memory_is_that_of_the_machine_or_the_limit_of_its_container(
 ) -> None:
     for name, text in limits.items():
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(device, "MEMORY_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert memory_bytes() == (expected or machine)
+    monkeypatch.setattr(machine, "MEMORY_LIMITS", (tmp_path / "v2", tmp_path / "v1"))
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_bytes() == (expected or whole)
 
 
 @pytest.mark.parametrize("variable", [None, "MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])

@@ -9,8 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +21,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mprd.config.loading import build_config, load_config
+from mprd.data.datasets import load_dataset
+from mprd.data.same_images import record_images
 from mprd.errors import UserError
 from mprd.runs.folder import RunFolder
 from mprd.tune.cli import app
@@ -219,6 +223,21 @@ def test_a_smoke_study_is_short_and_its_trials_end_with_the_last_point(
         ("mu=0.5", 0),
     ]
     assert "over 1 of 1 seeds" in (tmp_path / "out" / "best.yaml").read_text()
+
+
+def test_a_study_goes_on_with_the_images_it_began_with_alone(tmp_path: Path, tiny_root: Path) -> None:
+    config = build_config({"data": {"root": tiny_root, "dataset": "market1501"}})
+    dataset, folder = load_dataset(config.data), StudyFolder(tmp_path)
+    for _ in range(2):
+        folder.check_images(record_images(dataset, config.data), on_changed="stop")
+    fewer = replace(dataset, train=dataset.train.select(np.arange(1, len(dataset.train))))
+    now = record_images(fewer, config.data)
+    with pytest.raises(UserError, match=r"images\.json: the training images have changed: 1 gone"):
+        folder.check_images(now, on_changed="stop")
+    folder.check_images(now, on_changed="continue")
+    folder.images_file.write_text("{")
+    with pytest.raises(UserError, match=r"images\.json: damaged"):
+        folder.check_images(now, on_changed="stop")
 
 
 def test_the_list_names_every_study(capsys: pytest.CaptureFixture[str]) -> None:
