@@ -60,8 +60,11 @@ class Whitening:
 
 
 @torch.no_grad()
-def fit_whitening(features: Tensor, first: Tensor, second: Tensor) -> Whitening:
-    """Fit the whitening of features `[N, D]` by the differences of the pairs (first, second), int64 `[P]` each."""
+def fit_whitening(features: Tensor, first: Tensor, second: Tensor) -> Whitening | None:
+    """Fit the whitening of features `[N, D]` by the differences of the pairs (first, second), int64 `[P]` each.
+
+    None where there are no pairs or no differences, as in a network that has collapsed.
+    """
     num_images, num_features = features.shape
     degrees = torch.bincount(torch.cat([first, second]), minlength=num_images).clamp(min=1).to(features.dtype)
     weights = (degrees[first] * degrees[second]).rsqrt()
@@ -70,6 +73,8 @@ def fit_whitening(features: Tensor, first: Tensor, second: Tensor) -> Whitening:
     for i, j, weight in zip(first.split(size), second.split(size), weights.split(size), strict=True):
         differences = (features[i] - features[j]) * weight.sqrt()[:, None]
         within.addmm_(differences.T, differences)
+    if within.trace() == 0:
+        return None
     within /= weights.sum()
     within.diagonal().add_(DAMPING * within.trace() / num_features)
     # any root will do, for rotations change no cosine: with S = L L^T, W = L^-T

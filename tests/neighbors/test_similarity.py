@@ -80,6 +80,13 @@ def test_a_whitening_of_the_epoch_before_stands_for_the_first_round() -> None:
     torch.testing.assert_close(second(features, camids), expected)
 
 
+def test_a_network_that_has_collapsed_gets_no_whitening() -> None:
+    features, camids = F.normalize(torch.ones(40, 8), dim=1), torch.arange(40) % 2
+    chain = fit_chain(features, camids, CONFIG)
+    assert chain.whitening is None
+    assert chain(features, camids).isfinite().all()
+
+
 def test_lists_of_whitened_features_hold_more_mates() -> None:
     features, pids, camids = crowd()
     plain = FrozenLists(features, camids, CONFIG.model_copy(update={"whitening": False}))
