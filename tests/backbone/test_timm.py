@@ -27,7 +27,7 @@ from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.search.run import SearchOptions, search_run
 from tests.conftest import TINY
-from tests.engine.test_trainer import assert_same_state, open_data, stop_after, train
+from tests.engine.loop import assert_same_state, open_data, stop_after, train
 
 
 def build(name: str, *, size: tuple[int, int] = (64, 32), **settings: Any) -> Backbone:
