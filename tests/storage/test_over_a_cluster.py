@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
-from mprd.parallel.cluster import QUIET
 from mprd.runs.folder import RunFolder
 from mprd.storage.copies import pull
 from mprd.storage.places import local_path
 from mprd.train.cli import launch
+from tests.parallel.machines import MACHINE, head_alone, take_machines
 from tests.train.test_cli import settings
 from tests.train.test_ray_workers import assert_same_bits, finish, num_rows, wait_for
 from tests.tune.conftest import MIXED, add_perfect_trials, states, write_study_file
@@ -29,20 +28,14 @@ pytestmark = pytest.mark.ray
 DATA, RUN, STUDY = "s3://bucket/tiny", "s3://bucket/run", "s3://bucket/study"
 SHORT = ("train.epochs=6", "train.checkpoint_seconds=0.02", "eval.every=3")
 GIVEN = ["--preset", "demo", "--data", DATA]
-MACHINE: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def cluster(server: Server, tiny_root: Path) -> Iterator[Cluster]:
     """Start a head without CPUs beside a server with the data."""
     upload(tiny_root, DATA)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in QUIET.items():
-            patch.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **MACHINE})
+    with head_alone() as cluster:
         yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture
@@ -54,9 +47,7 @@ def machine(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return cluster.add_node(num_cpus=1, **MACHINE)
 
     yield add
-    ray.shutdown()
-    for node in [*cluster.worker_nodes]:
-        cluster.remove_node(node)
+    take_machines(cluster)
 
 
 def start(cluster: Cluster, cache: Path, command: str, *args: str) -> subprocess.Popen[str]:

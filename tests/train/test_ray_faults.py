@@ -14,14 +14,13 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from mprd.parallel.cluster import QUIET
 from mprd.train.cli import launch
+from tests.parallel.machines import MACHINE, head_alone, take_machines
 
 from .test_cli import arguments, one_thread, settings
 from .test_ray_workers import assert_same_bits, finish, until
 
 pytestmark = pytest.mark.ray
-STORE_BYTES = 80 * 2**20
 SHORT = ("train.epochs=2",)
 LIMIT = 15
 """Seconds of a stop on a busy machine; a quiet one takes fewer than five."""
@@ -29,26 +28,15 @@ LIMIT = 15
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Cluster]:
-    """Start a head without CPUs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        for name, value in QUIET.items():
-            patch.setenv(name, value)
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES},
-        )
+    with head_alone() as cluster:
         yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture
 def cluster(head: Cluster) -> Iterator[Cluster]:
     """Take the nodes away that a test adds, which are processes of this machine."""
     yield head
-    ray.shutdown()
-    for node in [*head.worker_nodes]:
-        head.remove_node(node)
+    take_machines(head)
 
 
 def start(cluster: Cluster, *args: str, command: str = "train") -> subprocess.Popen[str]:
@@ -61,7 +49,7 @@ def test_a_run_beside_a_full_object_store_ends_in_the_bits_of_one_process(
 ) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
     launch(settings(tiny_root, *SHORT), out=alone, resume=None, launcher="local")
-    cluster.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
+    cluster.add_node(num_cpus=3, **MACHINE)
     ray.init(address=cluster.address, log_to_driver=False)
 
     @ray.remote(num_cpus=0)
@@ -69,7 +57,7 @@ def test_a_run_beside_a_full_object_store_ends_in_the_bits_of_one_process(
         return np.full(10 * 2**20, number, dtype=np.uint8)
 
     # three times what both stores hold: what does not fit goes to disk and comes back
-    ballast = [fill.remote(number % 256) for number in range(3 * 2 * STORE_BYTES // (10 * 2**20))]
+    ballast = [fill.remote(number % 256) for number in range(3 * 2 * MACHINE["object_store_memory"] // (10 * 2**20))]
     ray.wait(ballast, num_returns=len(ballast), fetch_local=False)
     actors = ("subgraphs.executor=ray", "subgraphs.num_actors=1")
     process = start(cluster, *arguments(tiny_root, run, *SHORT, *actors))
@@ -82,7 +70,7 @@ def test_a_run_beside_a_full_object_store_ends_in_the_bits_of_one_process(
 def test_a_wait_for_what_another_job_holds_is_said_and_ends_at_sigterm(
     cluster: Cluster, tiny_root: Path, tmp_path: Path
 ) -> None:
-    cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    cluster.add_node(num_cpus=1, **MACHINE)
     ray.init(address=cluster.address, log_to_driver=False)
     held = ray.util.placement_group([{"CPU": 1}])
     assert held.wait(60)
@@ -97,7 +85,7 @@ def test_a_wait_for_what_another_job_holds_is_said_and_ends_at_sigterm(
 
 
 def test_two_studies_and_a_run_on_one_cpu_all_end(cluster: Cluster, tiny_root: Path, tmp_path: Path) -> None:
-    cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    cluster.add_node(num_cpus=1, **MACHINE)
     one_epoch = ("train.epochs=1",)
     sets = arguments(tiny_root, tmp_path / "run", *one_epoch)
     processes = [start(cluster, *sets)]
@@ -113,7 +101,7 @@ def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(
     cluster: Cluster, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_memory_usage_threshold", "0")
-    cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    cluster.add_node(num_cpus=1, **MACHINE)
     run = tmp_path / "run"
     output = start(cluster, *arguments(tiny_root, run, "train.max_restarts=1")).communicate(timeout=300)[0]
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
