@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,7 +167,8 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
-    assert f"--resume {run}" in output.replace("\n", "")
+    # within two seconds by the worker, on a busy machine by this process
+    assert re.search(f"go on (from the last checkpoint )?with --resume {run}", output.replace("\n", ""))
     so_far = num_rows(run)
     assert so_far < 12
     process = start("--resume", str(run))
