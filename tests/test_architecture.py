@@ -104,9 +104,22 @@ def test_help_needs_neither_torch_nor_ray(command: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["tune.run", pytest.param("tune.ray_trials", marks=pytest.mark.ray)])
-def test_the_process_of_a_study_on_ray_holds_no_torch(module: str) -> None:
-    code = f"import sys, mprd.{module}; assert not {{'torch', 'torchvision'}} & set(sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def test_the_process_of_a_study_on_ray_holds_no_torch(module: str, tiny_root: Path, tmp_path: Path) -> None:
+    code = f"""if True:
+        import sys
+        import mprd.{module}
+        from mprd.config.loading import load_config
+        from mprd.data.same_images import record_images
+        from mprd.runs.dataset import open_dataset
+        from mprd.tune.folder import StudyFolder
+
+        config = load_config("recommended", values={{"data": {{"root": sys.argv[1]}}}})
+        record = record_images(open_dataset(config), config.data)
+        for _ in ("first", "resumed"):
+            StudyFolder(sys.argv[2]).check_images(record, on_changed="stop")
+        assert not {{"torch", "torchvision"}} & set(sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code, tiny_root, tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
