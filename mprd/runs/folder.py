@@ -111,6 +111,7 @@ class RunFolder:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write the last checkpoint, and send what a URL lacks."""
+        # local, as the process of a study reads run folders without torch
         from mprd.runtime import checkpoint
 
         checkpoint.save(state, self.last)

@@ -27,6 +27,7 @@ from mprd.parallel.losses import Losses, explain_loss
 from mprd.parallel.resources import Bundle, Waiting, choose_bundle, choose_threads, describe_machines, name_bundle
 from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.parallel.shipping import other_versions, own_versions
+from mprd.runtime.machine import num_cores
 from mprd.storage import copies
 from mprd.storage.copy import LARGE
 from mprd.storage.places import place_of, shown
@@ -67,7 +68,6 @@ def run_on_ray(
     Raises UserError for errors caused by user input and for missing resources, Interrupted after a signal.
     """
     from mprd.runs.lock import held
-    from mprd.runtime.machine import num_cores
     from mprd.train.local import finish
 
     started = time.monotonic()
