@@ -22,6 +22,8 @@ def head_alone() -> Iterator[Cluster]:
         patch.delenv("RAY_ADDRESS", raising=False)
         for name, value in QUIET.items():
             patch.setenv(name, value)
+        # by default nothing is spilled to a disk that is 95 % full, however much is free
+        patch.setenv("RAY_local_fs_capacity_threshold", "1")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **MACHINE})
         yield cluster
         cluster.shutdown()
