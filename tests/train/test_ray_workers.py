@@ -143,21 +143,6 @@ def undisturbed(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.mark.ray
-def test_a_run_whose_worker_was_killed_ends_in_the_bits_of_one_process(
-    undisturbed: Path, tiny_root: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    process = start(*arguments(tiny_root, run, *SLOW))
-    wait_for(process, lambda: num_rows(run) >= 2)
-    os.kill(first_worker(process), signal.SIGKILL)
-    output = finish(process)
-    assert "a worker was lost (its process on machine" in output
-    assert "going on from the last checkpoint (1 of 3 times)" in output
-    assert "Result, in percent" in output
-    assert_same_bits(undisturbed, run)
-
-
-@pytest.mark.ray
 def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_bits(
     undisturbed: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
@@ -193,7 +178,9 @@ def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_roo
     wait_for(process, lambda: num_rows(run) >= 1)
     os.kill(first_worker(process), signal.SIGKILL)
     output = finish(process)
-    assert "a worker was lost" in output
+    assert "a worker was lost (its process on machine" in output
+    assert "going on from the last checkpoint (1 of 3 times)" in output
+    assert "Result, in percent" in output
     a, b = (checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (alone, run))
     torch.testing.assert_close(a["memory"], b["memory"], rtol=0, atol=1e-4)
     for one, two in zip(without_times(alone), without_times(run), strict=True):
