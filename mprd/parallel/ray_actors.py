@@ -10,7 +10,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mprd.errors import UserError
 from mprd.parallel.cluster import find_address, start_ray
@@ -36,9 +35,9 @@ def actor_options(num_actors: int) -> dict[str, Any]:
     """Return how Ray places actors: beside a worker, in the logical CPUs that it reserved; elsewhere on any machine."""
     context = ray.get_runtime_context()
     if context.get_actor_id() is None:
-        return {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
-    beside = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
-    return {"num_cpus": 0 if has_reserved(num_actors) else 1, "scheduling_strategy": beside}
+        return {"num_cpus": 1}
+    beside = {"ray.io/node-id": context.get_node_id()}
+    return {"num_cpus": 0 if has_reserved(num_actors) else 1, "label_selector": beside}
 
 
 def has_reserved(num_actors: int) -> bool:

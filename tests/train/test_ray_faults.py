@@ -1,4 +1,4 @@
-"""Training on a cluster that runs out of memory, is taken by others, or whose object store is full."""
+"""Training on a cluster of several machines, one that runs out of memory, is taken, or whose object store is full."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from mprd.parallel.ray_actors import actor_options
 from mprd.train.cli import launch
 from tests.parallel.machines import MACHINE, head_alone, take_machines
 
@@ -42,6 +43,35 @@ def cluster(head: Cluster) -> Iterator[Cluster]:
 def start(cluster: Cluster, *args: str, command: str = "train") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", f"mprd.{command}", *args, "--launcher", "ray", "--address", cluster.address]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=one_thread())
+
+
+def test_the_actors_of_a_worker_run_on_its_machine(cluster: Cluster) -> None:
+    own = cluster.add_node(num_cpus=4, **MACHINE).node_id
+    # larger, so that it would be taken
+    cluster.add_node(num_cpus=8, **MACHINE)
+    ray.init(address=cluster.address, log_to_driver=False)
+
+    @ray.remote(num_cpus=1, label_selector={"ray.io/node-id": own})
+    class Worker:
+        def places(self) -> list[list[str]]:
+            remote = ray.remote(**actor_options(1))(Place)
+            rows = ray.data.from_items([*range(4)]).map_batches(
+                Place, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), **actor_options(1)
+            )
+            one, two = (remote.remote() for _ in range(2))
+            return [[ray.get(actor.get.remote()) for actor in (one, two)], [row["place"] for row in rows.take_all()]]
+
+    assert ray.get(Worker.remote().places.remote()) == [[own] * 2, [own] * 4]
+
+
+class Place:
+    """Where it runs: an actor, or a function of Ray Data."""
+
+    def get(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        return {"place": [self.get()] * len(batch["item"])}
 
 
 def test_a_run_beside_a_full_object_store_ends_in_the_bits_of_one_process(
