@@ -84,6 +84,7 @@ class ShardedRows:
         check_budget(num_shards, setting="subgraphs.num_actors", num_workers=num_workers)
         self.block_rows = block_rows
         self.firsts = [len(features) * shard // num_shards for shard in range(num_shards + 1)]
+        # as Ray Data spreads its own
         remote: Any = ray.remote(scheduling_strategy="SPREAD", **actor_options(num_shards))(Shard)
         self.shards = [remote.remote(first) for first in self.firsts[:-1]]
         wait_for(self.shards, "subgraphs.num_actors")

@@ -54,7 +54,7 @@ def test_the_actors_of_a_worker_run_on_its_machine(cluster: Cluster) -> None:
     @ray.remote(num_cpus=1, label_selector={"ray.io/node-id": own})
     class Worker:
         def places(self) -> list[list[str]]:
-            remote = ray.remote(**actor_options(1))(Place)
+            remote = ray.remote(scheduling_strategy="SPREAD", **actor_options(1))(Place)
             rows = ray.data.from_items([*range(4)]).map_batches(
                 Place, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), **actor_options(1)
             )
