@@ -19,6 +19,8 @@ from mprd.storage.places import shown
 
 NOTICE_SECONDS = 0.25
 """Least seconds between two messages of a step, and between two looks for a stop request."""
+RESTART_SECONDS = 0.1
+"""Time between two looks whether workers may be started again."""
 FLUSH_SECONDS = 5
 """Longest wait for messages at the end of a process."""
 
@@ -29,6 +31,7 @@ class Box:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self.stopped: set[str] = set()
+        self.restarts = 0
 
     def post(self, message: dict[str, Any]) -> None:
         self.messages.append(message)
@@ -44,6 +47,12 @@ class Box:
     def is_stopped(self, name: str) -> bool:
         return name in self.stopped
 
+    def allow_restarts(self, number: int) -> None:
+        self.restarts = number
+
+    def num_restarts(self) -> int:
+        return self.restarts
+
 
 class Mailbox:
     """Messages in order, and stop requests in the other direction: to a run, or by name to a trial.
@@ -58,6 +67,8 @@ class Mailbox:
             options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
             box = ray.remote(Box).options(**options).remote()
         self.box = box
+        self.restarts = 0
+        """Restarts of the workers that this process has allowed, or waited for."""
         self.posted: Any = None
         self.taking: Any = None
         self.stop = False
@@ -97,6 +108,17 @@ class Mailbox:
     def request_stop(self) -> None:
         """Request a stop after the next step."""
         self.box.request_stop.remote("")
+
+    def allow_restart(self) -> None:
+        """Let Ray's controller, which waits, start the workers once more."""
+        self.restarts += 1
+        self.box.allow_restarts.remote(self.restarts)
+
+    def wait_for_restart(self) -> None:
+        """Wait until the starting process allows one more."""
+        self.restarts += 1
+        while ray.get(self.box.num_restarts.remote()) < self.restarts:
+            time.sleep(RESTART_SECONDS)
 
     def request_stop_of(self, trial: str) -> None:
         """Request a trial to stop after its epoch."""

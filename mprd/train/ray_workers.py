@@ -164,8 +164,16 @@ class PostedErrors(UserCallback):
         self.mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post why, and wait until the starting process lets Ray start the workers again.
+
+        Where it ends the run instead, this process ends with it here. Otherwise it would meanwhile reserve what new
+        workers need, and Ray gives nothing back that is reserved after the end of a job.
+        """
+        self.post(list(worker_exceptions.values()))
+        self.mailbox.wait_for_restart()
+
+    def post(self, errors: list[Exception]) -> None:
         """Post errors of the user, which a restart would not cure, or else the loss of workers."""
-        errors = list(worker_exceptions.values())
         for error in errors:
             if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in FINAL_ERRORS):
                 self.mailbox.post("failed", text=explain(error))
@@ -207,6 +215,8 @@ def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None
             mailbox.request_stop()
         for message in mailbox.read(seconds=FLUSH_SECONDS if is_over else POLL_SECONDS):
             screen.show(message)
+            if message["kind"] == "lost":
+                mailbox.allow_restart()
         # all is saved and sent: Ray needs seconds to end its workers in order
         if screen.stopped is not None:
             raise Interrupted(screen.stopped)
@@ -252,21 +262,22 @@ class Screen:
 
     def show(self, message: dict[str, Any]) -> None:
         """Show one message; raise UserError where it ends the run."""
-        kind = message.pop("kind")
+        fields = dict(message)
+        kind = fields.pop("kind")
         if kind == "started":
-            self.show_start(**message)
+            self.show_start(**fields)
         elif kind == "step":
-            self.lines.step(**message)
+            self.lines.step(**fields)
         elif kind == "epoch":
-            self.lines.epoch(message["row"])
+            self.lines.epoch(fields["row"])
         elif kind == "log":
-            logger.log(message["level"], message["text"])
+            logger.log(fields["level"], fields["text"])
         elif kind == "stopped":
-            self.stopped = message["text"]
+            self.stopped = fields["text"]
         elif kind == "lost":
-            self.show_loss(**message)
+            self.show_loss(**fields)
         elif kind == "failed":
-            raise UserError(message["text"])
+            raise UserError(fields["text"])
 
     def show_start(self, *, device: str, size: int, pid: int) -> None:
         """Print the seconds of the start."""

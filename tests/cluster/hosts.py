@@ -35,11 +35,16 @@ class Host:
     def run(self, command: str, *, timeout: float) -> str:
         """Run a command as a person there would; return what it printed.
 
-        Raises AssertionError with all of it where the command fails.
+        Raises AssertionError with all of it where the command fails or takes too long.
         """
-        done = subprocess.run(
-            self.enter(command), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
-        )
+        try:
+            done = subprocess.run(
+                self.enter(command), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            )
+        except subprocess.TimeoutExpired as over:
+            # bytes, whatever `text` is
+            printed = [(stream or b"").decode(errors="replace") for stream in (over.stdout, over.stderr)]
+            raise AssertionError("\n".join([str(over), *printed])) from None
         assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 

@@ -137,3 +137,19 @@ def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert "ran out of memory" in line
     assert f"go on with --resume {run}" in line
+
+
+def test_a_mistake_met_by_a_worker_is_one_line_and_no_new_start(
+    cluster: Cluster, tiny_root: Path, tmp_path: Path
+) -> None:
+    cluster.add_node(num_cpus=1, **MACHINE)
+    ray.init(address=cluster.address, log_to_driver=False)
+    before = {*ray.util.placement_group_table()}
+    process = start(cluster, *arguments(tiny_root, tmp_path / "run", "train.lr_new=1e30"))
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 2, output
+    assert [line for line in output.splitlines() if line.startswith("error: the CNN loss is")], output
+    assert "a worker was lost" not in output
+    # what is reserved for workers after the end of a job stays reserved for ever
+    states = [group["state"] for name, group in ray.util.placement_group_table().items() if name not in before]
+    assert states == ["REMOVED"]

@@ -198,12 +198,3 @@ def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_roo
     torch.testing.assert_close(a["memory"], b["memory"], rtol=0, atol=1e-4)
     for one, two in zip(without_times(alone), without_times(run), strict=True):
         assert one["cnn_loss"] == pytest.approx(two["cnn_loss"], abs=1e-4)
-
-
-@pytest.mark.ray
-def test_a_mistake_met_by_a_worker_is_one_line_and_no_new_start(tiny_root: Path, tmp_path: Path) -> None:
-    process = start(*arguments(tiny_root, tmp_path / "run", "train.lr_new=1e30"))
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 2, output
-    assert [line for line in output.splitlines() if line.startswith("error: the CNN loss is")], output
-    assert "a worker was lost" not in output
