@@ -12,6 +12,8 @@ import json
 import os
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,18 @@ ONE_PROCESS = ("train.warmup_epochs=0", "data.num_workers=0", "train.threads=1")
 SMALL = (*TINY, *ONE_PROCESS, "neighbors.k=4")
 LONG = (*SMALL, "train.epochs=1000")
 EACH_STEP = (*LONG, "train.checkpoint_seconds=0.001")
+EMPTY_TRAINER = """
+import sys, tempfile
+from pathlib import Path
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+def work(config):
+    Path(config["mark"]).touch()
+ray.init(address=sys.argv[1], log_to_driver=False)
+run = RunConfig(storage_path=tempfile.mkdtemp(dir=Path(sys.argv[2]).parent))
+TorchTrainer(work, train_loop_config={"mark": sys.argv[2]}, scaling_config=ScalingConfig(), run_config=run).fit()
+"""
 LONG_STEP = (*ONE_PROCESS, "backbone.name=resnet18", "data.height=256", "data.width=128", "train.batch_size=64")
 
 
@@ -50,17 +64,33 @@ def measure_epoch(folder: Path, args: argparse.Namespace) -> Iterator[tuple]:
 
 
 def measure_start(folder: Path, args: argparse.Namespace) -> Iterator[tuple]:
-    """Measure from the command to the first step, on a running cluster and without Ray."""
+    """Measure from the command to the first step, on a running cluster and without Ray; beside a trainer of no work."""
     with running_cluster() as address:
-        seconds: dict[str, list[float]] = {"local": [], "ray": []}
+        seconds: dict[str, list[float]] = {"local": [], "ray": [], "empty": []}
         for _ in range(args.repeats):
-            for launcher, found in seconds.items():
+            for launcher in ("local", "ray"):
                 where = ("--address", address) if launcher == "ray" else ()
                 command = Command(folder, "train", "--launcher", launcher, *where, sets=EACH_STEP)
-                found.append(command.wait_for(Command.has_stepped))
+                seconds[launcher].append(command.wait_for(Command.has_stepped))
                 command.stop()
-    local, on_ray = (statistics.median(found) for found in seconds.values())
-    yield "seconds from command to first step on a cluster", on_ray, 10, {"local_s": local}
+            seconds["empty"].append(start_empty_trainer(folder, address))
+    local, on_ray, empty = (statistics.median(found) for found in seconds.values())
+    figures = {"local_s": local, "empty_trainer_s": empty}
+    yield "seconds from command to first step on a cluster", on_ray, 10, figures
+
+
+def start_empty_trainer(folder: Path, address: str) -> float:
+    """Return the seconds from the start of a program to the first line of the only worker of its TorchTrainer."""
+    mark = folder / "mark"
+    started = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", EMPTY_TRAINER, address, str(mark)], stderr=subprocess.PIPE) as process:
+        while not mark.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        seconds = time.monotonic() - started
+        process.communicate()
+    mark.unlink()
+    return seconds
 
 
 def measure_study(folder: Path, args: argparse.Namespace) -> Iterator[tuple]:

@@ -36,6 +36,8 @@ QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # by default Ray starts a worker for each core at once, which a run does not use
+    "RAY_prestart_worker_first_driver": "0",
     # a submitted job may bring variables of its own
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }
