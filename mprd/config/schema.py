@@ -140,7 +140,7 @@ class BackboneConfig(Section):
     bn_bias: bool = True
     """Whether the bias of the appended batch normalization is trained."""
     recalibrate_bn: bool = False
-    """Re-estimate all batch-norm statistics on the training images before the first epoch."""
+    """Estimate all batch-norm statistics on clean training images, before the first epoch and after each."""
     bn_group: int = Field(0, ge=0)
     """Images per batch-norm group in training, whatever the number of workers; 0: the whole batch."""
 

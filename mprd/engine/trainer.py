@@ -45,6 +45,8 @@ from mprd.subgraphs import SubgraphBatch
 
 CHECK_STEPS = 50
 """Steps between two looks of the host at the losses of an accelerator."""
+RECALIBRATION_IMAGES = 1024
+"""Images that the statistics of batch norms are estimated on: enough, as thousands have the same mAP within .2."""
 
 
 def fit(trainer: Trainer) -> TrainState:
@@ -181,15 +183,26 @@ class Trainer:
 
     def fill_memory(self) -> None:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
-        # in random order: files beside each other show one identity, whose batch statistics would be its own
-        order = torch.randperm(self.num_images, generator=generator(self.config.train.seed, RngStream.ORDER))
-        if self.config.backbone.recalibrate_bn:
-            batches = ordered_batches(order, self.config.eval.batch_size, is_normalized=True)
-            recalibrate_bn(self.state.backbone, (images for images, _ in self.batches(self.plain_images, batches)))
+        self.recalibrate()
+        order = self.random_order()
         # batch norms of random weights have no statistics yet
         mode = "train" if self.config.backbone.weights == "none" else "eval"
         features = self.extract(self.plain_images, ids=order, mode=mode)
         self.state.memory = FeatureMemory(features[order.argsort()])
+
+    def random_order(self) -> Tensor:
+        """Return all images in an order of the seed: files beside each other show one identity."""
+        return torch.randperm(self.num_images, generator=generator(self.config.train.seed, RngStream.ORDER))
+
+    def recalibrate(self) -> None:
+        """Estimate the statistics of all batch norms on clean images, under `backbone.recalibrate_bn`.
+
+        Training leaves those of augmented images, and of weights that have moved on.
+        """
+        if self.config.backbone.recalibrate_bn:
+            some = self.random_order()[:RECALIBRATION_IMAGES]
+            batches = ordered_batches(some, self.config.eval.batch_size, is_normalized=True)
+            recalibrate_bn(self.state.backbone, (images for images, _ in self.batches(self.plain_images, batches)))
 
     def update_memory(self, ids: Tensor, features: Tensor) -> None:
         """Blend the features `[B, D]` of a global batch into M (Eq. 1)."""
@@ -287,6 +300,8 @@ class Trainer:
                 state.step += 1
                 timer()
                 self.callbacks.after_step(self, len(batches))
+        self.recalibrate()
+        timer()
 
     def find_clusters(self) -> ClusterMemory | None:
         """Cluster the images by clean features, as Cluster-Contrast does, which become the memory.

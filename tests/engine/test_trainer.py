@@ -169,6 +169,21 @@ def test_the_memory_moves_before_or_after_the_loss_as_set(
     assert changed_rows == [8, 0]
 
 
+def test_after_each_epoch_batch_norms_have_the_statistics_of_clean_images(tiny_config: Config, tiny_root: Path) -> None:
+    differences: list[float] = []
+
+    def look(trainer: Trainer) -> None:
+        images = trainer.plain_images.batch(np.arange(trainer.num_images), CPU)
+        convolution, norm = trainer.state.backbone.trunk[:2]
+        with torch.no_grad():
+            mean = convolution(images).mean((0, 2, 3))
+        differences.append(float((norm.running_mean - mean).abs().max()))
+
+    for override in ("backbone.recalibrate_bn=true", "backbone.recalibrate_bn=false"):
+        train(changed(tiny_config, tiny_root, override), callbacks=Callbacks(after_epoch=look))
+    assert max(differences[:3]) < 1e-5 < 1e-3 < min(differences[3:])
+
+
 def test_every_image_is_trained_on_once_an_epoch(tiny_config: Config, tiny_root: Path) -> None:
     config = changed(tiny_config, tiny_root, "train.batch_size=7", "train.epochs=1")
     ids: list[int] = []
