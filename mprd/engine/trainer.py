@@ -199,9 +199,11 @@ class Trainer:
 
         Training leaves those of augmented images, and of weights that have moved on.
         """
-        if self.config.backbone.recalibrate_bn:
-            some = self.random_order()[:RECALIBRATION_IMAGES]
-            batches = ordered_batches(some, self.config.eval.batch_size, is_normalized=True)
+        if not self.config.backbone.recalibrate_bn:
+            return
+        some = self.random_order()[:RECALIBRATION_IMAGES]
+        batches = ordered_batches(some, self.config.eval.batch_size, is_normalized=True)
+        with span("extraction"):
             recalibrate_bn(self.state.backbone, (images for images, _ in self.batches(self.plain_images, batches)))
 
     def update_memory(self, ids: Tensor, features: Tensor) -> None:
