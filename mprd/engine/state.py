@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mprd.backbone.network import Backbone, build_backbone, parameter_groups, set_training_format
 from mprd.config.schema import Config, GcnConfig, TrainConfig
+from mprd.engine.schedules import learning_rate
 from mprd.errors import UserError
 from mprd.gcn.network import PairGCN
 from mprd.memory import FeatureMemory
@@ -53,6 +54,11 @@ class TrainState:
     phase: Phase = "gcn"
     step: int = 0
     best_score: float = -1.0
+
+    def set_learning_rates(self, *, step: int) -> None:
+        """Set the rates of the CNN for this epoch (Sec. 5.2)."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.epoch, group["base_lr"], step=step)
 
     def begin_epoch(self, epoch: int) -> None:
         """Move to an epoch's first step."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mprd.backbone.features import extract, ordered_batches, sharded_batches
-from mprd.backbone.network import recalibrate_bn
+from mprd.backbone.network import RECALIBRATION_IMAGES, recalibrate_bn
 from mprd.config.schema import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
@@ -45,8 +45,6 @@ from mprd.subgraphs import SubgraphBatch
 
 CHECK_STEPS = 50
 """Steps between two looks of the host at the losses of an accelerator."""
-RECALIBRATION_IMAGES = 1024
-"""Images that the statistics of batch norms are estimated on: enough, as thousands have the same mAP within .2."""
 
 
 def fit(trainer: Trainer) -> TrainState:
@@ -56,7 +54,7 @@ def fit(trainer: Trainer) -> TrainState:
     """
     state = trainer.state
     while state.epoch < trainer.config.train.epochs:
-        trainer.set_learning_rates()
+        state.set_learning_rates(step=trainer.config.train.lr_step)
         if state.phase == "gcn":
             trainer.train_gcn_epoch()
             state.begin_phase("cnn")
@@ -100,6 +98,8 @@ class Trainer:
         )
         self.plain_images = PlainImages(train, config.data, packs=dataset.packs)
         self.num_images = len(train)
+        # files beside each other show one identity, whose batch statistics would be its own
+        self.order = torch.randperm(self.num_images, generator=generator(config.train.seed, RngStream.ORDER))
         check_requirements(config, dataset, self.workers)
         self.images = record_images(dataset, config.data)
         self.pids, self.camids = (
@@ -132,13 +132,6 @@ class Trainer:
         # the GCN's first epoch comes after the warm-up
         eta, warmup = self.config.meta.eta.model_dump(), self.config.train.warmup_epochs
         return schedules.eta(max(0, self.state.epoch - warmup), self.config.train.epochs - warmup, **eta)
-
-    def set_learning_rates(self) -> None:
-        """Set both rates of the CNN for this epoch (Sec. 5.2)."""
-        train = self.config.train
-        for group in self.state.optimizer.param_groups:
-            start = group["base_lr"]
-            group["lr"] = schedules.learning_rate(self.state.epoch, start, step=train.lr_step)
 
     def begin_epoch(self, epoch: int) -> None:
         """Move to an epoch's first step, with empty statistics."""
@@ -184,27 +177,18 @@ class Trainer:
     def fill_memory(self) -> None:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
         self.recalibrate()
-        order = self.random_order()
         # batch norms of random weights have no statistics yet
         mode = "train" if self.config.backbone.weights == "none" else "eval"
-        features = self.extract(self.plain_images, ids=order, mode=mode)
-        self.state.memory = FeatureMemory(features[order.argsort()])
-
-    def random_order(self) -> Tensor:
-        """Return all images in an order of the seed: files beside each other show one identity."""
-        return torch.randperm(self.num_images, generator=generator(self.config.train.seed, RngStream.ORDER))
+        features = self.extract(self.plain_images, ids=self.order, mode=mode)
+        self.state.memory = FeatureMemory(features[self.order.argsort()])
 
     def recalibrate(self) -> None:
-        """Estimate the statistics of all batch norms on clean images, under `backbone.recalibrate_bn`.
-
-        Training leaves those of augmented images, and of weights that have moved on.
-        """
-        if not self.config.backbone.recalibrate_bn:
-            return
-        some = self.random_order()[:RECALIBRATION_IMAGES]
-        batches = ordered_batches(some, self.config.eval.batch_size, is_normalized=True)
-        with span("extraction"):
-            recalibrate_bn(self.state.backbone, (images for images, _ in self.batches(self.plain_images, batches)))
+        """Give the batch norms the statistics of clean images, under `backbone.recalibrate_bn`."""
+        if self.config.backbone.recalibrate_bn:
+            some, size = self.order[:RECALIBRATION_IMAGES], self.config.eval.batch_size
+            batches = self.batches(self.plain_images, ordered_batches(some, size, is_normalized=True))
+            with span("extraction"):
+                recalibrate_bn(self.state.backbone, (images for images, _ in batches))
 
     def update_memory(self, ids: Tensor, features: Tensor) -> None:
         """Blend the features `[B, D]` of a global batch into M (Eq. 1)."""
