@@ -214,7 +214,7 @@ def follow(fit: Fit, mailbox: Mailbox, signals: Signals, screen: Screen) -> None
             is_stopping = True
             mailbox.request_stop()
         for message in mailbox.read(seconds=FLUSH_SECONDS if is_over else POLL_SECONDS):
-            screen.show(message)
+            screen.show(**message)
             if message["kind"] == "lost":
                 mailbox.allow_restart()
         # all is saved and sent: Ray needs seconds to end its workers in order
@@ -260,10 +260,8 @@ class Screen:
         self.is_running = False
         self.stopped: str | None = None
 
-    def show(self, message: dict[str, Any]) -> None:
+    def show(self, kind: str, **fields: Any) -> None:
         """Show one message; raise UserError where it ends the run."""
-        fields = dict(message)
-        kind = fields.pop("kind")
         if kind == "started":
             self.show_start(**fields)
         elif kind == "step":
