@@ -25,7 +25,13 @@ from .loop import CPU, WHITENING, assert_same_state, changed, open_data, stop_af
 # 24 images: an epoch is 3 GCN steps and 3 CNN steps; the first, the last, both phases, both ends of an epoch
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8, 11, 14, 18])
 @pytest.mark.parametrize(
-    "overrides", [(), ("gcn.variant=reciprocal", "neighbors.source=mean"), ("pairs.refresh=epoch",)]
+    "overrides",
+    [
+        (),
+        ("gcn.variant=reciprocal", "neighbors.source=mean"),
+        ("pairs.refresh=epoch",),
+        ("backbone.recalibrate_bn=true", "neighbors.source=clean"),
+    ],
 )
 def test_resuming_at_any_step_ends_in_the_same_bits(
     num_steps: int, overrides: tuple[str, ...], tiny_config: Config, tiny_root: Path, tmp_path: Path
