@@ -89,6 +89,22 @@ def wait_for(process: subprocess.Popen[str], what: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def start_and_wait(root: Path, run: Path, *args: str, changes: tuple[str, ...], rows: int) -> subprocess.Popen[str]:
+    """Start a run, and wait until it has so many rows."""
+    process = start(*arguments(root, run, *changes), *args)
+    wait_for(process, lambda: num_rows(run) >= rows)
+    return process
+
+
+def kill_worker_and_finish(process: subprocess.Popen[str]) -> None:
+    """Kill the first worker of a run, and see the run go on to its end."""
+    os.kill(first_worker(process), signal.SIGKILL)
+    output = finish(process)
+    assert "a worker was lost (its process on machine" in output
+    assert "going on from the last checkpoint (1 of 3 times)" in output
+    assert "Result, in percent" in output
+
+
 def num_rows(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -146,13 +162,7 @@ def test_a_run_whose_worker_was_killed_ends_in_the_bits_of_one_process(
     undisturbed: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(*arguments(tiny_root, run, *SLOW))
-    wait_for(process, lambda: num_rows(run) >= 2)
-    os.kill(first_worker(process), signal.SIGKILL)
-    output = finish(process)
-    assert "a worker was lost (its process on machine" in output
-    assert "going on from the last checkpoint (1 of 3 times)" in output
-    assert "Result, in percent" in output
+    kill_worker_and_finish(start_and_wait(tiny_root, run, changes=SLOW, rows=2))
     assert_same_bits(undisturbed, run)
 
 
@@ -161,8 +171,7 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
     undisturbed: Path, tiny_root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start(*arguments(tiny_root, run, *SLOW))
-    wait_for(process, lambda: num_rows(run) >= 1)
+    process = start_and_wait(tiny_root, run, changes=SLOW, rows=1)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
@@ -187,13 +196,7 @@ def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_roo
     alone, run = tmp_path / "alone", tmp_path / "run"
     changes = (*CALM, "train.checkpoint_seconds=0.001")
     launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
-    process = start(*arguments(tiny_root, run, *changes), "--num-workers", "2")
-    wait_for(process, lambda: num_rows(run) >= 1)
-    os.kill(first_worker(process), signal.SIGKILL)
-    output = finish(process)
-    assert "a worker was lost (its process on machine" in output
-    assert "going on from the last checkpoint (1 of 3 times)" in output
-    assert "Result, in percent" in output
+    kill_worker_and_finish(start_and_wait(tiny_root, run, "--num-workers", "2", changes=changes, rows=1))
     a, b = (checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (alone, run))
     torch.testing.assert_close(a["memory"], b["memory"], rtol=0, atol=1e-4)
     for one, two in zip(without_times(alone), without_times(run), strict=True):
