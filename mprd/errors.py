@@ -13,4 +13,10 @@ class Interrupted(Exception):
 
 
 class NonFiniteLoss(UserError):
-    """A NaN or infinite loss, raised before the optimizer step."""
+    """A NaN or infinite loss, raised before the optimizer step; says where, and what helps."""
+
+    def __init__(self, name: str, value: float | str, *, epoch: int, step: int) -> None:
+        super().__init__(
+            f"the {name} loss is {value} in epoch {epoch}, step {step}; stopped before the step, the last checkpoint "
+            "is sound. A lower learning rate (train.lr_backbone, train.lr_new, gcn.learning_rate) is the usual cure"
+        )

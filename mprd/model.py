@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mprd.backbone.features import ordered_batches, stream_features
 from mprd.backbone.network import Backbone, build_backbone
@@ -39,7 +40,7 @@ class Model:
     chain: SimilarityChain | None = None
     """The map to the features that training compares."""
     camera_numbers: tuple[int, ...] = ()
-    """The numbers in file names of the chain's cameras 0, 1, ..."""
+    """The numbers in file names of the training's cameras 0, 1, ..."""
 
     @property
     def num_features(self) -> int:
@@ -47,12 +48,19 @@ class Model:
         return self.backbone.num_features
 
     def extract(
-        self, images: Sequence[ImageSource], *, batch_size: int | None = None, num_workers: int = 0
+        self,
+        images: Sequence[ImageSource],
+        *,
+        cameras: Sequence[int | None] | None = None,
+        batch_size: int | None = None,
+        num_workers: int = 0,
     ) -> np.ndarray:
         """Return unit features after the batch norm, which `mprd.evaluate` ranks by: float32 `[n, D]`.
 
         Args:
             images: paths, or PIL images of any mode.
+            cameras: of each image, as numbered in file names, for batch norms with statistics of each camera
+                (`backbone.camera_bn`); those of all training images serve where it is None or was not trained on.
             batch_size: images per forward pass; by default the run's `eval.batch_size`.
             num_workers: decoding processes; 0 decodes in this one.
 
@@ -67,18 +75,30 @@ class Model:
         """
         features = np.empty((len(images), self.num_features), np.float32)
         batches = ordered_batches(torch.arange(len(images)), batch_size or self.config.eval.batch_size)
-        for ids, rows in self.stream(InferenceImages(images, self.config.data), batches, num_workers=num_workers):
+        prepared = InferenceImages(images, self.config.data)
+        for ids, rows in self.stream(prepared, batches, cameras=cameras, num_workers=num_workers):
             features[ids] = rows
         return features
 
     def stream(
-        self, images: Images, batches: Sequence[Sequence[int]], *, num_workers: int
+        self,
+        images: Images,
+        batches: Sequence[Sequence[int]],
+        *,
+        cameras: Sequence[int | None] | None = None,
+        num_workers: int,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield ids int64 `[B]` and unit features float32 `[B, D]` batch by batch."""
+        """Yield ids int64 `[B]` and unit features float32 `[B, D]` batch by batch; `cameras` as in `extract`."""
+        rows = None if cameras is None else self.camera_rows(cameras)
         for ids, features in stream_features(
-            self.backbone, images, batches, num_workers=num_workers, device=self.device
+            self.backbone, images, batches, num_workers=num_workers, device=self.device, cameras=rows
         ):
             yield ids.numpy(), features.float().numpy(force=True)
+
+    def camera_rows(self, cameras: Sequence[int | None]) -> Tensor:
+        """Return the training's number of each camera, int64 `[n]` on the CPU, -1 where it is unknown."""
+        rows = {number: row for row, number in enumerate(self.camera_numbers)}
+        return torch.tensor([-1 if number is None else rows.get(number, -1) for number in cameras], dtype=torch.int64)
 
     def whitening_chain(self) -> SimilarityChain:
         """Return the chain; raise UserError where the run has no whitening."""
@@ -95,28 +115,28 @@ class Model:
 
         Raises UserError where the run has no whitening.
         """
-        chain, rows = self.whitening_chain(), {number: row for row, number in enumerate(self.camera_numbers)}
-        known = [None] * len(features) if cameras is None else cameras
-        camids = torch.tensor([-1 if number is None else rows.get(number, -1) for number in known], dtype=torch.int64)
+        chain = self.whitening_chain()
+        camids = self.camera_rows([None] * len(features) if cameras is None else cameras)
         mapped = chain(torch.as_tensor(features, device=self.device), camids.to(self.device))
         return mapped.numpy(force=True)
 
     def fingerprint(self) -> str:
-        """Return a hash of all weights and batch-norm statistics, 16 hexadecimal digits."""
-        digest = hashlib.sha256()
+        """Return a hash of all weights, batch-norm statistics and known cameras, 16 hexadecimal digits."""
+        digest = hashlib.sha256(repr(self.camera_numbers).encode())
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> Model:
+def load_model(run: Path | str, *, best: bool = False, device: str = "auto", other_cameras: bool = False) -> Model:
     """Load the trained network of a run folder.
 
     Args:
         run: a path, or a URL of object storage.
         best: load the checkpoint with the best label-free score, in place of the last.
         device: `auto` (an accelerator if there is one), `cpu`, `cuda` or `cuda:N`.
+        other_cameras: images come from cameras that were not trained on, whatever their numbers.
 
     Raises UserError without a run, its checkpoint, or the device.
 
@@ -135,6 +155,6 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto") -> 
     state = checkpoint.load(path)
     checkpoint.load_module(backbone, state["backbone"], path=path, name="backbone")
     # older checkpoints lack both
-    saved, numbers = state.get("chain"), tuple(state.get("camera_numbers", ()))
+    saved, numbers = state.get("chain"), () if other_cameras else tuple(state.get("camera_numbers", ()))
     chain = None if saved is None else SimilarityChain.from_state_dict(saved, place)
     return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, chain, numbers)

@@ -1,9 +1,9 @@
-"""Batch norm over the global batch, or over fixed groups of its images, independent of the number of workers.
+"""Batch norms with statistics of each camera in evaluation, and of the global batch in training.
 
-torch's SyncBatchNorm does the former on CUDA only; plain batch norm takes the statistics of each worker's shard, and
+torch's SyncBatchNorm takes the latter on CUDA only; plain batch norm takes the statistics of each worker's shard, and
 results depend on the number of GPUs.
 
-Shapes: C channels, G groups, R workers.
+Shapes: C channels, G groups, R workers, K cameras, B images of this worker.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class BatchSplit:
         """`[R, G]`, each worker's images of each group."""
         self.is_whole = True
         """Whether every group lies within one worker's shard."""
+        self.cameras: Tensor | None = None
+        """`[B]`, the row of each image's camera in the statistics of `CameraBatchNorm`; None: those of all images."""
         self.pending: list[tuple[GlobalBatchNorm, Tensor, int]] = []
         """Norms whose running statistics lack the other workers' groups, the local moments `[G, 2, C]` (0 for groups of
         other workers), and the number of cells of a map."""
@@ -67,26 +69,61 @@ class BatchSplit:
         return [int(count) for count in self.counts[self.workers.rank]]
 
 
-class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm with the training statistics of `batch_split`; evaluation is torch's.
+class CameraBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch norm that evaluates each image by the statistics of its camera, and trains as torch's.
 
-    Where no group spans workers, the running statistics change in `BatchSplit.sync_running_stats`, after the forward
-    pass.
+    Camera-based batch normalization (Zhuang et al., ECCV 2020). Without statistics of cameras, or under
+    `batch_split.cameras` of None, it evaluates as torch's too.
     """
 
     batch_split: BatchSplit
+    camera_moments: Tensor | None
+    """`[K + 1, 2, C]`, mean and variance of each camera, and in the last row of all images."""
 
-    def __init__(self, num_features: int, *, activation: nn.Module | None = None, **options: Any) -> None:
+    def __init__(
+        self, num_features: int, batch_split: BatchSplit, *, activation: nn.Module | None = None, **options: Any
+    ) -> None:
         super().__init__(num_features, **options)
+        self.batch_split = batch_split
         # without parameters, so that checkpoints are those of the norm that it replaces
         self.activation = activation
+        self.register_buffer("camera_moments", None)
 
     def _check_input_dim(self, maps: Tensor) -> None:
         assert maps.ndim in (2, 4)
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # only a run has cameras, so the network is built without room for their statistics
+        saved = state.get(f"{prefix}camera_moments")
+        self.camera_moments = None if saved is None else torch.empty_like(saved, device=self.weight.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
     def forward(self, maps: Tensor) -> Tensor:
-        normalized = self.normalize(maps) if self.training else super().forward(maps)
+        normalized = self.normalize(maps) if self.training else self.evaluate(maps)
         return normalized if self.activation is None else self.activation(normalized)
+
+    def normalize(self, maps: Tensor) -> Tensor:
+        """Normalize by the statistics of the batch, and update the running ones."""
+        return super().forward(maps)
+
+    def evaluate(self, maps: Tensor) -> Tensor:
+        """Normalize each image by the statistics of its camera."""
+        cameras = self.batch_split.cameras
+        if self.camera_moments is None or cameras is None:
+            return super().forward(maps)
+        mean, variance = self.camera_moments.unbind(1)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        affine = torch.stack([scale, self.bias - mean * scale], dim=1)[cameras].to(maps.dtype)
+        shape = (-1, self.num_features) + (1,) * (maps.ndim - 2)
+        return torch.addcmul(affine[:, 1].view(shape), maps, affine[:, 0].view(shape))
+
+
+class GlobalBatchNorm(CameraBatchNorm):
+    """A batch norm with the training statistics of `batch_split`.
+
+    Where no group spans workers, the running statistics change in `BatchSplit.sync_running_stats`, after the forward
+    pass.
+    """
 
     def normalize(self, maps: Tensor) -> Tensor:
         """Normalize by the statistics of the batch, and update the running ones."""
@@ -204,30 +241,38 @@ def statistics_gradient(weight: Tensor, moments: Tensor, mean_sums: Tensor, *, e
     return scale, -weight * inverse_std * mean_sums[1] - scale * moments[0]
 
 
-def replace_batch_norms(network: nn.Module, batch_split: BatchSplit) -> None:
+def replace_batch_norms(network: nn.Module, batch_split: BatchSplit, *, by_camera: bool = False) -> None:
     """Replace all batch norms below a module by global ones, in place; parameters and buffers are kept.
 
-    One worker without groups keeps torch's own.
+    One worker without groups trains with torch's own, which with `by_camera` know the statistics of cameras.
     """
-    if batch_split.workers.size == 1 and batch_split.bn_group == 0:
+    is_local = batch_split.workers.size == 1 and batch_split.bn_group == 0
+    if is_local and not by_camera:
         return
+    kind = CameraBatchNorm if is_local else GlobalBatchNorm
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
-                setattr(parent, name, to_global(child, batch_split))
+                setattr(parent, name, replaced(child, kind, batch_split))
 
 
-def to_global(norm: nn.BatchNorm1d | nn.BatchNorm2d, batch_split: BatchSplit) -> GlobalBatchNorm:
-    """Return a global batch norm that shares the parameters and buffers of a plain one."""
+def replaced(
+    norm: nn.BatchNorm1d | nn.BatchNorm2d, kind: type[CameraBatchNorm], batch_split: BatchSplit
+) -> CameraBatchNorm:
+    """Return a batch norm that shares the parameters and buffers of a plain one."""
     # timm's norms activate their result
     parts = [part for name, part in norm.named_children() if name in ("drop", "act")]
     activation = nn.Sequential(*parts) if parts else None
-    new = GlobalBatchNorm(
-        norm.num_features, activation=activation, eps=norm.eps, momentum=norm.momentum, device=norm.weight.device
+    new = kind(
+        norm.num_features,
+        batch_split,
+        activation=activation,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        device=norm.weight.device,
     )
     new.weight, new.bias = norm.weight, norm.bias
     new.running_mean, new.running_var = norm.running_mean, norm.running_var
     new.num_batches_tracked = norm.num_batches_tracked
-    new.batch_split = batch_split
     new.train(norm.training)
     return new

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mprd.backbone.batch_norm import BatchSplit
-from mprd.backbone.network import Backbone
+from mprd.backbone.network import Backbone, estimate_camera_bn
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.loaders import ImageLoader, Images
 from mprd.runtime.device import more_threads, send, send_pixels
@@ -78,14 +78,25 @@ def sharded_batches(
 
 @torch.inference_mode()
 def stream_features(
-    backbone: Backbone, images: Images, batches: Sequence[Sequence[int]], *, num_workers: int, device: torch.device
+    backbone: Backbone,
+    images: Images,
+    batches: Sequence[Sequence[int]],
+    *,
+    num_workers: int,
+    device: torch.device,
+    cameras: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the ids `[B]` on the CPU and the unit features `[B, D]` of each batch, in one process.
 
     The backbone's mode is not changed.
+
+    Args:
+        cameras: of all images, see `Backbone.forward`.
     """
     for shown, ids in ImageLoader(images, batches, num_workers=num_workers, pin=device.type == "cuda"):
-        yield ids, backbone(send_pixels(shown, device))
+        # InferenceImages marks an unreadable file by a negative id
+        rows = None if cameras is None else cameras[ids.where(ids >= 0, ~ids)].to(device)
+        yield ids, backbone(send_pixels(shown, device), rows)
 
 
 @torch.no_grad()
@@ -97,6 +108,7 @@ def extract(
     num_workers: int,
     device: torch.device,
     ids: Tensor | None = None,
+    cameras: Tensor | None = None,
     mode: str = "eval",
 ) -> tuple[Tensor, Tensor]:
     """Return unit features after and before the appended batch norm, each `[n, D]`, in the order of `ids`.
@@ -105,6 +117,7 @@ def extract(
 
     Args:
         ids: `[n]`, the images; all when None.
+        cameras: of all images, see `Backbone.forward`.
         mode: `eval`, or `train` for batch statistics, which also updates the running ones.
     """
     was_training = backbone.training
@@ -112,6 +125,8 @@ def extract(
     wanted = torch.arange(len(images)) if ids is None else ids.cpu()
     batches = ordered_batches(wanted, batch_size, is_normalized=mode == "train")
     batch_split = backbone.batch_split
+    if cameras is not None:
+        cameras = cameras.to(device)
     shards = [batch_split.shard(len(batch)) for batch in batches]
     num_own = sum(shard.counts[shard.rank] for shard in shards)
     after = torch.empty(num_own, backbone.num_features, device=device)
@@ -119,12 +134,30 @@ def extract(
     start = 0
     # without loader processes their cores are free; batch statistics would depend on the number of threads
     with more_threads(num_workers if mode == "eval" and needs_no_loader(images, device) else 0):
-        for batch, _ in sharded_batches(images, batches, batch_split, num_workers=num_workers, device=device):
+        for batch, shown in sharded_batches(images, batches, batch_split, num_workers=num_workers, device=device):
             rows = slice(start, start + len(batch))
-            after[rows], before[rows] = backbone.features(batch)
+            under = None if cameras is None else cameras[shown[batch_split.shard(len(shown)).own]]
+            after[rows], before[rows] = backbone.features(batch, under)
             start += len(batch)
     backbone.train(was_training)
     return gather_batches(after, shards, batch_split.workers), gather_batches(before, shards, batch_split.workers)
+
+
+def recalibrate(
+    backbone: Backbone,
+    images: Images,
+    samples: Sequence[Tensor | None],
+    batch_size: int,
+    num_workers: int,
+    device: torch.device,
+) -> None:
+    """Estimate batch-norm statistics by `estimate_camera_bn`, given ids of each camera's images and last of all."""
+
+    def batches(ids: Tensor) -> Iterator[Tensor]:
+        many, split = ordered_batches(ids, batch_size, is_normalized=True), backbone.batch_split
+        return (shown for shown, _ in sharded_batches(images, many, split, num_workers=num_workers, device=device))
+
+    estimate_camera_bn(backbone, [None if ids is None else batches(ids) for ids in samples])
 
 
 def gather_batches(rows: Tensor, shards: list[BatchShard], workers: WorkerGroup) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mprd.backbone.batch_norm import BatchSplit, replace_batch_norms
+from mprd.backbone.batch_norm import BatchSplit, CameraBatchNorm, replace_batch_norms
 from mprd.backbone.pixels import PIXELS, pixel_affine
 from mprd.backbone.trunk import PRETRAINED, build_trunk
 from mprd.backbone.weights import load_weights
@@ -28,8 +28,6 @@ GEM_POWER = 3.0
 """Initial exponent of generalized-mean pooling (Radenović et al., TPAMI 2018), which is trained."""
 GEM_LEAST = 1e-6
 """Least activation of generalized-mean pooling, whose power is not defined below 0."""
-RECALIBRATION_IMAGES = 1024
-"""Images that `recalibrate_bn` is given: on photographs thousands more changed mAP by .2."""
 
 
 class Backbone(nn.Module):
@@ -86,18 +84,30 @@ class Backbone(nn.Module):
             return stripe_means(maps, self.num_stripes)
         return stripe_means(maps.clamp(min=GEM_LEAST).pow(self.gem), self.num_stripes).pow(1 / self.gem)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return unit features after the batch norm, `[B, D]`: the paper's F~(x)."""
-        after = self.neck(self.pool(images))
-        self.batch_split.sync_running_stats()
-        return F.normalize(after, dim=1)
+    def forward(self, images: Tensor, cameras: Tensor | None = None) -> Tensor:
+        """Return unit features after the batch norm, `[B, D]`: the paper's F~(x).
 
-    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit features after and before the batch norm, each `[B, D]`."""
+        Args:
+            cameras: `[B]`, of each image, which picks the statistics that `CameraBatchNorm` evaluates by; those of all
+                images where it is -1 or was not trained on.
+        """
+        return self.features(images, cameras)[0]
+
+    def features(self, images: Tensor, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return unit features after and before the batch norm, each `[B, D]`; see `forward`."""
+        self.batch_split.cameras = self.camera_rows(cameras)
         pooled = self.pool(images)
         after = self.neck(pooled)
         self.batch_split.sync_running_stats()
         return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
+
+    def camera_rows(self, cameras: Tensor | None) -> Tensor | None:
+        """Return the row of each camera's statistics `[B]`, the last for cameras that are not known."""
+        moments = getattr(self.neck, "camera_moments", None)
+        if cameras is None or moments is None:
+            return None
+        last = len(moments) - 1
+        return cameras.where((cameras >= 0) & (cameras < last), last)
 
 
 def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:
@@ -146,7 +156,7 @@ def build_backbone(config: BackboneConfig, *, size: tuple[int, int], workers: Wo
         layers=trunk.layers,
     )
     backbone.batch_split = BatchSplit(workers or WorkerGroup(), config.bn_group)
-    replace_batch_norms(backbone, backbone.batch_split)
+    replace_batch_norms(backbone, backbone.batch_split, by_camera=config.camera_bn)
     return backbone
 
 
@@ -180,18 +190,47 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 @torch.no_grad()
-def recalibrate_bn(backbone: Backbone, batches: Iterable[Tensor]) -> None:
-    """Re-estimate all running statistics as the plain mean over the batches, in place; weights are not changed.
-
-    Training leaves statistics of augmented images, and of weights that have moved on.
-    """
+def estimate_bn(backbone: Backbone, images: Iterable[Tensor]) -> None:
+    """Set all running statistics to their plain mean over the batches, in place; weights are not changed."""
     norms = batch_norms(backbone)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
     backbone.train()
-    for images in batches:
-        backbone(images)
+    for batch in images:
+        backbone(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+@torch.no_grad()
+def estimate_camera_bn(backbone: Backbone, images: Iterable[Iterable[Tensor] | None]) -> None:
+    """Estimate the statistics of each camera, given the batches of each, and last of all images, in place.
+
+    Training leaves statistics of augmented images, and of weights that have moved on. A camera whose batches are None
+    has the statistics of all images.
+    """
+    norms = [norm for norm in batch_norms(backbone) if isinstance(norm, CameraBatchNorm)]
+    moments = []
+    for batches in images:
+        if batches is not None:
+            estimate_bn(backbone, batches)
+        moments.append([None if batches is None else running_moments(norm) for norm in norms])
+    for norm, found in zip(norms, zip(*moments, strict=True), strict=True):
+        norm.camera_moments = torch.stack([found[-1] if one is None else one for one in found])
+
+
+def fix_camera(backbone: Backbone, row: int) -> None:
+    """Evaluate every image by the statistics of one camera from now on, -1 for those of all images, in place."""
+    for norm in batch_norms(backbone):
+        if isinstance(norm, CameraBatchNorm) and norm.camera_moments is not None:
+            norm.running_mean, norm.running_var = norm.camera_moments[row].clone()
+            norm.camera_moments = None
+
+
+def running_moments(norm: CameraBatchNorm) -> Tensor:
+    """Return a copy of a batch norm's running mean and variance, `[2, C]`."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return torch.stack([norm.running_mean, norm.running_var])

@@ -139,8 +139,8 @@ class BackboneConfig(Section):
     """Horizontal stripes pooled separately; 1 is the paper's global pooling."""
     bn_bias: bool = True
     """Whether the bias of the appended batch normalization is trained."""
-    recalibrate_bn: bool = False
-    """Estimate all batch-norm statistics on clean training images, before the first epoch and after each."""
+    camera_bn: bool = False
+    """Normalize by camera: batches of one camera, and statistics of clean images of each, renewed after each epoch."""
     bn_group: int = Field(0, ge=0)
     """Images per batch-norm group in training, whatever the number of workers; 0: the whole batch."""
 

@@ -5,7 +5,7 @@ Shapes: B images of this worker, G images of the global batch, N images, D featu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -44,11 +44,16 @@ class PairObjective:
     pair_loss: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     """From similarities, P_i, and what is neither positive nor negative, all `[B, N]`, to a scalar."""
     batch_size: int
+    groups: Sequence[Tensor]
+    """Ids of the images that may share a batch, all images in all."""
 
     def batches(self, draw: torch.Generator) -> list[list[int]]:
         """Return every image once, in random order."""
-        order = torch.randperm(len(self.memory), generator=draw)
-        return ordered_batches(order, self.batch_size, is_normalized=True)
+        orders = [ids[torch.randperm(len(ids), generator=draw)] for ids in self.groups]
+        batches = [batch for ids in orders for batch in ordered_batches(ids, self.batch_size, is_normalized=True)]
+        if len(orders) == 1:
+            return batches
+        return [batches[row] for row in torch.randperm(len(batches), generator=draw).tolist()]
 
     def loss(self, features: Tensor, ids: Tensor) -> Tensor:
         return self.pair_loss(features @ self.memory.features.T, self.positives.mask(ids), self.positives.doubtful(ids))
@@ -77,11 +82,11 @@ class ClusterObjective:
         self.clusters.update(features, ids)
 
 
-def choose_objective(config: Config, state: TrainState, camids: Tensor | None) -> Objective:
-    """Return the objective of this epoch: clusters where `dbscan` found any, else pairs."""
+def choose_objective(config: Config, state: TrainState, camids: Tensor | None, groups: Sequence[Tensor]) -> Objective:
+    """Return the objective of this epoch: clusters where `dbscan` found any, else pairs in batches of a group each."""
     if state.clusters is not None:
         return ClusterObjective(state.clusters, camids, config.train.batch_size)
-    return PairObjective(state.memory, state.positives, choose_pair_loss(config), config.train.batch_size)
+    return PairObjective(state.memory, state.positives, choose_pair_loss(config), config.train.batch_size, groups)
 
 
 def choose_pair_loss(config: Config) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mprd.backbone.features import extract, ordered_batches, sharded_batches
-from mprd.backbone.network import RECALIBRATION_IMAGES, recalibrate_bn
+from mprd.backbone.features import extract, recalibrate, sharded_batches
 from mprd.config.schema import Config, Labeller
 from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
@@ -23,6 +22,7 @@ from mprd.data.images import PlainImages, TrainImages
 from mprd.data.same_images import record_images
 from mprd.engine import schedules
 from mprd.engine.callbacks import Backends, Callbacks, ignore
+from mprd.engine.camera_groups import CameraGroups
 from mprd.engine.continuing import follow_images
 from mprd.engine.epoch_lists import EpochLists
 from mprd.engine.gcn_inputs import GcnInputs
@@ -100,11 +100,13 @@ class Trainer:
         self.num_images = len(train)
         # files beside each other show one identity, whose batch statistics would be its own
         self.order = torch.randperm(self.num_images, generator=generator(config.train.seed, RngStream.ORDER))
-        check_requirements(config, dataset, self.workers)
         self.images = record_images(dataset, config.data)
         self.pids, self.camids = (
             None if ids is None else torch.as_tensor(ids, device=device) for ids in (train.pids, train.camids)
         )
+        camids = self.camids if config.backbone.camera_bn else None
+        self.groups = CameraGroups.of(camids, self.num_images, least=config.train.batch_size)
+        check_requirements(config, dataset, self.groups, self.workers)
         self.state = build_state(config, num_images=self.num_images, device=device, workers=self.workers)
         self.state.meta = choose_meta(config, dataset, device)
         self.limit = choose_limit(config, self.state.meta, self.camids, self.num_images)
@@ -165,6 +167,7 @@ class Trainer:
                 num_workers=self.config.data.num_workers,
                 device=self.device,
                 ids=ids,
+                cameras=self.camids,
                 mode=mode,
             )
         return after
@@ -178,17 +181,18 @@ class Trainer:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
         self.recalibrate()
         # batch norms of random weights have no statistics yet
-        mode = "train" if self.config.backbone.weights == "none" else "eval"
+        has_statistics = self.config.backbone.weights != "none" or self.config.backbone.camera_bn
+        mode = "eval" if has_statistics else "train"
         features = self.extract(self.plain_images, ids=self.order, mode=mode)
         self.state.memory = FeatureMemory(features[self.order.argsort()])
 
     def recalibrate(self) -> None:
-        """Give the batch norms the statistics of clean images, under `backbone.recalibrate_bn`."""
-        if self.config.backbone.recalibrate_bn:
-            some, size = self.order[:RECALIBRATION_IMAGES], self.config.eval.batch_size
-            batches = self.batches(self.plain_images, ordered_batches(some, size, is_normalized=True))
+        """Give the batch norms the statistics of clean images of each camera, under `backbone.camera_bn`."""
+        c = self.config
+        if c.backbone.camera_bn:
+            samples, rest = self.groups.samples(self.order), (c.eval.batch_size, c.data.num_workers, self.device)
             with span("extraction"):
-                recalibrate_bn(self.state.backbone, (images for images, _ in batches))
+                recalibrate(self.state.backbone, self.plain_images, samples, *rest)
 
     def update_memory(self, ids: Tensor, features: Tensor) -> None:
         """Blend the features `[B, D]` of a global batch into M (Eq. 1)."""
@@ -276,7 +280,7 @@ class Trainer:
         if state.step == 0 and self.labeller == "dbscan":
             state.clusters = self.find_clusters()
         label = self.begin_labels(self.build_labeller())
-        objective = choose_objective(self.config, state, self.camids)
+        objective = choose_objective(self.config, state, self.camids, self.groups.batched())
         self.train_images.set_epoch(state.epoch)
         batches = objective.batches(generator(self.config.train.seed, RngStream.ORDER, state.epoch))
         state.backbone.train()
@@ -391,9 +395,5 @@ class Trainer:
             raise self.non_finite(name, "not finite")
 
     def non_finite(self, name: str, value: float | str) -> NonFiniteLoss:
-        """Return the error that names the loss, its place, and what helps."""
-        return NonFiniteLoss(
-            f"the {name} loss is {value} in epoch {self.state.epoch}, step {self.state.step}; stopped before the step, "
-            "the last checkpoint is sound. A lower learning rate (train.lr_backbone, train.lr_new, "
-            "gcn.learning_rate) is the usual cure"
-        )
+        """Return the error that names the loss and its place."""
+        return NonFiniteLoss(name, value, epoch=self.state.epoch, step=self.state.step)

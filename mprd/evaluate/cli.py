@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Another data set; query and gallery suffice.")] = None,
+    same_cameras: Annotated[
+        bool, typer.Option("--same-cameras", help="The cameras of --data are those trained on, by number.")
+    ] = False,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     rerank: Annotated[bool, typer.Option("--rerank", help="Also k-reciprocal re-ranking.")] = False,
     standardise: Annotated[
@@ -33,17 +36,19 @@ def evaluate(
     """Report CMC, mAP and mINP of a run."""
     wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise, "whitened": whiten}
     extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
-    run_command(lambda: evaluate_and_print(run, data=data, best=best, extras=extras, as_json=json_))
+    options = {"data": data, "same_cameras": same_cameras, "best": best, "extras": extras}
+    run_command(lambda: evaluate_and_print(run, options, as_json=json_))
 
 
-def evaluate_and_print(run: Path, *, data: Path | None, best: bool, extras: list[Extra], as_json: bool) -> None:
+def evaluate_and_print(run: Path, options: dict[str, Any], *, as_json: bool) -> None:
+    """Evaluate with the keyword arguments `options` of `evaluate_run`, and print the figures."""
     import json
 
     from mprd.evaluate.run import evaluate_run
     from mprd.runs.console import figure_table
     from mprd.runs.folder import RunFolder
 
-    row = evaluate_run(RunFolder(run), data=data, best=best, extras=extras)
+    row = evaluate_run(RunFolder(run), **options)
     if as_json:
         print(json.dumps(row))
     else:

@@ -63,7 +63,7 @@ def evaluate(
     device: torch.device,
     extras: Collection[Extra] = (),
     chain: SimilarityChain | None = None,
-    knows_cameras: bool = True,
+    camera_rows: Tensor | None = None,
 ) -> Evaluation:
     """Extract query and gallery, and rank the gallery for each query (Sec. 5.1).
 
@@ -71,11 +71,11 @@ def evaluate(
         extras: evaluate the features also with k-reciprocal re-ranking, standardised by camera (Song et al., ICLR
             2025), or whitened as the training images are.
         chain: for `whitened`.
-        knows_cameras: whether the cameras are those of the training images; the chain takes the mean statistics
-            otherwise.
+        camera_rows: the number in training of each camera of the data set, -1 where it was not trained on; None where
+            the data set is that of the training. Batch norms and chain have statistics of each.
     """
-    features = extract_sets(backbone, dataset, config, device=device)
-    return rank_sets(*features, dataset, extras=extras, chain=chain, knows_cameras=knows_cameras)
+    features = extract_sets(backbone, dataset, config, device=device, camera_rows=camera_rows)
+    return rank_sets(*features, dataset, extras=extras, chain=chain, camera_rows=camera_rows)
 
 
 def rank_sets(
@@ -85,7 +85,7 @@ def rank_sets(
     *,
     extras: Collection[Extra] = (),
     chain: SimilarityChain | None = None,
-    knows_cameras: bool = True,
+    camera_rows: Tensor | None = None,
 ) -> Evaluation:
     """Rank the gallery for each query.
 
@@ -106,8 +106,7 @@ def rank_sets(
     if "whitened" in extras:
         assert chain is not None
         sets = ((q_after, query.camids), (g_after, gallery.camids))
-        cameras = [torch.as_tensor(camids, device=rows.device) if knows_cameras else None for rows, camids in sets]
-        mapped = [chain(rows, camids) for (rows, _), camids in zip(sets, cameras, strict=True)]
+        mapped = [chain(rows, trained_cameras(camids, camera_rows).to(rows.device)) for rows, camids in sets]
         extra["whitened"] = rank_features(mapped[0], mapped[1], *ids)
     return Evaluation(
         rank_features(q_after, g_after, *ids),
@@ -131,12 +130,23 @@ def require_ids(ids: np.ndarray | None) -> np.ndarray:
     return ids
 
 
+def trained_cameras(camids: np.ndarray | None, camera_rows: Tensor | None) -> Tensor:
+    """Return the number in training of each image's camera `[n]`; see `evaluate`."""
+    numbers = torch.as_tensor(require_ids(camids))
+    return numbers if camera_rows is None else camera_rows[numbers]
+
+
 def extract_sets(
-    backbone: Backbone, dataset: ReidDataset, config: Config, *, device: torch.device
+    backbone: Backbone,
+    dataset: ReidDataset,
+    config: Config,
+    *,
+    device: torch.device,
+    camera_rows: Tensor | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the features of query and gallery, each after and before the batch norm, `[n, D]`.
 
-    Every worker must call this, extracts its shard, and gets all features.
+    Every worker must call this, extracts its shard, and gets all features. `camera_rows` as in `evaluate`.
     """
     after_and_before = [
         extract(
@@ -145,6 +155,7 @@ def extract_sets(
             batch_size=config.eval.batch_size,
             num_workers=config.data.num_workers,
             device=device,
+            cameras=trained_cameras(images.camids, camera_rows),
         )
         for images in (dataset.query, dataset.gallery)
     ]

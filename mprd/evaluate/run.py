@@ -15,12 +15,13 @@ from mprd.runtime.device import set_threads
 
 
 def evaluate_run(
-    folder: RunFolder, *, data: Path | None, best: bool, extras: Collection[Extra] = ()
+    folder: RunFolder, *, data: Path | None, best: bool, extras: Collection[Extra] = (), same_cameras: bool = False
 ) -> dict[str, float]:
     """Return the evaluation of a run's network under the column names of metrics.jsonl.
 
     Args:
         data: another data set, recognized as `mprd doctor` does; query and gallery suffice.
+        same_cameras: its cameras are those trained on, by the numbers in its names.
 
     Raises UserError if the run, its checkpoint, or query and gallery are missing.
     """
@@ -31,7 +32,8 @@ def evaluate_run(
     dataset = open_dataset(config, needs_train=False)
     if not dataset.can_evaluate:
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
-    model = load_model(folder.path, best=best, device=config.train.device)
+    is_elsewhere = data is not None and not same_cameras
+    model = load_model(folder.path, best=best, device=config.train.device, other_cameras=is_elsewhere)
     chain = model.whitening_chain() if "whitened" in extras else None
     evaluation = evaluate(
         model.backbone,
@@ -40,7 +42,6 @@ def evaluate_run(
         device=model.device,
         extras=extras,
         chain=chain,
-        # another data set has other cameras, and without the training images they are numbered anew
-        knows_cameras=data is None and len(dataset.train) > 0,
+        camera_rows=model.camera_rows(dataset.camera_numbers),
     )
     return evaluation.row()

@@ -20,7 +20,8 @@ def export(
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     whiten: Annotated[bool, typer.Option("--whiten", help="Whiten features as the training images were.")] = False,
     camera: Annotated[
-        int | None, typer.Option(help="Under --whiten: the camera that images are of, as numbered in file names.")
+        int | None,
+        typer.Option(help="The camera of the images, as numbered in file names; takes its statistics."),
     ] = None,
 ) -> None:
     """Write the network with its pre-processing, compared with the original."""

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mprd.backbone.network import Backbone, fix_camera
 from mprd.data.datasets import load_dataset
 from mprd.data.images import InferenceImages
 from mprd.data.synthetic.dataset import Drawing, write_dataset
@@ -36,7 +38,7 @@ NUM_SAMPLES = 32
 """Images that the comparison uses."""
 INPUT, OUTPUT = "images", "features"
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript", "torch-export": ".pt2"}
-DESCRIPTION_FORMAT = 1
+DESCRIPTION_FORMAT = 2
 
 Network = Callable[[Tensor], Tensor]
 
@@ -55,12 +57,12 @@ class Exported:
 
 
 class WhitenedNetwork(torch.nn.Module):
-    """A network whose features are mapped as training compares them, under one camera or, without one, under none."""
+    """A network whose features are mapped as training compares them."""
 
-    def __init__(self, model: Model, camera: int | None) -> None:
-        """Take the statistics of a camera as numbered in file names, of all training images if None.
+    def __init__(self, backbone: Backbone, model: Model, row: int) -> None:
+        """Take the statistics of a camera by its number in training, -1 for those of all training images.
 
-        Raises UserError where the run has no whitening or no such camera.
+        Raises UserError where the run has no whitening.
         """
         super().__init__()
         self.mean: Tensor
@@ -69,11 +71,7 @@ class WhitenedNetwork(torch.nn.Module):
         self.bias: Tensor
         chain = model.whitening_chain()
         assert chain.whitening is not None
-        if camera is not None and camera not in model.camera_numbers:
-            known = ", ".join(map(str, model.camera_numbers))
-            raise UserError(f"--camera must be one of {known}, the cameras of {model.name}, but got {camera}")
-        row = -1 if camera is None else model.camera_numbers.index(camera)
-        self.backbone = model.backbone
+        self.backbone = backbone
         one = torch.ones(1, model.num_features)
         mean, spread = (
             (0 * one, one) if chain.cameras is None else (chain.cameras.means[[row]], chain.cameras.spreads[[row]])
@@ -92,14 +90,17 @@ class WhitenedNetwork(torch.nn.Module):
 def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False, camera: int | None = None) -> Exported:
     """Write the network of a model on the CPU and, beside it, its description.
 
-    With `whiten` its features are mapped as training compares them, under a camera as numbered in file names.
+    Statistics of batch norms are those of a camera as numbered in file names, or of all training images; with `whiten`
+    features are mapped as training compares them, with that camera's.
 
-    Raises UserError if a package is missing, writing fails, or the output differs by more than 1e-4; nothing is left
-    behind then.
+    Raises UserError if a package is missing, no such camera was trained on, writing fails, or the output differs by
+    more than 1e-4; nothing is left behind then.
     """
     check_packages(kind)
     images, source = sample_images(model)
-    network = WhitenedNetwork(model, camera).eval() if whiten else model.backbone
+    row, backbone = camera_row(model, camera), deepcopy(model.backbone)
+    fix_camera(backbone, row)
+    network = WhitenedNetwork(backbone, model, row).eval() if whiten else backbone
     with staging_folder(path) as folder:
         # torch.export requires its suffix
         temporary = folder / f"network{SUFFIXES[kind]}"
@@ -110,12 +111,21 @@ def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False,
             raise UserError(f"{path}: not written: its features differ by {difference:.1e} from the network's own, "
                             f"more than {TOLERANCE:.0e} (checked on {len(images)} images)")  # fmt: skip
         description = describe_network(model, path, kind=kind) | {
-            "whitening": {"applied": whiten, "camera": camera},
+            "camera": camera,
+            "whitening": whiten,
             "checked": {"num_images": len(images), "images": source, "max_difference": difference},
         }
         description_file(folder / path.name).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
         temporary.rename(folder / path.name)
     return Exported(path, description_file(path), difference, len(images), source)
+
+
+def camera_row(model: Model, camera: int | None) -> int:
+    """Return the number in training of a camera as numbered in file names, -1 for None; raise UserError for others."""
+    if camera is not None and camera not in model.camera_numbers:
+        known = ", ".join(map(str, model.camera_numbers))
+        raise UserError(f"--camera must be one of {known}, the cameras of {model.name}, but got {camera}")
+    return -1 if camera is None else model.camera_numbers.index(camera)
 
 
 def description_file(path: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import Command, run_command
+from mprd.cli import OTHER_CAMERAS, Command, run_command
 from mprd.text import new_console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -31,10 +31,12 @@ def extract(
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     whiten: Annotated[bool, typer.Option("--whiten", help="Features whitened as the training images were.")] = False,
+    other_cameras: Annotated[bool, typer.Option("--other-cameras", help=OTHER_CAMERAS)] = False,
 ) -> None:
     """Extract the features that mprd.evaluate ranks by. The same command resumes after a stop."""
     options = {"best": best, "dtype": dtype, "batch_size": batch_size, "device": device, "decoders": decoders}
     options |= {"num_workers": num_workers, "name_pattern": name_pattern, "skip_bad": skip_bad, "whiten": whiten}
+    options |= {"other_cameras": other_cameras}
     run_command(lambda: extract_and_print(run, images, out, options))
 
 

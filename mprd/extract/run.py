@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from mprd.errors import UserError
 from mprd.extract.inputs import find_images, name_patterns
 from mprd.extract.stream import ExtractOptions, StreamFn, extract_to_file, stream_parts
 from mprd.feature_file import Dtype
-from mprd.model import load_model
 from mprd.runs.console import ImageLine
 from mprd.runs.folder import RunFolder
 from mprd.runtime.device import choose_device, set_threads
@@ -52,6 +51,7 @@ def extract_run(
     name_pattern: str | None = None,
     skip_bad: bool = False,
     whiten: bool = False,
+    other_cameras: bool = False,
     console: Console | None = None,
 ) -> ExtractSummary:
     """Write the features of `images` into the feature file `out`; arguments are the options of `mprd extract`.
@@ -69,8 +69,9 @@ def extract_run(
     if decoders is None:
         decoders = default_decoders(config.data.num_workers, on_gpu=device != "cpu", num_workers=num_workers)
     batch_size = batch_size or config.eval.batch_size
-    options = ExtractOptions(run.resolve(), best, device, batch_size, skip_bad, decoders, whiten)
-    model = load_model(run, best=best, device="cpu" if num_workers else device)
+    options = ExtractOptions(run.resolve(), best, device, batch_size, skip_bad, decoders, whiten, other_cameras)
+    # actors load their own
+    model = replace(options, device="cpu").load_model() if num_workers else options.load_model()
     with ImageLine(console or new_console(quiet=True), len(found.paths)) as line:
         num_rows = extract_to_file(
             model, options, found, out, dtype=file_dtype, patterns=patterns, stream=stream, on_images=line.advance

@@ -19,14 +19,14 @@ from mprd.errors import Interrupted, UserError
 from mprd.extract.inputs import ImageList, ids_from_name
 from mprd.extract.parts import Batches, Parts, count_images, cut_parts
 from mprd.feature_file import Dtype, Rows, feature_schema
-from mprd.model import Model
+from mprd.model import Model, load_model
 
 logger = logging.getLogger("mprd")
 
 PartStream = Iterator[tuple[np.ndarray, np.ndarray]]
 """For each part the ids int64 `[m]` of its readable images and their features `[m, D]`."""
-StreamFn = Callable[[Model, "ExtractOptions", Sequence[str], Sequence[Batches]], PartStream]
-"""A function that extracts parts of the given paths."""
+StreamFn = Callable[[Model, "ExtractOptions", Sequence[str], Sequence[int | None], Sequence[Batches]], PartStream]
+"""A function that extracts parts of the given paths under the given cameras."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class ExtractOptions:
     """Decoding processes; 0 decodes in the process that computes."""
     whiten: bool = False
     """Write the features that training compares."""
+    other_cameras: bool = False
+    """The images' cameras are not those trained on, whatever their numbers."""
+
+    def load_model(self) -> Model:
+        """Load the network."""
+        return load_model(self.run, best=self.best, device=self.device, other_cameras=self.other_cameras)
 
 
 def extract_to_file(
@@ -70,16 +76,19 @@ def extract_to_file(
     schema = feature_schema(run=name, num_features=model.num_features, dtype=dtype)
     parts = Parts(out, cut_parts(len(images.paths), options.batch_size), schema, images.paths)
     parts.prepare(describe_settings(options, model, images, dtype=dtype, patterns=patterns))
+    ids_of = [ids_from_name(name, patterns) for name in images.names]
+    cameras = [camid for _, camid in ids_of]
     missing = parts.missing(skip_bad=options.skip_bad)
     on_images(len(images.paths) - sum(count_images(parts.batches[number]) for number in missing), True)
-    batches = [parts.batches[number] for number in missing]
+    streamed = stream(model, options, images.paths, cameras, [parts.batches[number] for number in missing])
     try:
-        for number, (ids, features) in zip(missing, stream(model, options, images.paths, batches), strict=True):
+        for number, (ids, features) in zip(missing, streamed, strict=True):
             warn_of_bad(images, parts.batches[number], ids)
-            rows = to_rows(images, ids.tolist(), features, patterns)
             if options.whiten:
-                rows = rows._replace(features=model.whiten(rows.features, rows.camids))
-            parts.write(number, rows)
+                features = model.whiten(features, [cameras[row] for row in ids])
+            shown = ids.tolist()
+            pids, camids = ([ids_of[row][part] for row in shown] for part in (0, 1))
+            parts.write(number, Rows([images.paths[row] for row in shown], pids, camids, features))
             on_images(count_images(parts.batches[number]), False)
         if not parts.count_rows():
             parts.remove()
@@ -113,11 +122,18 @@ def describe_settings(
     }
 
 
-def stream_parts(model: Model, options: ExtractOptions, paths: Sequence[str], parts: Sequence[Batches]) -> PartStream:
+def stream_parts(
+    model: Model,
+    options: ExtractOptions,
+    paths: Sequence[str],
+    cameras: Sequence[int | None],
+    parts: Sequence[Batches],
+) -> PartStream:
     """Extract parts in this process; decoding runs ahead across their boundaries."""
     hint = "--skip-bad leaves such files out"
     images = InferenceImages(paths, model.config.data, skip_bad=options.skip_bad, hint=hint)
-    stream = model.stream(images, [batch for part in parts for batch in part], num_workers=options.decoders)
+    batches = [batch for part in parts for batch in part]
+    stream = model.stream(images, batches, cameras=cameras, num_workers=options.decoders)
     for part in parts:
         try:
             ids, features = zip(*islice(stream, len(part)), strict=True)
@@ -133,10 +149,3 @@ def warn_of_bad(images: ImageList, part: Batches, ids: np.ndarray) -> None:
     """Log the images of a part that are not among the ids read."""
     for index in sorted({index for batch in part for index in batch} - set(ids.tolist())):
         logger.warning("%s: cannot be read, left out", images.paths[index])
-
-
-def to_rows(images: ImageList, ids: list[int], features: np.ndarray, patterns: Sequence[re.Pattern[str]]) -> Rows:
-    """Combine features with the paths of their images and the ids in their names."""
-    known = [ids_from_name(images.names[index], patterns) for index in ids]
-    pids, camids = [pid for pid, _ in known], [camid for _, camid in known]
-    return Rows([images.paths[index] for index in ids], pids, camids, features)

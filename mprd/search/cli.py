@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mprd.cli import Command, run_command
+from mprd.cli import OTHER_CAMERAS, Command, run_command
 
 logger = logging.getLogger("mprd")
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,6 +36,7 @@ def search(
     whiten: Annotated[
         bool, typer.Option("--whiten", help="Compare features whitened as the training images were.")
     ] = False,
+    other_cameras: Annotated[bool, typer.Option("--other-cameras", help=OTHER_CAMERAS)] = False,
     index: Annotated[str, typer.Option(help="exact, or pq: codes of four bits, for large galleries.")] = "exact",
     html: Annotated[Path | None, typer.Option(help="Write one page with everything in it.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -50,7 +51,7 @@ def search(
 ) -> None:
     """Find a person's other appearances: rank a gallery of images by their distance to queries."""
     options = {"top": top, "cameras": cameras, "rerank": rerank, "standardise": standardise, "index": index}
-    options |= {"whiten": whiten}
+    options |= {"whiten": whiten, "other_cameras": other_cameras}
     options |= {"features_dir": features_dir, "best": best, "device": device, "name_pattern": name_pattern}
     run_command(lambda: search_and_show(run, gallery, [*query, *(more or [])], options, html=html, as_json=json_))
 

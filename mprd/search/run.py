@@ -44,6 +44,7 @@ class SearchOptions:
     best: bool = False
     device: str = "auto"
     name_pattern: str | None = None
+    other_cameras: bool = False
 
     def describe_distance(self) -> str:
         distance = "k-reciprocal re-ranked, in [0, 1]" if self.rerank else "1 - cosine, in [0, 2]"
@@ -67,14 +68,14 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     patterns = name_patterns(config.data, options.name_pattern)
     lists = [find_images(source) for source in queries]
     set_threads(config.train.threads)
-    model = load_model(run, best=options.best, device=options.device)
+    model = load_model(run, best=options.best, device=options.device, other_cameras=options.other_cameras)
     features_dir = options.features_dir or local_only(run) / "features"
     opened = open_gallery(
         model, gallery, run, best=options.best, patterns=patterns, features_dir=features_dir, index=kind
     )
     files = [(path, name) for images in lists for path, name in zip(*images, strict=True)]
     images = [QueryImage(path, *ids_from_name(name, patterns)) for path, name in files]
-    features = model.extract([path for path, _ in files])
+    features = model.extract([path for path, _ in files], cameras=[image.camid for image in images])
     if options.whiten:
         opened, features = whiten_gallery(opened, images, features, model)
     if options.standardise:

@@ -117,6 +117,27 @@ def test_batch_norm_in_evaluation_is_torchs() -> None:
     assert torch.equal(network.eval()(maps), plain(maps))
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4, 2)])
+@pytest.mark.parametrize("bn_group", [0, 2])
+def test_evaluation_takes_the_statistics_of_each_images_camera(shape: tuple[int, ...], bn_group: int) -> None:
+    norm, maps, _ = make_norm(shape)
+    network, split = nn.Sequential(norm), BatchSplit(WorkerGroup(), bn_group)
+    replace_batch_norms(network, split, by_camera=True)
+    moments = torch.rand(3, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) + 0.5
+    network[0].camera_moments = moments
+    split.cameras = torch.tensor([0, 2, 1, 1, 0])
+    found = network.eval()(maps)
+    for image, camera, row in zip(maps, split.cameras, found, strict=True):
+        mean, variance = (part.view(-1, *(1,) * (maps.ndim - 2)) for part in moments[camera])
+        weight, bias = (part.view_as(mean) for part in (norm.weight, norm.bias))
+        torch.testing.assert_close(row, (image - mean) / (variance + norm.eps).sqrt() * weight + bias)
+    # training does not read them
+    split.set_batch(5)
+    trained = network.train()(maps)
+    network[0].camera_moments, split.cameras = None, None
+    assert torch.equal(network(maps), trained)
+
+
 def test_one_worker_without_groups_keeps_torchs_batch_norm() -> None:
     network = nn.Sequential(nn.BatchNorm2d(2))
     replace_batch_norms(network, BatchSplit(WorkerGroup(), 0))

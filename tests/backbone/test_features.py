@@ -35,7 +35,7 @@ def test_no_batch_norm_sees_one_image_while_training(labeller: str, tiny_config:
     changes = {
         "train": {"batch_size": 2, "epochs": 1},
         "eval": {"batch_size": 1},
-        "backbone": {"recalibrate_bn": True},
+        "backbone": {"camera_bn": True},
         "pairs": {"labeller": labeller},
     }
     config = build_config(layered(tiny_config.model_dump(), changes))

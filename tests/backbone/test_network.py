@@ -7,10 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mprd.backbone.features import extract, ordered_batches
 from mprd.backbone.from_torchvision import has_imagenet_weights
-from mprd.backbone.network import Backbone, build_backbone, parameter_groups, recalibrate_bn
+from mprd.backbone.network import (
+    Backbone,
+    build_backbone,
+    estimate_bn,
+    estimate_camera_bn,
+    fix_camera,
+    parameter_groups,
+)
 from mprd.config.schema import BackboneConfig, DataConfig
 from mprd.data.cache import Packs
 from mprd.data.datasets import ImageSet
@@ -93,11 +101,37 @@ def test_recalibration_is_the_mean_over_batches() -> None:
     weights = [parameter.clone() for parameter in backbone.parameters()]
     norm = backbone.trunk[1]
     maps = [backbone.trunk[0](images).detach() for images in batches]
-    recalibrate_bn(backbone, batches)
+    estimate_bn(backbone, batches)
     expected = torch.stack([part.mean((0, 2, 3)) for part in maps]).mean(0)
     torch.testing.assert_close(norm.running_mean, expected, rtol=0, atol=1e-5)
     assert norm.momentum == 0.1
     assert all(torch.equal(one, other) for one, other in zip(weights, backbone.parameters(), strict=True))
+
+
+def test_each_camera_has_the_statistics_of_its_own_images_in_evaluation() -> None:
+    backbone = build(camera_bn=True)
+    images = [[torch.rand(4, 3, 32, 16) * (camera + 1) for _ in range(2)] for camera in range(3)]
+    estimate_camera_bn(backbone, [images[0], None, images[1], images[2]])
+    shown = torch.rand(5, 3, 32, 16)
+    # cameras 0, 1 (without images of its own) and 2, one that is not known and one that was not trained on
+    found = backbone.eval()(shown, torch.tensor([0, 1, 2, -1, 7])).detach()
+
+    def under(batches: list[Tensor], row: int) -> Tensor:
+        plain = build(camera_bn=False)
+        plain.load_state_dict({name: v for name, v in backbone.state_dict().items() if "camera" not in name})
+        estimate_bn(plain, batches)
+        return plain.eval()(shown[[row]]).detach()[0]
+
+    expected = [under(images[number], row) for row, number in enumerate((0, 2, 1, 2, 2))]
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
+    assert (found[0] - under(images[2], 0)).abs().max() > 1e-3
+
+    again = build(camera_bn=True).eval()
+    again.load_state_dict(backbone.state_dict())
+    cameras = torch.tensor([2, 2, 0, 1, -1])
+    assert torch.equal(again(shown, cameras), backbone(shown, cameras))
+    fix_camera(again, 2)
+    torch.testing.assert_close(again(shown), backbone(shown, torch.full((5,), 2)), rtol=0, atol=1e-5)
 
 
 def test_extraction_follows_the_ids_and_uses_the_cores_of_idle_loaders(

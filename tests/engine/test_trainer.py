@@ -58,7 +58,7 @@ def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, t
         ("gcn.variant=paper", "gcn.link=keep", "gcn.optimizer=sgd"),
         ("gcn.variant=reciprocal", "neighbors.source=mean"),
         ("gcn.variant=reciprocal", "pairs.refresh=epoch", "meta.num_ids=0"),
-        ("train.optimizer=adamw", "train.lr_new=0.001", "backbone.recalibrate_bn=true"),
+        ("train.optimizer=adamw", "train.lr_new=0.001", "backbone.camera_bn=true"),
         ("train.warmup_epochs=2",),
     ],
 )
@@ -170,18 +170,44 @@ def test_the_memory_moves_before_or_after_the_loss_as_set(
 
 
 def test_after_each_epoch_batch_norms_have_the_statistics_of_clean_images(tiny_config: Config, tiny_root: Path) -> None:
-    differences: list[float] = []
+    differences: list[list[float]] = []
 
     def look(trainer: Trainer) -> None:
+        assert trainer.camids is not None
         images = trainer.plain_images.batch(np.arange(trainer.num_images), CPU)
         convolution, norm = trainer.state.backbone.trunk[:2]
         with torch.no_grad():
-            mean = convolution(images).mean((0, 2, 3))
-        differences.append(float((norm.running_mean - mean).abs().max()))
+            maps = convolution(images)
+        parts = [maps[trainer.camids == camera] for camera in trainer.camids.unique()]
+        means = torch.stack([part.mean((0, 2, 3)) for part in (*parts, maps)])
+        moments = getattr(norm, "camera_moments", None)
+        found = norm.running_mean.expand_as(means) if moments is None else moments[:, 0]
+        differences.append((found - means).abs().amax(1).tolist())
 
-    for override in ("backbone.recalibrate_bn=true", "backbone.recalibrate_bn=false"):
+    for override in ("backbone.camera_bn=true", "backbone.camera_bn=false"):
         train(changed(tiny_config, tiny_root, override), callbacks=Callbacks(after_epoch=look))
-    assert max(differences[:3]) < 1e-5 < 1e-3 < min(differences[3:])
+    # two cameras of twelve images each, and all
+    assert max(map(max, differences[:3])) < 1e-5 < 1e-3 < min(map(min, differences[3:]))
+
+
+def test_under_camera_bn_a_batch_shows_one_camera(tiny_config: Config, tiny_root: Path) -> None:
+    shown: dict[str, list[set[int]]] = {"true": [], "false": []}
+
+    class Watched(Trainer):
+        def cnn_step(self, images: Tensor, batch: Tensor, *rest: Any) -> None:
+            assert self.camids is not None
+            shown[str(self.config.backbone.camera_bn).lower()].append(set(self.camids[batch].tolist()))
+            super().cnn_step(images, batch, *rest)
+
+    for value in shown:
+        config = changed(tiny_config, tiny_root, f"backbone.camera_bn={value}", "train.epochs=1")
+        trainer = Watched(config, open_data(config), device=CPU)
+        trainer.fill_memory()
+        fit(trainer)
+    assert set(map(len, shown["true"])) == {1}
+    assert {0} in shown["true"]
+    assert {1} in shown["true"]
+    assert 2 in set(map(len, shown["false"]))
 
 
 def test_every_image_is_trained_on_once_an_epoch(tiny_config: Config, tiny_root: Path) -> None:

@@ -30,7 +30,7 @@ CALM = ("train.lr_new=0.001",)
 """A learning rate that does not amplify rounding."""
 # 7 does not divide 24, so that shards differ in size
 RUNS = (
-    ("train.batch_size=7", "pairs.refresh=epoch", "backbone.recalibrate_bn=true"),
+    ("train.batch_size=7", "pairs.refresh=epoch", "backbone.camera_bn=true"),
     ("backbone.bn_group=4", "neighbors.source=mean", "pairs.decide=agreement", "pairs.mu=0.1"),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
     ("neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false"),
