@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from mprd.backbone.features import ordered_batches, stream_features
 from mprd.backbone.network import Backbone, build_backbone
 from mprd.config.schema import Config
+from mprd.data.datasets import to_number
 from mprd.data.images import ImageSource, InferenceImages
 from mprd.errors import UserError
 from mprd.neighbors.similarity import SimilarityChain
@@ -25,6 +27,9 @@ from mprd.storage.copies import fetch
 
 if TYPE_CHECKING:
     from mprd.data.loaders import Images
+
+
+logger = logging.getLogger("mprd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,8 @@ class Model:
     """The map to the features that training compares."""
     camera_numbers: tuple[int, ...] = ()
     """The numbers in file names of the training's cameras 0, 1, ..."""
+    camera_words: tuple[str, ...] = ()
+    """The names of these cameras, where they are not numbers."""
 
     @property
     def num_features(self) -> int:
@@ -95,10 +102,26 @@ class Model:
         ):
             yield ids.numpy(), features.float().numpy(force=True)
 
+    def camera_number(self, name: str) -> int | None:
+        """Return the number of a camera as named in file names; None where it has none and was not trained on."""
+        if name in self.camera_words:
+            return self.camera_numbers[self.camera_words.index(name)]
+        return to_number(name)
+
     def camera_rows(self, cameras: Sequence[int | None]) -> Tensor:
         """Return the training's number of each camera, int64 `[n]` on the CPU, -1 where it is unknown."""
         rows = {number: row for row, number in enumerate(self.camera_numbers)}
         return torch.tensor([-1 if number is None else rows.get(number, -1) for number in cameras], dtype=torch.int64)
+
+    def tell_cameras(self, cameras: Sequence[int | None], *, is_whitened: bool) -> None:
+        """Log which cameras, as numbered in file names, features will take the statistics of."""
+        known = sorted({number for number in cameras if number in self.camera_numbers})
+        if known and (is_whitened or self.backbone.num_cameras):
+            logger.info(
+                "features take the statistics of the cameras %s in the images' names; --other-cameras if these are not "
+                "the cameras that %s was trained on",
+                ", ".join(map(str, known)), self.name,
+            )  # fmt: skip
 
     def whitening_chain(self) -> SimilarityChain:
         """Return the chain; raise UserError where the run has no whitening."""
@@ -154,7 +177,8 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto", oth
     backbone = build_backbone(config.backbone.model_copy(update={"weights": "none"}), size=config.data.size)
     state = checkpoint.load(path)
     checkpoint.load_module(backbone, state["backbone"], path=path, name="backbone")
-    # older checkpoints lack both
-    saved, numbers = state.get("chain"), () if other_cameras else tuple(state.get("camera_numbers", ()))
+    # older checkpoints lack it, and what follows
+    saved = state.get("chain")
     chain = None if saved is None else SimilarityChain.from_state_dict(saved, place)
-    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, chain, numbers)
+    cameras = [() if other_cameras else tuple(state.get(name, ())) for name in ("camera_numbers", "camera_words")]
+    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, chain, *cameras)

@@ -6,6 +6,7 @@ That is the similarity chain, and the statistics of batch norms.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,41 @@ def test_extraction_search_and_export_give_the_features_of_the_model(
     np.testing.assert_allclose([hit.distance for hit in again.answers[0].hits], nearest, atol=1e-5)
 
     images, _ = sample_images(model)
-    for camera, whiten in ((1, False), (None, False), (2, True), (None, True)):
+    for camera, whiten in (("1", False), (None, False), ("2", True), (None, True)):
         exported = export_network(model, tmp_path / "net.pt", kind="torchscript", whiten=whiten, camera=camera)
         with torch.no_grad():
-            features = model.backbone(images, model.camera_rows([camera] * len(images))).numpy()
-            mapped = model.whiten(features, [camera] * len(features)) if whiten else features
+            numbers = [None if camera is None else int(camera)] * len(images)
+            features = model.backbone(images, model.camera_rows(numbers)).numpy()
+            mapped = model.whiten(features, numbers) if whiten else features
             np.testing.assert_allclose(READERS["torchscript"](exported.path)(images), mapped, atol=1e-5)
     assert json.loads(exported.description.read_text())["whitening"] is True
     with pytest.raises(UserError, match=r"--camera must be one of 1, 2, .* but got 9"):
-        export_network(model, tmp_path / "net.pt", kind="torchscript", whiten=True, camera=9)
+        export_network(model, tmp_path / "net.pt", kind="torchscript", whiten=True, camera="9")
+
+
+def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path) -> None:
+    for split in ("bounding_box_train", "query", "bounding_box_test"):
+        for file in files(tiny_root, split):
+            camera = "north" if "_c1" in file.name else "south"
+            copy = tmp_path / "data" / split / camera / file.name.replace("_c1s1", "_").replace("_c2s1", "_")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
+    folder = RunFolder(tmp_path / "words")
+    names = {"dataset": "folder", "root": tmp_path / "data", "name_pattern": r"(?P<camid>north|south)/(?P<pid>\d+)_"}
+    splits = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+    config = load_config("demo", overrides=(*TINY, *BY_CAMERA, "train.epochs=1"), values={"data": names | splits})
+    run_local(config, folder, resume=False, console=Console(quiet=True))
+
+    model = load_model(folder.path, device="cpu")
+    assert (model.camera_numbers, model.camera_words) == ((1, 2), ("north", "south"))
+    assert model.backbone.num_cameras == 2
+    out = tmp_path / "features.parquet"
+    extract_run(folder.path, str(tmp_path / "data" / "query"), out, device="cpu")
+    (rows,) = open_features(out).batches()
+    assert rows.camids == [1] * 4 + [2] * 4
+    np.testing.assert_allclose(rows.features, model.extract(rows.paths, cameras=rows.camids), atol=1e-6)
+    with pytest.raises(UserError, match="--camera must be one of north, south, the cameras of words, but got west"):
+        export_network(model, tmp_path / "net.pt", kind="torchscript", camera="west")
 
 
 def test_a_run_without_whitening_is_refused(trained_run: Path, tiny_root: Path, tmp_path: Path) -> None:

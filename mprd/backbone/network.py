@@ -101,13 +101,16 @@ class Backbone(nn.Module):
         self.batch_split.sync_running_stats()
         return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
 
+    @property
+    def num_cameras(self) -> int:
+        """K, the cameras that batch norms have statistics of."""
+        moments = getattr(self.neck, "camera_moments", None)
+        return 0 if moments is None else len(moments) - 1
+
     def camera_rows(self, cameras: Tensor | None) -> Tensor | None:
         """Return the row of each camera's statistics `[B]`, the last for cameras that are not known."""
-        moments = getattr(self.neck, "camera_moments", None)
-        if cameras is None or moments is None:
-            return None
-        last = len(moments) - 1
-        return cameras.where((cameras >= 0) & (cameras < last), last)
+        last = self.num_cameras
+        return None if cameras is None or last == 0 else cameras.where((cameras >= 0) & (cameras < last), last)
 
 
 def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:

@@ -80,6 +80,8 @@ class ReidDataset:
     """The cache of decoded images; None: files are decoded on each access."""
     camera_numbers: tuple[int, ...] = ()
     """The numbers in file names of cameras 0, 1, ..."""
+    camera_words: tuple[str, ...] = ()
+    """The names of these cameras, where they are not numbers; empty where they are."""
     left_out: tuple[LeftOut, ...] = ()
     """The files below the root that are in no split."""
 
@@ -130,7 +132,7 @@ def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset
         raise UserError(f"{root}: {reason}")
     root = root.parent if config.dataset == "list" else root
     train, query, gallery = number_splits(splits)
-    camera_numbers = list_cameras(crop for split in splits for crop in split)
+    camera_numbers, camera_words = list_cameras(crop for split in splits for crop in split)
     style = None
     if config.camera_style == "camstyle":
         style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
@@ -143,6 +145,7 @@ def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset
         len(camera_numbers),
         style,
         camera_numbers=camera_numbers,
+        camera_words=camera_words,
         left_out=describe_left_out(found, left_out, has_style=style is not None),
     )
     logger.info("%s: %s", root, dataset)
@@ -245,12 +248,14 @@ def to_number(text: str) -> int | None:
     return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
 
 
-def list_cameras(crops: Iterable[Crop]) -> tuple[int, ...]:
-    """Return the numbers in file names of cameras 0, 1, ...; camera names that are words count from 1."""
+def list_cameras(crops: Iterable[Crop]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the numbers of cameras 0, 1, ... in file names, and their names where these are words, counted from 1."""
     texts = {crop.camid for crop in crops if crop.camid is not None}
     numbers = {to_number(text) for text in texts}
     known = {number for number in numbers if number is not None}
-    return tuple(range(1, len(texts) + 1)) if len(known) < len(numbers) else tuple(sorted(known))
+    if len(known) == len(numbers):
+        return tuple(sorted(known)), ()
+    return tuple(range(1, len(texts) + 1)), tuple(sorted(texts))
 
 
 def take_some(dataset: ReidDataset, most: int) -> ReidDataset:

@@ -144,7 +144,8 @@ class Trainer:
         """Return state and statistics for a checkpoint; raise NonFiniteLoss where they are not worth keeping."""
         self.check_losses()
         own = {"stats": self.stats.state_dict(), "images": self.images.state_dict()}
-        return {**self.state.state_dict(), **own, "camera_numbers": list(self.dataset.camera_numbers)}
+        cameras = {name: list(getattr(self.dataset, name)) for name in ("camera_numbers", "camera_words")}
+        return {**self.state.state_dict(), **own, **cameras}
 
     def load_state_dict(self, saved: dict[str, Any], *, path: Path) -> None:
         """Restore a checkpoint; raise UserError where it does not fit the settings or the data."""
@@ -181,9 +182,8 @@ class Trainer:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
         self.recalibrate()
         # batch norms of random weights have no statistics yet
-        has_statistics = self.config.backbone.weights != "none" or self.config.backbone.camera_bn
-        mode = "eval" if has_statistics else "train"
-        features = self.extract(self.plain_images, ids=self.order, mode=mode)
+        is_new = self.config.backbone.weights == "none" and not self.config.backbone.camera_bn
+        features = self.extract(self.plain_images, ids=self.order, mode="train" if is_new else "eval")
         self.state.memory = FeatureMemory(features[self.order.argsort()])
 
     def recalibrate(self) -> None:

@@ -20,8 +20,7 @@ def export(
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     whiten: Annotated[bool, typer.Option("--whiten", help="Whiten features as the training images were.")] = False,
     camera: Annotated[
-        int | None,
-        typer.Option(help="The camera of the images, as numbered in file names; takes its statistics."),
+        str | None, typer.Option(help="The camera of the images, as in file names; takes its statistics.")
     ] = None,
 ) -> None:
     """Write the network with its pre-processing, compared with the original."""
@@ -29,7 +28,7 @@ def export(
 
 
 def export_and_print(
-    run: Path, *, kind: str, out: Path | None, best: bool, whiten: bool = False, camera: int | None = None
+    run: Path, *, kind: str, out: Path | None, best: bool, whiten: bool = False, camera: str | None = None
 ) -> None:
     """Export, and print the files and the largest difference from the original."""
     from mprd.export.formats import SUFFIXES, check_packages, export_network

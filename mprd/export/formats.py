@@ -87,10 +87,10 @@ class WhitenedNetwork(torch.nn.Module):
         return torch.nn.functional.normalize(standardized @ self.matrix + self.bias)
 
 
-def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False, camera: int | None = None) -> Exported:
+def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False, camera: str | None = None) -> Exported:
     """Write the network of a model on the CPU and, beside it, its description.
 
-    Statistics of batch norms are those of a camera as numbered in file names, or of all training images; with `whiten`
+    Statistics of batch norms are those of a camera as in file names, or of all training images; with `whiten`
     features are mapped as training compares them, with that camera's.
 
     Raises UserError if a package is missing, no such camera was trained on, writing fails, or the output differs by
@@ -120,12 +120,15 @@ def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False,
     return Exported(path, description_file(path), difference, len(images), source)
 
 
-def camera_row(model: Model, camera: int | None) -> int:
-    """Return the number in training of a camera as numbered in file names, -1 for None; raise UserError for others."""
-    if camera is not None and camera not in model.camera_numbers:
-        known = ", ".join(map(str, model.camera_numbers))
+def camera_row(model: Model, camera: str | None) -> int:
+    """Return the number in training of a camera as in file names, -1 for None; raise UserError for others."""
+    if camera is None:
+        return -1
+    number = model.camera_number(camera)
+    if number is None or number not in model.camera_numbers:
+        known = ", ".join(model.camera_words or map(str, model.camera_numbers))
         raise UserError(f"--camera must be one of {known}, the cameras of {model.name}, but got {camera}")
-    return -1 if camera is None else model.camera_numbers.index(camera)
+    return model.camera_numbers.index(number)
 
 
 def description_file(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,13 +75,19 @@ def name_patterns(config: DataConfig, pattern: str | None = None) -> list[re.Pat
         raise UserError(f"{setting}: not a regular expression: {error}") from None
 
 
-def ids_from_name(name: str, patterns: Sequence[re.Pattern[str]]) -> tuple[int | None, int | None]:
-    """Return pid and camid by the first pattern that matches the path, or else its last part; None if not a number."""
+def ids_from_name(
+    name: str, patterns: Sequence[re.Pattern[str]], camera_number: Callable[[str], int | None] = to_number
+) -> tuple[int | None, int | None]:
+    """Return pid and camid by the first pattern that matches the path, or else its last part; None if not a number.
+
+    Args:
+        camera_number: that of a camera by its name.
+    """
     for text in (name, name.rpartition("/")[2]):
         for pattern in patterns:
             match = pattern.search(text)
             if match:
                 found = match.groupdict()
                 pid, camid = (found.get(group) for group in ("pid", "camid"))
-                return to_number(pid) if pid else None, to_number(camid) if camid else None
+                return to_number(pid) if pid else None, camera_number(camid) if camid else None
     return None, None

@@ -76,8 +76,9 @@ def extract_to_file(
     schema = feature_schema(run=name, num_features=model.num_features, dtype=dtype)
     parts = Parts(out, cut_parts(len(images.paths), options.batch_size), schema, images.paths)
     parts.prepare(describe_settings(options, model, images, dtype=dtype, patterns=patterns))
-    ids_of = [ids_from_name(name, patterns) for name in images.names]
+    ids_of = [ids_from_name(name, patterns, model.camera_number) for name in images.names]
     cameras = [camid for _, camid in ids_of]
+    model.tell_cameras(cameras, is_whitened=options.whiten)
     missing = parts.missing(skip_bad=options.skip_bad)
     on_images(len(images.paths) - sum(count_images(parts.batches[number]) for number in missing), True)
     streamed = stream(model, options, images.paths, cameras, [parts.batches[number] for number in missing])

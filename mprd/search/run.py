@@ -74,7 +74,9 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
         model, gallery, run, best=options.best, patterns=patterns, features_dir=features_dir, index=kind
     )
     files = [(path, name) for images in lists for path, name in zip(*images, strict=True)]
-    images = [QueryImage(path, *ids_from_name(name, patterns)) for path, name in files]
+    images = [QueryImage(path, *ids_from_name(name, patterns, model.camera_number)) for path, name in files]
+    if gallery.is_file():
+        model.tell_cameras([image.camid for image in images], is_whitened=options.whiten)
     features = model.extract([path for path, _ in files], cameras=[image.camid for image in images])
     if options.whiten:
         opened, features = whiten_gallery(opened, images, features, model)
