@@ -10,10 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-IMAGES_OF_CAMERA = 256
-"""Images that a camera's batch-norm statistics are estimated on."""
-IMAGES_OF_ALL = 1024
-"""Images that the statistics of all are estimated on: on photographs thousands more changed mAP by .2."""
+SAMPLE_IMAGES = 512
+"""Images that batch-norm statistics are estimated on: on photographs half as many of a camera cost .7 of mAP, twice as many bring .2."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,5 +48,5 @@ class CameraGroups:
     def samples(self, order: Tensor) -> list[Tensor | None]:
         """Return the first images of each camera in `order` `[N]`, None where it has too few, and last those of all."""
         ranks = order.argsort()
-        firsts = [None if ids is None else ids[ranks[ids].argsort()][:IMAGES_OF_CAMERA] for ids in self.cameras]
-        return [*firsts, order[:IMAGES_OF_ALL]]
+        firsts = [None if ids is None else ids[ranks[ids].argsort()][:SAMPLE_IMAGES] for ids in self.cameras]
+        return [*firsts, order[:SAMPLE_IMAGES]]

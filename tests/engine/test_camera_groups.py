@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mprd.engine.camera_groups import IMAGES_OF_ALL, IMAGES_OF_CAMERA, CameraGroups
+from mprd.engine.camera_groups import SAMPLE_IMAGES, CameraGroups
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -46,8 +46,8 @@ def test_samples_are_the_first_images_of_each_camera_in_the_order() -> None:
     first, second, third, small, everyone = CameraGroups.of(camids, 3000, least=32).samples(order)
     for camera, ids in enumerate((first, second, third)):
         assert ids is not None
-        expected = [row for row in order.tolist() if camids[row] == camera][:IMAGES_OF_CAMERA]
+        expected = [row for row in order.tolist() if camids[row] == camera][:SAMPLE_IMAGES]
         assert ids.tolist() == expected
     assert small is None
     assert everyone is not None
-    assert everyone.tolist() == order[:IMAGES_OF_ALL].tolist()
+    assert everyone.tolist() == order[:SAMPLE_IMAGES].tolist()
