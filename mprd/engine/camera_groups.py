@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 SAMPLE_IMAGES = 512
-"""Images that batch-norm statistics are estimated on: on photographs half as many of a camera cost .7 of mAP, twice as many bring .2."""
+"""Images that batch-norm statistics are estimated on: on photographs half as many cost .7 of mAP, twice as many bring
+.2."""
 
 
 @dataclass(frozen=True, eq=False)
