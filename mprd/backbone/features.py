@@ -146,7 +146,7 @@ def extract(
 def recalibrate(
     backbone: Backbone,
     images: Images,
-    samples: Sequence[Tensor | None],
+    samples: Sequence[Tensor],
     batch_size: int,
     num_workers: int,
     device: torch.device,
@@ -157,7 +157,7 @@ def recalibrate(
         many, split = ordered_batches(ids, batch_size, is_normalized=True), backbone.batch_split
         return (shown for shown, _ in sharded_batches(images, many, split, num_workers=num_workers, device=device))
 
-    estimate_camera_bn(backbone, [None if ids is None else batches(ids) for ids in samples])
+    estimate_camera_bn(backbone, [(len(ids), batches(ids)) for ids in samples])
 
 
 def gather_batches(rows: Tensor, shards: list[BatchShard], workers: WorkerGroup) -> Tensor:

@@ -18,6 +18,7 @@ from mprd.backbone.pixels import PIXELS, pixel_affine
 from mprd.backbone.trunk import PRETRAINED, build_trunk
 from mprd.backbone.weights import load_weights
 from mprd.errors import UserError
+from mprd.neighbors.camera_norm import PRIOR_IMAGES
 from mprd.runtime.distributed import WorkerGroup
 
 if TYPE_CHECKING:
@@ -208,20 +209,22 @@ def estimate_bn(backbone: Backbone, images: Iterable[Tensor]) -> None:
 
 
 @torch.no_grad()
-def estimate_camera_bn(backbone: Backbone, images: Iterable[Iterable[Tensor] | None]) -> None:
-    """Estimate the statistics of each camera, given the batches of each, and last of all images, in place.
+def estimate_camera_bn(backbone: Backbone, samples: Iterable[tuple[int, Iterable[Tensor]]]) -> None:
+    """Estimate the statistics of each camera, given a number of images and their batches, and last of all, in place.
 
-    Training leaves statistics of augmented images, and of weights that have moved on. A camera whose batches are None
-    has the statistics of all images.
+    Training leaves statistics of augmented images, and of weights that have moved on. As in `CameraStatistics`, a
+    camera of n images takes n / (n + 30) of its own statistics and the rest from those of all; n may be 0.
     """
     norms = [norm for norm in batch_norms(backbone) if isinstance(norm, CameraBatchNorm)]
-    moments = []
-    for batches in images:
-        if batches is not None:
+    counts, moments = [], []
+    for count, batches in samples:
+        if count:
             estimate_bn(backbone, batches)
-        moments.append([None if batches is None else running_moments(norm) for norm in norms])
+        counts.append(count)
+        moments.append([running_moments(norm) for norm in norms])
+    own = torch.tensor([count / (count + PRIOR_IMAGES) for count in counts[:-1]] + [1.0])
     for norm, found in zip(norms, zip(*moments, strict=True), strict=True):
-        norm.camera_moments = torch.stack([found[-1] if one is None else one for one in found])
+        norm.camera_moments = torch.lerp(found[-1], torch.stack(found), own.to(found[-1])[:, None, None])
 
 
 def fix_camera(backbone: Backbone, row: int) -> None:

@@ -46,8 +46,8 @@ class CameraGroups:
             return [torch.cat([own[0], self.rest]), *own[1:]]
         return [*own, self.rest]
 
-    def samples(self, order: Tensor) -> list[Tensor | None]:
-        """Return the first images of each camera in `order` `[N]`, None where it has too few, and last those of all."""
+    def samples(self, order: Tensor) -> list[Tensor]:
+        """Return the first images of each camera in `order` `[N]`, none where it has too few, and last those of all."""
         ranks = order.argsort()
-        firsts = [None if ids is None else ids[ranks[ids].argsort()][:SAMPLE_IMAGES] for ids in self.cameras]
+        firsts = [order[:0] if ids is None else ids[ranks[ids].argsort()][:SAMPLE_IMAGES] for ids in self.cameras]
         return [*firsts, order[:SAMPLE_IMAGES]]

@@ -111,7 +111,7 @@ def test_recalibration_is_the_mean_over_batches() -> None:
 def test_each_camera_has_the_statistics_of_its_own_images_in_evaluation() -> None:
     backbone = build(camera_bn=True)
     images = [[torch.rand(4, 3, 32, 16) * (camera + 1) for _ in range(2)] for camera in range(3)]
-    estimate_camera_bn(backbone, [images[0], None, images[1], images[2]])
+    estimate_camera_bn(backbone, [(10**9, images[0]), (0, []), (10**9, images[1]), (8, images[2])])
     shown = torch.rand(5, 3, 32, 16)
     # cameras 0, 1 (without images of its own) and 2, one that is not known and one that was not trained on
     found = backbone.eval()(shown, torch.tensor([0, 1, 2, -1, 7])).detach()
