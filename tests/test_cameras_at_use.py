@@ -15,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from mprd import load_model
 from mprd.config.loading import load_config
 from mprd.errors import UserError
+from mprd.evaluate import evaluation
 from mprd.evaluate.run import evaluate_run
 from mprd.export.formats import READERS, export_network, sample_images
 from mprd.extract.run import extract_run
 from mprd.feature_file import open_features
+from mprd.metrics import rank_features
 from mprd.runs.folder import RunFolder
 from mprd.search.run import SearchOptions, search_run
 from mprd.train.local import run_local
@@ -49,19 +52,34 @@ def test_evaluation_gives_the_figures_of_the_last_epoch(run: Path, tiny_root: Pa
     found = evaluate_run(RunFolder(run), data=None, best=False, extras=["whitened"])
     assert found["mAP_whitened"] == pytest.approx(row["mAP_whitened"])
     assert found["mAP"] == pytest.approx(row["mAP"])
-    # the cameras of another data set are not those of training, unless told
-    elsewhere, same = (
-        evaluate_run(RunFolder(run), data=tiny_root, best=False, extras=["whitened"], same_cameras=is_same)
-        for is_same in (False, True)
-    )
+    same = evaluate_run(RunFolder(run), data=tiny_root, best=False, extras=["whitened"], same_cameras=True)
     assert same == found
-    assert elsewhere["mAP"] != found["mAP"]
-    assert elsewhere["mAP_whitened"] != found["mAP_whitened"]
+
+
+def test_another_data_set_has_other_cameras_unless_told(
+    run: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(features: Tensor, *rest: Any) -> Any:
+        seen.append((features, rest[0]))
+        return rank_features(features, *rest)
+
+    monkeypatch.setattr(evaluation, "rank_features", watched)
+    for is_same in (True, False):
+        evaluate_run(RunFolder(run), data=tiny_root, best=False, extras=["whitened"], same_cameras=is_same)
+    model = load_model(run, device="cpu")
+    # query and gallery as they are whitened, which is ranked first
+    for (found, _), cameras in zip(seen[::3], ([1, 2] * 4, None), strict=True):
+        expected = model.whiten(model.extract(files(tiny_root), cameras=cameras), cameras)
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert (seen[0][0] - seen[3][0]).abs().max() > 1e-3
 
 
 def test_extraction_search_and_export_give_the_features_of_the_model(
-    run: Path, tiny_root: Path, tmp_path: Path
+    run: Path, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", logger="mprd")
     model, paths = load_model(run, device="cpu"), files(tiny_root)
     cameras = [1, 2] * 4
     plain = model.extract(paths, cameras=cameras)
@@ -80,7 +98,10 @@ def test_extraction_search_and_export_give_the_features_of_the_model(
 
     np.testing.assert_allclose(extracted("white.parquet", whiten=True), expected, atol=1e-6)
     np.testing.assert_allclose(extracted("plain.parquet"), plain, atol=1e-6)
+    assert "take the statistics of the cameras 1, 2 in the images' names; --other-cameras if" in caplog.text
+    caplog.clear()
     np.testing.assert_allclose(extracted("others.parquet", other_cameras=True), unknown, atol=1e-6)
+    assert "--other-cameras" not in caplog.text
     whitened = extracted("white_others.parquet", whiten=True, other_cameras=True)
     np.testing.assert_allclose(whitened, model.whiten(unknown), atol=1e-6)
     out = tmp_path / "white.parquet"
