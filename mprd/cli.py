@@ -26,7 +26,7 @@ HOME = re.compile(r"^(--[\w-]+=)?(~[^/=]*(?:/.*)?)$", re.DOTALL)
 
 PARAMETERS: ContextVar[dict[str, Any]] = ContextVar("PARAMETERS", default={})  # noqa: B039
 """Of the command that runs."""
-OTHER_CAMERAS = "The images' cameras are not those trained on, whatever the numbers in names: use none's statistics."
+OTHER_CAMERAS = "The images' cameras are not those trained on, whatever names say: take statistics of all."
 """Help of an option."""
 WRITTEN = ("out", "resume", "html", "features_dir")
 """Parameters that name what a command writes."""

@@ -139,8 +139,8 @@ class Model:
         Raises UserError where the run has no whitening.
         """
         chain = self.whitening_chain()
-        camids = self.camera_rows([None] * len(features) if cameras is None else cameras)
-        mapped = chain(torch.as_tensor(features, device=self.device), camids.to(self.device))
+        camids = None if cameras is None else self.camera_rows(cameras).to(self.device)
+        mapped = chain(torch.as_tensor(features, device=self.device), camids)
         return mapped.numpy(force=True)
 
     def fingerprint(self) -> str:

@@ -69,6 +69,18 @@ class BatchSplit:
         return [int(count) for count in self.counts[self.workers.rank]]
 
 
+def register_optional(module: nn.Module, name: str, value: Tensor | None) -> None:
+    """Register a buffer of a module that may be None, for which a checkpoint that holds it makes room."""
+
+    def make_room(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        saved = state.get(prefix + name)
+        if saved is not None and getattr(module, name) is None:
+            setattr(module, name, torch.zeros_like(saved, device=next(module.parameters()).device))
+
+    module.register_buffer(name, value)
+    module.register_load_state_dict_pre_hook(make_room)
+
+
 class CameraBatchNorm(nn.modules.batchnorm._BatchNorm):
     """A batch norm that evaluates each image by the statistics of its camera, and trains as torch's.
 
@@ -87,16 +99,11 @@ class CameraBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.batch_split = batch_split
         # without parameters, so that checkpoints are those of the norm that it replaces
         self.activation = activation
-        self.register_buffer("camera_moments", None)
+        # only a run has cameras, so the network is built without their statistics
+        register_optional(self, "camera_moments", None)
 
     def _check_input_dim(self, maps: Tensor) -> None:
         assert maps.ndim in (2, 4)
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # only a run has cameras, so the network is built without room for their statistics
-        saved = state.get(f"{prefix}camera_moments")
-        self.camera_moments = None if saved is None else torch.empty_like(saved, device=self.weight.device)
-        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, maps: Tensor) -> Tensor:
         normalized = self.normalize(maps) if self.training else self.evaluate(maps)
@@ -113,9 +120,10 @@ class CameraBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(maps)
         mean, variance = self.camera_moments.unbind(1)
         scale = self.weight * (variance + self.eps).rsqrt()
-        affine = torch.stack([scale, self.bias - mean * scale], dim=1)[cameras].to(maps.dtype)
+        shift = self.bias - mean * scale
         shape = (-1, self.num_features) + (1,) * (maps.ndim - 2)
-        return torch.addcmul(affine[:, 1].view(shape), maps, affine[:, 0].view(shape))
+        scale, shift = (part[cameras].to(maps.dtype).view(shape) for part in (scale, shift))
+        return torch.addcmul(shift, maps, scale)
 
 
 class GlobalBatchNorm(CameraBatchNorm):

@@ -125,19 +125,17 @@ def extract(
     wanted = torch.arange(len(images)) if ids is None else ids.cpu()
     batches = ordered_batches(wanted, batch_size, is_normalized=mode == "train")
     batch_split = backbone.batch_split
-    if cameras is not None:
-        cameras = cameras.to(device)
     shards = [batch_split.shard(len(batch)) for batch in batches]
-    num_own = sum(shard.counts[shard.rank] for shard in shards)
-    after = torch.empty(num_own, backbone.num_features, device=device)
+    own = [row for batch, shard in zip(batches, shards, strict=True) for row in batch[shard.own]]
+    own_cameras = None if cameras is None else cameras[own].to(device)
+    after = torch.empty(len(own), backbone.num_features, device=device)
     before = torch.empty_like(after)
     start = 0
     # without loader processes their cores are free; batch statistics would depend on the number of threads
     with more_threads(num_workers if mode == "eval" and needs_no_loader(images, device) else 0):
-        for batch, shown in sharded_batches(images, batches, batch_split, num_workers=num_workers, device=device):
+        for batch, _ in sharded_batches(images, batches, batch_split, num_workers=num_workers, device=device):
             rows = slice(start, start + len(batch))
-            under = None if cameras is None else cameras[shown[batch_split.shard(len(shown)).own]]
-            after[rows], before[rows] = backbone.features(batch, under)
+            after[rows], before[rows] = backbone.features(batch, None if own_cameras is None else own_cameras[rows])
             start += len(batch)
     backbone.train(was_training)
     return gather_batches(after, shards, batch_split.workers), gather_batches(before, shards, batch_split.workers)
@@ -147,6 +145,7 @@ def recalibrate(
     backbone: Backbone,
     images: Images,
     samples: Sequence[Tensor],
+    *,
     batch_size: int,
     num_workers: int,
     device: torch.device,

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mprd.backbone.batch_norm import BatchSplit, CameraBatchNorm, replace_batch_norms
+from mprd.backbone.batch_norm import BatchSplit, CameraBatchNorm, register_optional, replace_batch_norms
 from mprd.backbone.pixels import PIXELS, pixel_affine
 from mprd.backbone.trunk import PRETRAINED, build_trunk
 from mprd.backbone.weights import load_weights
 from mprd.errors import UserError
-from mprd.neighbors.camera_norm import PRIOR_IMAGES
+from mprd.neighbors.camera_norm import own_share, rows_of
 from mprd.runtime.distributed import WorkerGroup
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ class Backbone(nn.Module):
         self.layers = layers
         self.gem = nn.Parameter(torch.full((1,), GEM_POWER)) if uses_gem else None
         # part of checkpoints, which are loaded without the weights' file
-        self.register_buffer("pixel_affine", pixel_affine)
-        self.register_load_state_dict_pre_hook(expect_affine)
+        register_optional(self, "pixel_affine", pixel_affine)
         self.num_features = num_channels * num_stripes
         self.neck = nn.BatchNorm1d(self.num_features)
         self.neck.bias.requires_grad_(bn_bias)
@@ -92,15 +91,21 @@ class Backbone(nn.Module):
             cameras: `[B]`, of each image, which picks the statistics that `CameraBatchNorm` evaluates by; those of all
                 images where it is -1 or was not trained on.
         """
-        return self.features(images, cameras)[0]
+        after, _ = self.embed(images, cameras)
+        return F.normalize(after, dim=1)
 
     def features(self, images: Tensor, cameras: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return unit features after and before the batch norm, each `[B, D]`; see `forward`."""
+        after, pooled = self.embed(images, cameras)
+        return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
+
+    def embed(self, images: Tensor, cameras: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the features after and before the batch norm, each `[B, D]`, not normalized; see `forward`."""
         self.batch_split.cameras = self.camera_rows(cameras)
         pooled = self.pool(images)
         after = self.neck(pooled)
         self.batch_split.sync_running_stats()
-        return F.normalize(after, dim=1), F.normalize(pooled, dim=1)
+        return after, pooled
 
     @property
     def num_cameras(self) -> int:
@@ -110,8 +115,7 @@ class Backbone(nn.Module):
 
     def camera_rows(self, cameras: Tensor | None) -> Tensor | None:
         """Return the row of each camera's statistics `[B]`, the last for cameras that are not known."""
-        last = self.num_cameras
-        return None if cameras is None or last == 0 else cameras.where((cameras >= 0) & (cameras < last), last)
+        return None if cameras is None or self.num_cameras == 0 else rows_of(cameras, self.num_cameras)
 
 
 def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:
@@ -126,13 +130,6 @@ def stripe_means(maps: Tensor, num_stripes: int) -> Tensor:
     if num_stripes == 1:
         return maps.mean((2, 3))
     return F.adaptive_avg_pool2d(maps, (num_stripes, 1)).flatten(1)
-
-
-def expect_affine(backbone: Backbone, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make room for the pixel statistics of a checkpoint, before it is loaded."""
-    saved = state.get(f"{prefix}pixel_affine")
-    if saved is not None and backbone.pixel_affine is None:
-        backbone.pixel_affine = torch.zeros_like(saved, device=backbone.neck.weight.device)
 
 
 def build_backbone(config: BackboneConfig, *, size: tuple[int, int], workers: WorkerGroup | None = None) -> Backbone:
@@ -222,9 +219,10 @@ def estimate_camera_bn(backbone: Backbone, samples: Iterable[tuple[int, Iterable
             estimate_bn(backbone, batches)
         counts.append(count)
         moments.append([running_moments(norm) for norm in norms])
-    own = torch.tensor([count / (count + PRIOR_IMAGES) for count in counts[:-1]] + [1.0])
+    own = own_share(torch.tensor(counts))[:, None, None]
+    # in the last row both are those of all images
     for norm, found in zip(norms, zip(*moments, strict=True), strict=True):
-        norm.camera_moments = torch.lerp(found[-1], torch.stack(found), own.to(found[-1])[:, None, None])
+        norm.camera_moments = torch.lerp(found[-1], torch.stack(found), own.to(found[-1]))
 
 
 def fix_camera(backbone: Backbone, row: int) -> None:

@@ -111,6 +111,12 @@ class Trainer:
         self.state.meta = choose_meta(config, dataset, device)
         self.limit = choose_limit(config, self.state.meta, self.camids, self.num_images)
         self.stats = EpochStats()
+        self.passes: dict[str, Any] = {
+            "batch_size": config.eval.batch_size,
+            "num_workers": config.data.num_workers,
+            "device": device,
+        }
+        """How `extract` and `recalibrate` pass images through the network."""
         extract_all = partial(self.extract, self.plain_images)
         self.epoch_lists = EpochLists(config, self.state, self.camids, extract=extract_all, backends=backends)
 
@@ -144,7 +150,7 @@ class Trainer:
         """Return state and statistics for a checkpoint; raise NonFiniteLoss where they are not worth keeping."""
         self.check_losses()
         own = {"stats": self.stats.state_dict(), "images": self.images.state_dict()}
-        cameras = {name: list(getattr(self.dataset, name)) for name in ("camera_numbers", "camera_words")}
+        cameras = {"camera_numbers": [*self.dataset.camera_numbers], "camera_words": [*self.dataset.camera_words]}
         return {**self.state.state_dict(), **own, **cameras}
 
     def load_state_dict(self, saved: dict[str, Any], *, path: Path) -> None:
@@ -161,16 +167,7 @@ class Trainer:
     def extract(self, images: Any, *, ids: Tensor | None = None, mode: str = "eval") -> Tensor:
         """Return unit features `[n, D]` of training images."""
         with span("extraction"):
-            after, _ = extract(
-                self.state.backbone,
-                images,
-                batch_size=self.config.eval.batch_size,
-                num_workers=self.config.data.num_workers,
-                device=self.device,
-                ids=ids,
-                cameras=self.camids,
-                mode=mode,
-            )
+            after, _ = extract(self.state.backbone, images, ids=ids, cameras=self.camids, mode=mode, **self.passes)
         return after
 
     def batches(self, images: Any, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -188,11 +185,9 @@ class Trainer:
 
     def recalibrate(self) -> None:
         """Give the batch norms the statistics of clean images of each camera, under `backbone.camera_bn`."""
-        c = self.config
-        if c.backbone.camera_bn:
-            samples, rest = self.groups.samples(self.order), (c.eval.batch_size, c.data.num_workers, self.device)
+        if self.config.backbone.camera_bn:
             with span("extraction"):
-                recalibrate(self.state.backbone, self.plain_images, samples, *rest)
+                recalibrate(self.state.backbone, self.plain_images, self.groups.samples(self.order), **self.passes)
 
     def update_memory(self, ids: Tensor, features: Tensor) -> None:
         """Blend the features `[B, D]` of a global batch into M (Eq. 1)."""

@@ -44,7 +44,7 @@ class CameraStatistics:
         counts = is_under.sum(1, keepdim=True)
         means = is_under @ features / counts.clamp(min=1)
         variances = is_under @ (features - means[camids]).square() / counts.clamp(min=1)
-        own, mean, variance = counts / (counts + PRIOR_IMAGES), features.mean(0), features.var(0, correction=0)
+        own, mean, variance = own_share(counts), features.mean(0), features.var(0, correction=0)
         means = torch.cat([torch.lerp(mean, means, own), mean[None]])
         variances = torch.cat([torch.lerp(variance, variances, own), variance[None]])
         # a deviation below this is rounding error, which dividing by it would amplify
@@ -55,12 +55,17 @@ class CameraStatistics:
 
         A feature equal to its camera's mean, which would become 0, is returned unchanged.
         """
-        rows = self.rows(camids)
+        rows = rows_of(camids, len(self.means) - 1)
         rest = (features - self.means[rows]) / self.spreads[rows]
         is_mean = rest.norm(dim=1, keepdim=True) < 10 * MIN_SPREAD
         return F.normalize(torch.where(is_mean, features, rest))
 
-    def rows(self, camids: Tensor) -> Tensor:
-        """Return the row of each camera's statistics, the last for cameras that are not known."""
-        last = len(self.means) - 1
-        return camids.where((camids >= 0) & (camids < last), last)
+
+def own_share(counts: Tensor) -> Tensor:
+    """Return how much of its own statistics a camera of so many images takes; the rest comes from all images."""
+    return counts / (counts + PRIOR_IMAGES)
+
+
+def rows_of(camids: Tensor, num_cameras: int) -> Tensor:
+    """Return the row of each camera's statistics, the last, `num_cameras`, for cameras that are not known."""
+    return camids.where((camids >= 0) & (camids < num_cameras), num_cameras)
