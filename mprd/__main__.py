@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from mprd.cli import main
 
-COMMANDS = ("train", "tune", "evaluate", "extract", "search", "export", "report", "doctor")
+COMMANDS = ("train", "tune", "evaluate", "extract", "search", "adapt", "export", "report", "doctor")
 
 
 class Commands(TyperGroup):

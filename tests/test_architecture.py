@@ -23,6 +23,7 @@ ORDER = [
     *("backbone", "gcn", "metrics", "parallel", "runs"),
     *("pairs", "model"),
     *("engine", "export", "extract"),
+    "adapt",
     "evaluate",
     *("train", "doctor", "search"),
     "tune",

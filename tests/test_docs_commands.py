@@ -97,11 +97,16 @@ def test_a_command_runs_as_it_is_written(
         (place / name).symlink_to(tiny_root)
     for name in ("CROPS", "IMAGES", "crops"):
         (place / name).symlink_to(tiny_root / "query")
-    runs = [Path(name) for name in ("RUN", "runs/NAME", "runs/FIRST", "runs/SECOND", "runs/mine") if name in command]
+    names = ("RUN", "NEW", "runs/NAME", "runs/FIRST", "runs/SECOND", "runs/mine")
+    runs = [Path(name) for name in names if name in command]
     for run in runs:
+        if f"--out {run}" in command:
+            continue
         if "--resume" in command:
             type_command(f"mprd train --data ROOT --out {run}", capfd)
-        elif f"--out {run}" not in command:
+        elif "mprd adapt" in command:
+            type_command(f"mprd train --data ROOT --preset recommended --out {run}", capfd)
+        else:
             shutil.copytree(tiny_run, run)
         if "--whiten" in command:
             add_chain(run)

@@ -130,6 +130,11 @@ def compare(trunk: Trunk, state: State) -> Comparison:
     return Comparison(len(held) - len(misshapen), len(own), misshapen, [key for key in own if key not in held], foreign)
 
 
+def is_weight(key: str) -> bool:
+    """Return whether a tensor is not of the statistics of a run's cameras, which another run measures of its own."""
+    return not key.endswith(".camera_moments")
+
+
 def is_wanted(key: str) -> bool:
     """Return whether a tensor counts: files of old versions lack the counters of batch norms, which nothing reads."""
     return not key.endswith("num_batches_tracked")
@@ -188,7 +193,7 @@ def named_tensors(content: Any) -> State:
 def backbone_tensors(everything: State, layout: Format) -> State:
     """Return the backbone's tensors, without the prefix."""
     size = len(layout.prefix)
-    state = {key[size:]: part for key, part in everything.items() if key.startswith(layout.prefix)}
+    state = {key[size:]: part for key, part in everything.items() if key.startswith(layout.prefix) and is_weight(key)}
     if layout.prefix != "base.":
         return state
     return {

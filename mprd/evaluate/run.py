@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from mprd.model import load_model
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
 from mprd.runtime.device import set_threads
+
+logger = logging.getLogger("mprd")
 
 
 def evaluate_run(
@@ -34,6 +37,8 @@ def evaluate_run(
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
     is_elsewhere = data is not None and not same_cameras
     model = load_model(folder.path, best=best, device=config.train.device, other_cameras=is_elsewhere)
+    if is_elsewhere and model.backbone.num_cameras:
+        logger.info("its cameras take the statistics of all training images; mprd adapt gives them their own")
     chain = model.whitening_chain() if "whitened" in extras else None
     evaluation = evaluate(
         model.backbone,

@@ -51,7 +51,7 @@ class Parts(dict[str, Any]):
         self.path = path
 
     def __missing__(self, name: str) -> Any:
-        raise UserError(f"{self.path}: the checkpoint has no {name}, so it is not one of a run of mprd")
+        raise UserError(f"{self.path}: the checkpoint has no {name}, so it is not one of a training run of mprd")
 
 
 def load_module(module: torch.nn.Module, state: dict[str, Any], *, path: Path, name: str) -> None:

@@ -232,6 +232,15 @@ def test_a_file_gives_the_features_of_its_tensors_by_name(
     assert "skipped 2 of the file" in line or title != "torchvision"
 
 
+def test_a_run_with_statistics_of_cameras_gives_its_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = tensors("small") | {"1.camera_moments": torch.ones(3, 2, 32)}
+    torch.save({"backbone": prefixed(state, "trunk.")}, tmp_path / "last.pt")
+    with caplog.at_level(logging.INFO, "mprd"):
+        brought = build("small", tmp_path / "last.pt")
+    assert "(a run of mprd): 40 of 40 tensors fit, skipped 1 of the file" in caplog.text
+    torch.testing.assert_close(brought.trunk.state_dict()["1.weight"], state["1.weight"])
+
+
 def test_a_merging_of_swin_sees_what_unfold_gave_it() -> None:
     maps, weight = torch.rand(2, 3, 4, 6), torch.rand(5, 12)
     merging = timm.models.swin_transformer.PatchMerging(3, 5, norm_layer=torch.nn.Identity)

@@ -1,0 +1,122 @@
+"""Give the network of a run the statistics of other cameras, from images without labels.
+
+Batch norms by camera take theirs from a few images of each (Zhuang et al., ECCV 2020), and so does the similarity
+chain; weights and whitening stay. Not in the paper.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from mprd.backbone.features import ordered_batches, sharded_batches, stream_features
+from mprd.backbone.network import estimate_camera_bn
+from mprd.config.schema import Config
+from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.data.images import PlainImages
+from mprd.data.recognition import elsewhere, locate
+from mprd.engine.camera_groups import CameraGroups
+from mprd.errors import UserError
+from mprd.model import Model, load_model
+from mprd.neighbors.camera_norm import CameraStatistics
+from mprd.runs.console import ImageLine
+from mprd.runs.dataset import open_dataset
+from mprd.runs.folder import RunFolder
+from mprd.runtime.device import set_threads
+from mprd.runtime.seeding import RngStream, generator
+from mprd.text import new_console
+
+logger = logging.getLogger("mprd")
+
+LEAST_IMAGES = 2
+"""Images that a camera needs for statistics of its own: one has no variance."""
+
+
+def adapt_run(
+    run: RunFolder,
+    data: Path,
+    out: RunFolder,
+    *,
+    best: bool = False,
+    name_pattern: str | None = None,
+    console: Console | None = None,
+) -> str:
+    """Write a run folder with the network of `run` for the cameras of `data`; return its cameras in words.
+
+    The statistics are those of the training images of `data`, or of its gallery where there are none. `data` is the
+    data set of `out`.
+
+    Args:
+        name_pattern: the `data.name_pattern` of `data`, in place of the run's or the recognized one.
+
+    Raises UserError where `run` has no statistics of cameras, names show no cameras, or `out` holds a run.
+    """
+    config = run.read_config()
+    if not config.backbone.camera_bn:
+        raise UserError(f"{run.path}: has no statistics of cameras, which backbone.camera_bn=true gives in training")
+    set_threads(config.train.threads)
+    pattern = {} if name_pattern is None else {"name_pattern": name_pattern}
+    # located, as commands read the names of images by the layout
+    located = locate(elsewhere(config.data, data).model_copy(update=pattern))
+    config = config.model_copy(update={"data": located})
+    out.check_is_free(config)
+    dataset = open_dataset(config, needs_train=False)
+    images = dataset.train if len(dataset.train) else dataset.gallery
+    if images.camids is None:
+        raise UserError(f"{data}: no cameras in the names of its images; --name-pattern says where they are")
+    model = load_model(run.path, best=best, device=config.train.device)
+    adapted = adapt(model, images, config, console=console or new_console(quiet=True))
+    out.create(config)
+    out.save(checkpoint_of(adapted, dataset))
+    names = dataset.camera_words or dataset.camera_numbers
+    return f"{out.path}: {run.path.resolve().name} for the cameras {', '.join(map(str, names))}"
+
+
+def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -> Model:
+    """Return the model with statistics of the images' cameras, in batch norms, in place, and in the chain."""
+    assert images.camids is not None
+    camids = torch.as_tensor(images.camids)
+    order = torch.randperm(len(images), generator=generator(config.train.seed, RngStream.ORDER))
+    samples = CameraGroups.of(camids, len(images), least=LEAST_IMAGES).samples(order)
+    used = torch.cat(samples).unique()
+    logger.info("statistics of %d cameras from %d of %d images", len(samples) - 1, len(used), len(images))
+    shown, cameras = PlainImages(images.select(used.numpy()), config.data), camids[used]
+    rows = [torch.searchsorted(used, ids) for ids in samples]
+    batch_size, split = config.eval.batch_size, model.backbone.batch_split
+    how: dict[str, Any] = {"num_workers": config.data.num_workers, "device": model.device}
+    with ImageLine(console, sum(map(len, rows)) + len(used)) as line:
+
+        def batches(ids: Tensor) -> Iterator[Tensor]:
+            many = ordered_batches(ids, batch_size, is_normalized=True)
+            for batch, _ in sharded_batches(shown, many, split, **how):
+                yield batch
+                line.advance(len(batch), is_earlier=False)
+
+        estimate_camera_bn(model.backbone, [(len(ids), batches(ids)) for ids in rows])
+        model.backbone.eval()
+        if model.chain is None or model.chain.cameras is None:
+            return model
+        features = torch.empty(len(used), model.num_features, device=model.device)
+        many = ordered_batches(torch.arange(len(used)), batch_size)
+        for ids, found in stream_features(model.backbone, shown, many, cameras=cameras, **how):
+            features[ids] = found
+            line.advance(len(ids), is_earlier=False)
+    statistics = CameraStatistics.measure(features, cameras.to(model.device))
+    return replace(model, chain=replace(model.chain, cameras=statistics))
+
+
+def checkpoint_of(model: Model, dataset: ReidDataset) -> dict[str, object]:
+    """Return what `load_model` reads of a checkpoint."""
+    return {
+        "backbone": model.backbone.state_dict(),
+        "chain": None if model.chain is None else model.chain.state_dict(),
+        "camera_numbers": [*dataset.camera_numbers],
+        "camera_words": [*dataset.camera_words],
+    }
