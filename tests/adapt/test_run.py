@@ -117,8 +117,10 @@ def test_what_cannot_be_adapted_is_refused(
     run: Path, trained_run: Path, tiny_root: Path, nameless_root: Path, tmp_path: Path, refuse: Callable[..., str]
 ) -> None:
     new = ("--out", tmp_path / "new")
-    assert "trained: has no statistics of cameras, which backbone.camera_bn=true" in refuse(
-        app, trained_run, tiny_root, *new
+    config = load_config("demo", overrides=("backbone.camera_bn=false",), values={"data": {"root": tiny_root}})
+    RunFolder(tmp_path / "plain").create(config)
+    assert "plain: has no statistics of cameras, which backbone.camera_bn=true" in refuse(
+        app, tmp_path / "plain", tiny_root, *new
     )
     assert "crops: no cameras in the names of its images; --name-pattern says" in refuse(app, run, nameless_root, *new)
     assert not (tmp_path / "new").exists()

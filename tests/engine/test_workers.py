@@ -30,7 +30,7 @@ CALM = ("train.lr_new=0.001",)
 """A learning rate that does not amplify rounding."""
 # 7 does not divide 24, so that shards differ in size
 RUNS = (
-    ("train.batch_size=7", "pairs.refresh=epoch", "backbone.camera_bn=true"),
+    ("train.batch_size=7", "pairs.refresh=epoch", "backbone.camera_bn=false"),
     ("backbone.bn_group=4", "neighbors.source=mean", "pairs.decide=agreement", "pairs.mu=0.1"),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
     ("neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false"),
@@ -138,7 +138,7 @@ def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> N
 
 def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_config: Config) -> None:
     dataset = load_dataset(tiny_config.data)
-    with pytest.raises(UserError, match=r"train\.batch_size: a batch of 8 is too small for 9 workers"):
+    with pytest.raises(UserError, match=r"train\.batch_size: a batch of 6 is too small for 9 workers"):
         Trainer(tiny_config, dataset, device=CPU, workers=WorkerGroup(0, 9))
 
 
