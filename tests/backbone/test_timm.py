@@ -180,7 +180,8 @@ def test_a_network_trains_from_a_file_resumes_extracts_searches_and_is_exported(
     plain = torch.from_numpy(np.asarray(Image.open(crop).resize((16, 32), Image.Resampling.BICUBIC), np.float32) / 255)
     pooled = first_features(model.backbone, (plain.permute(2, 0, 1)[None] - 0.5) / 0.5)
     np.testing.assert_allclose(model.extract([crop]), pooled.numpy(), atol=1e-4)
-    found = search_run(folder, tiny_root / "bounding_box_test", [str(crop)], SearchOptions(device="cpu", other_cameras=True))
+    options = SearchOptions(device="cpu", other_cameras=True)
+    found = search_run(folder, tiny_root / "bounding_box_test", [str(crop)], options)
     others = [path for path in sorted(crop.parent.iterdir()) if path != crop]
     cosines = model.extract(others) @ model.extract([crop])[0]
     assert Path(found.answers[0].hits[0].path).name == others[cosines.argmax()].name
