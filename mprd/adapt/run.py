@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -76,7 +77,8 @@ def adapt_run(
     out.create(config)
     out.save(checkpoint_of(adapted, dataset))
     names = dataset.camera_words or dataset.camera_numbers
-    return f"{out.path}: {run.path.resolve().name} for the cameras {', '.join(map(str, names))}"
+    used = ", ".join(str(names[camera]) for camera in np.unique(images.camids))
+    return f"{out.path}: {run.path.resolve().name} for the cameras {used}"
 
 
 def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -> Model:

@@ -38,7 +38,9 @@ def evaluate_run(
     is_elsewhere = data is not None and not same_cameras
     model = load_model(folder.path, best=best, device=config.train.device, other_cameras=is_elsewhere)
     if is_elsewhere and model.backbone.num_cameras:
-        logger.info("its cameras take the statistics of all training images; mprd adapt gives them their own")
+        logger.info(
+            "%s: cameras take the statistics of all training images; mprd adapt gives them their own", dataset.root
+        )
     chain = model.whitening_chain() if "whitened" in extras else None
     evaluation = evaluate(
         model.backbone,
