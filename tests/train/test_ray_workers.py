@@ -194,7 +194,8 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
 @pytest.mark.ray
 def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_root: Path, tmp_path: Path) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
-    changes = (*CALM, "train.checkpoint_seconds=0.001")
+    # in float32 batches of six images amplify rounding until a hard negative changes, in the second epoch
+    changes = (*CALM, "backbone.camera_bn=false", "train.checkpoint_seconds=0.001")
     launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
     kill_worker_and_finish(start_and_wait(tiny_root, run, "--num-workers", "2", changes=changes, rows=1))
     a, b = (checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (alone, run))
