@@ -7,18 +7,16 @@ chain; weights and whitening stay. Not in the paper.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from mprd.backbone.features import ordered_batches, sharded_batches, stream_features
-from mprd.backbone.network import estimate_camera_bn
+from mprd.backbone.features import ordered_batches, recalibrate, stream_features
 from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.images import PlainImages
@@ -91,17 +89,11 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     logger.info("statistics of %d cameras from %d of %d images", len(samples) - 1, len(used), len(images))
     shown, cameras = PlainImages(images.select(used.numpy()), config.data), camids[used]
     rows = [torch.searchsorted(used, ids) for ids in samples]
-    batch_size, split = config.eval.batch_size, model.backbone.batch_split
+    batch_size = config.eval.batch_size
     how: dict[str, Any] = {"num_workers": config.data.num_workers, "device": model.device}
     with ImageLine(console, sum(map(len, rows)) + len(used)) as line:
-
-        def batches(ids: Tensor) -> Iterator[Tensor]:
-            many = ordered_batches(ids, batch_size, is_normalized=True)
-            for batch, _ in sharded_batches(shown, many, split, **how):
-                yield batch
-                line.advance(len(batch), is_earlier=False)
-
-        estimate_camera_bn(model.backbone, [(len(ids), batches(ids)) for ids in rows])
+        on_images = partial(line.advance, is_earlier=False)
+        recalibrate(model.backbone, shown, rows, batch_size=batch_size, on_images=on_images, **how)
         model.backbone.eval()
         if model.chain is None or model.chain.cameras is None:
             return model
@@ -109,7 +101,7 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
         many = ordered_batches(torch.arange(len(used)), batch_size)
         for ids, found in stream_features(model.backbone, shown, many, cameras=cameras, **how):
             features[ids] = found
-            line.advance(len(ids), is_earlier=False)
+            on_images(len(ids))
     statistics = CameraStatistics.measure(features, cameras.to(model.device))
     return replace(model, chain=replace(model.chain, cameras=statistics))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -149,12 +149,19 @@ def recalibrate(
     batch_size: int,
     num_workers: int,
     device: torch.device,
+    on_images: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Estimate batch-norm statistics by `estimate_camera_bn`, given ids of each camera's images and last of all."""
+    """Estimate batch-norm statistics by `estimate_camera_bn`, given ids of each camera's images and last of all.
+
+    Args:
+        on_images: called after each batch with the number of its images.
+    """
 
     def batches(ids: Tensor) -> Iterator[Tensor]:
         many, split = ordered_batches(ids, batch_size, is_normalized=True), backbone.batch_split
-        return (shown for shown, _ in sharded_batches(images, many, split, num_workers=num_workers, device=device))
+        for shown, _ in sharded_batches(images, many, split, num_workers=num_workers, device=device):
+            yield shown
+            on_images(len(shown))
 
     estimate_camera_bn(backbone, [(len(ids), batches(ids)) for ids in samples])
 
