@@ -175,7 +175,7 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
-    assert f"with --resume {run}" in output.replace("\n", "")
+    assert f"go on with --resume {run}" in output.replace("\n", "")
     so_far = num_rows(run)
     assert so_far < 12
     process = start("--resume", str(run))
