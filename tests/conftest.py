@@ -41,6 +41,8 @@ TINY = (
 )
 
 
+BY_CAMERA = ("backbone.camera_bn=true", "neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false")
+
 NAMELESS = (
     "data.dataset=folder",
     "data.name_pattern=crop",
@@ -122,6 +124,19 @@ def trained_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "trained")
     config = load_config("demo", overrides=TINY, values={"data": {"root": tiny_root}})
+    run_local(config, folder, resume=False, console=Console(quiet=True))
+    return folder.path
+
+
+@pytest.fixture(scope="session")
+def camera_run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train with whitening and statistics of each camera for an epoch."""
+    from rich.console import Console
+
+    from mprd.train.local import run_local
+
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "by_camera")
+    config = load_config("demo", overrides=(*TINY, *BY_CAMERA, "train.epochs=1"), values={"data": {"root": tiny_root}})
     run_local(config, folder, resume=False, console=Console(quiet=True))
     return folder.path
 

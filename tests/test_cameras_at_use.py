@@ -29,35 +29,24 @@ from mprd.metrics import rank_features
 from mprd.runs.folder import RunFolder
 from mprd.search.run import SearchOptions, search_run
 from mprd.train.local import run_local
-from tests.conftest import TINY
-
-BY_CAMERA = ("backbone.camera_bn=true", "neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false")
-
-
-@pytest.fixture(scope="module")
-def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train with whitening and statistics of each camera for an epoch."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "white")
-    config = load_config("demo", overrides=(*TINY, *BY_CAMERA, "train.epochs=1"), values={"data": {"root": tiny_root}})
-    run_local(config, folder, resume=False, console=Console(quiet=True))
-    return folder.path
+from tests.conftest import BY_CAMERA, TINY
 
 
 def files(root: Path, split: str = "query") -> list[Path]:
     return sorted((root / split).iterdir())
 
 
-def test_evaluation_gives_the_figures_of_the_last_epoch(run: Path, tiny_root: Path) -> None:
-    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    found = evaluate_run(RunFolder(run), data=None, best=False, extras=["whitened"])
+def test_evaluation_gives_the_figures_of_the_last_epoch(camera_run: Path, tiny_root: Path) -> None:
+    row = json.loads((camera_run / "metrics.jsonl").read_text().splitlines()[-1])
+    found = evaluate_run(RunFolder(camera_run), data=None, best=False, extras=["whitened"])
     assert found["mAP_whitened"] == pytest.approx(row["mAP_whitened"])
     assert found["mAP"] == pytest.approx(row["mAP"])
-    same = evaluate_run(RunFolder(run), data=tiny_root, best=False, extras=["whitened"], same_cameras=True)
+    same = evaluate_run(RunFolder(camera_run), data=tiny_root, best=False, extras=["whitened"], same_cameras=True)
     assert same == found
 
 
 def test_another_data_set_has_other_cameras_unless_told(
-    run: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+    camera_run: Path, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -67,8 +56,8 @@ def test_another_data_set_has_other_cameras_unless_told(
 
     monkeypatch.setattr(evaluation, "rank_features", watched)
     for is_same in (True, False):
-        evaluate_run(RunFolder(run), data=tiny_root, best=False, extras=["whitened"], same_cameras=is_same)
-    model = load_model(run, device="cpu")
+        evaluate_run(RunFolder(camera_run), data=tiny_root, best=False, extras=["whitened"], same_cameras=is_same)
+    model = load_model(camera_run, device="cpu")
     # query and gallery as they are whitened, which is ranked first
     for (found, _), cameras in zip(seen[::3], ([1, 2] * 4, None), strict=True):
         expected = model.whiten(model.extract(files(tiny_root), cameras=cameras), cameras)
@@ -81,10 +70,10 @@ CAMERAS = [1, 2] * 4
 
 
 def test_extraction_gives_the_features_of_the_model(
-    run: Path, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    camera_run: Path, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="mprd")
-    model, paths = load_model(run, device="cpu"), files(tiny_root)
+    model, paths = load_model(camera_run, device="cpu"), files(tiny_root)
     plain, unknown = model.extract(paths, cameras=CAMERAS), model.extract(paths)
     expected = model.whiten(plain, CAMERAS)
     assert np.abs(np.linalg.norm(expected, axis=1) - 1).max() < 1e-5
@@ -94,7 +83,7 @@ def test_extraction_gives_the_features_of_the_model(
     np.testing.assert_allclose(model.extract(paths, cameras=[None, 9] * 4), unknown, atol=1e-6)
 
     def extracted(name: str, **options: Any) -> np.ndarray:
-        extract_run(run, str(tiny_root / "query"), tmp_path / name, device="cpu", **options)
+        extract_run(camera_run, str(tiny_root / "query"), tmp_path / name, device="cpu", **options)
         (rows,) = open_features(tmp_path / name).batches()
         return rows.features
 
@@ -108,21 +97,21 @@ def test_extraction_gives_the_features_of_the_model(
     np.testing.assert_allclose(whitened, model.whiten(unknown), atol=1e-6)
 
 
-def test_search_ranks_by_the_features_of_the_model(run: Path, tiny_root: Path, tmp_path: Path) -> None:
-    model, paths, gallery = load_model(run, device="cpu"), files(tiny_root), tiny_root / "bounding_box_test"
+def test_search_ranks_by_the_features_of_the_model(camera_run: Path, tiny_root: Path, tmp_path: Path) -> None:
+    model, paths, gallery = load_model(camera_run, device="cpu"), files(tiny_root), tiny_root / "bounding_box_test"
     crops = (paths, files(tiny_root, gallery.name))
     expected, others = (model.whiten(model.extract(some, cameras=CAMERAS), CAMERAS) for some in crops)
     out = tmp_path / "white.parquet"
-    extract_run(run, str(tiny_root / "query"), out, device="cpu", whiten=True)
+    extract_run(camera_run, str(tiny_root / "query"), out, device="cpu", whiten=True)
     # a folder, and features that are whitened already, in which the query itself is left out
     for searched, features in ((gallery, others), (out, expected[1:])):
-        found = search_run(run, searched, [str(paths[0])], SearchOptions(top=3, whiten=True, device="cpu"))
+        found = search_run(camera_run, searched, [str(paths[0])], SearchOptions(top=3, whiten=True, device="cpu"))
         nearest = np.sort(1 - features @ expected[0])[:3]
         np.testing.assert_allclose([hit.distance for hit in found.answers[0].hits], nearest, atol=1e-5)
 
 
-def test_an_export_has_the_features_of_the_model_under_one_camera(run: Path, tmp_path: Path) -> None:
-    model = load_model(run, device="cpu")
+def test_an_export_has_the_features_of_the_model_under_one_camera(camera_run: Path, tmp_path: Path) -> None:
+    model = load_model(camera_run, device="cpu")
     images, _ = sample_images(model)
     for camera, whiten in (("1", False), (None, False), ("2", True), (None, True)):
         exported = export_network(model, tmp_path / "net.pt", kind="torchscript", whiten=whiten, camera=camera)

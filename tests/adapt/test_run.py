@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from mprd import load_model
 from mprd.adapt.cli import app
@@ -20,20 +19,9 @@ from mprd.extract.run import extract_run
 from mprd.feature_file import open_features
 from mprd.runs.folder import RunFolder
 from mprd.train.cli import app as train
-from mprd.train.local import run_local
-from tests.conftest import TINY
-from tests.test_cameras_at_use import BY_CAMERA, files
+from tests.test_cameras_at_use import files
 
 NAMES = r"(?P<camid>north|south)/(?P<pid>\d+)_"
-
-
-@pytest.fixture(scope="module")
-def run(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train with whitening and statistics of each camera for an epoch."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs") / "first")
-    config = load_config("demo", overrides=(*TINY, *BY_CAMERA, "train.epochs=1"), values={"data": {"root": tiny_root}})
-    run_local(config, folder, resume=False, console=Console(quiet=True))
-    return folder.path
 
 
 @pytest.fixture
@@ -50,9 +38,11 @@ def dark_root(tiny_root: Path, tmp_path: Path) -> Path:
     return tmp_path / "dark"
 
 
-def test_its_own_cameras_give_the_statistics_that_training_left(run: Path, tiny_root: Path, tmp_path: Path) -> None:
-    adapt_run(RunFolder(run), tiny_root, RunFolder(tmp_path / "same"))
-    old, new = (load_model(path, device="cpu") for path in (run, tmp_path / "same"))
+def test_its_own_cameras_give_the_statistics_that_training_left(
+    camera_run: Path, tiny_root: Path, tmp_path: Path
+) -> None:
+    adapt_run(RunFolder(camera_run), tiny_root, RunFolder(tmp_path / "same"))
+    old, new = (load_model(path, device="cpu") for path in (camera_run, tmp_path / "same"))
     assert new.camera_numbers == old.camera_numbers
     saved, found = old.backbone.state_dict(), new.backbone.state_dict()
     assert sum("camera_moments" in name for name in found) > 5
@@ -61,10 +51,10 @@ def test_its_own_cameras_give_the_statistics_that_training_left(run: Path, tiny_
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_other_cameras_have_the_statistics_of_their_images(run: Path, dark_root: Path, tmp_path: Path) -> None:
-    told = adapt_run(RunFolder(run), dark_root, RunFolder(tmp_path / "new"), name_pattern=NAMES)
-    assert told.endswith("first for the cameras north, south")
-    old, new = (load_model(path, device="cpu") for path in (run, tmp_path / "new"))
+def test_other_cameras_have_the_statistics_of_their_images(camera_run: Path, dark_root: Path, tmp_path: Path) -> None:
+    told = adapt_run(RunFolder(camera_run), dark_root, RunFolder(tmp_path / "new"), name_pattern=NAMES)
+    assert told.endswith("by_camera for the cameras north, south")
+    old, new = (load_model(path, device="cpu") for path in (camera_run, tmp_path / "new"))
     assert new.camera_words == ("north", "south")
     # the first batch norm sees the convolved pixels
     norm = next(part for part in new.backbone.modules() if hasattr(part, "camera_moments"))
@@ -89,9 +79,9 @@ def test_other_cameras_have_the_statistics_of_their_images(run: Path, dark_root:
     torch.testing.assert_close(new.chain.cameras.means, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_commands_take_the_new_run(run: Path, dark_root: Path, tmp_path: Path) -> None:
+def test_commands_take_the_new_run(camera_run: Path, dark_root: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    adapt_run(RunFolder(run), dark_root, RunFolder(new), name_pattern=NAMES)
+    adapt_run(RunFolder(camera_run), dark_root, RunFolder(new), name_pattern=NAMES)
     row = evaluate_run(RunFolder(new), data=None, best=False, extras=["whitened"])
     assert 0 < row["mAP_whitened"] <= 1
     extract_run(new, str(dark_root / "query"), tmp_path / "f.parquet", device="cpu")
@@ -101,12 +91,14 @@ def test_commands_take_the_new_run(run: Path, dark_root: Path, tmp_path: Path) -
     np.testing.assert_allclose(rows.features, model.extract(rows.paths, cameras=rows.camids), atol=1e-6)
 
 
-def test_the_gallery_serves_where_there_are_no_training_images(run: Path, dark_root: Path, tmp_path: Path) -> None:
+def test_the_gallery_serves_where_there_are_no_training_images(
+    camera_run: Path, dark_root: Path, tmp_path: Path
+) -> None:
     shutil.rmtree(dark_root / "train")
     # without pictures of the south a camera takes the statistics of all
     for file in sorted((dark_root / "gallery" / "south").iterdir())[1:]:
         file.unlink()
-    adapt_run(RunFolder(run), dark_root, RunFolder(tmp_path / "new"), name_pattern=NAMES)
+    adapt_run(RunFolder(camera_run), dark_root, RunFolder(tmp_path / "new"), name_pattern=NAMES)
     moments = load_model(tmp_path / "new", device="cpu").backbone.state_dict()
     found = next(tensor for name, tensor in moments.items() if name.endswith("camera_moments"))
     torch.testing.assert_close(found[1], found[2])
@@ -114,7 +106,12 @@ def test_the_gallery_serves_where_there_are_no_training_images(run: Path, dark_r
 
 
 def test_what_cannot_be_adapted_is_refused(
-    run: Path, trained_run: Path, tiny_root: Path, nameless_root: Path, tmp_path: Path, refuse: Callable[..., str]
+    camera_run: Path,
+    trained_run: Path,
+    tiny_root: Path,
+    nameless_root: Path,
+    tmp_path: Path,
+    refuse: Callable[..., str],
 ) -> None:
     new = ("--out", tmp_path / "new")
     config = load_config("demo", overrides=("backbone.camera_bn=false",), values={"data": {"root": tiny_root}})
@@ -122,9 +119,11 @@ def test_what_cannot_be_adapted_is_refused(
     assert "plain: has no statistics of cameras, which backbone.camera_bn=true" in refuse(
         app, tmp_path / "plain", tiny_root, *new
     )
-    assert "crops: no cameras in the names of its images; --name-pattern says" in refuse(app, run, nameless_root, *new)
+    assert "crops: no cameras in the names of its images; --name-pattern says" in refuse(
+        app, camera_run, nameless_root, *new
+    )
     assert not (tmp_path / "new").exists()
-    assert "holds a run already" in refuse(app, run, tiny_root, "--out", trained_run)
-    adapt_run(RunFolder(run), tiny_root, RunFolder(tmp_path / "new"))
+    assert "holds a run already" in refuse(app, camera_run, tiny_root, "--out", trained_run)
+    adapt_run(RunFolder(camera_run), tiny_root, RunFolder(tmp_path / "new"))
     line = refuse(train, "--resume", tmp_path / "new", "--launcher", "local")
     assert line.endswith("last.pt: the checkpoint has no memory, so it is not one of a training run of mprd")
