@@ -62,12 +62,6 @@ class SubgraphBatch:
         return SubgraphBatch(*(send(column, device) for column in columns))
 
 
-def overlap(batch: SubgraphBatch) -> Tensor:
-    """Return the Jaccard index of NN(i) without j and NN(j) without i, float32 [P]; 0 if both are empty."""
-    num_shared = (batch.in_i & batch.in_j).sum(1)
-    return num_shared / (batch.in_i | batch.in_j).sum(1).clamp(min=1)
-
-
 def pack(batch: SubgraphBatch) -> tuple[SubgraphBatch, Tensor, Tensor]:
     """Remove absent leaves and sort the pairs by their number of leaves, so that chunks of them need little padding.
 

@@ -130,13 +130,14 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "gcn.hidden": Fixed(64, "not stated in the paper"),
     "gcn.conv_channels": Fixed(4, "not stated in the paper"),
     "gcn.mlp_hidden": Fixed(64, "not stated in the paper"),
+    "gcn.read_out": Fixed("pooled", "the pooled graph did best, Sec. 3.2"),
     "gcn.momentum": Fixed(0.9, SEC_5_2),
     "gcn.weight_decay": Fixed(5e-4, "MLCReID's value"),
     "gcn.passes": Fixed(1, "Alg. 1 lines 3-7"),
     "pairs.knn_k": Fixed(8, "Sec. 5.3"),
     "pairs.ss_similarity": threshold("ss"),
     "pairs.mplp_t": threshold("mplp", "mlcr"),
-    "pairs.jaccard": threshold("list_overlap"),
+    "pairs.jaccard": Gone("it was of the labeller list_overlap, which is gone"),
     "pairs.reciprocal": threshold("reciprocal"),
     "meta.eta.start": Fixed(1.0, "Eq. 10"),
     "meta.eta.step_epoch": Fixed(0.5, "half of the epochs"),
@@ -164,7 +165,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "eval.memory_mb": Gone("blocks take 512 MB, and the results do not depend on it"),
 }
 
-GONE_VALUES = [("neighbors.metric", "csls")]
+GONE_VALUES = [("neighbors.metric", "csls"), ("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")]
 """Values that no setting has any more."""
 
 
@@ -179,8 +180,6 @@ def upgrade(settings: Nested) -> Nested:
     Raises UserError where a setting that is now fixed had another value.
     """
     settings = deepcopy(settings)
-    if get(settings, "pairs.labeller") == "jaccard":
-        put(settings, "pairs.labeller", "list_overlap")
     for name, value in GONE_VALUES:
         if get(settings, name) == value:
             raise UserError(f"{name}: {value} is gone; {REMEDY}")
@@ -207,7 +206,7 @@ def upgrade_dotted(settings: dict[str, Any]) -> dict[str, Any]:
 def is_labelled_at_once(settings: Nested) -> bool:
     """Return whether the labels of all images depend on each other, which `pairs.refresh: batch` did not say."""
     labeller, decide = get(settings, "pairs.labeller", "gcn"), get(settings, "pairs.decide", "likelihood")
-    return labeller == "reciprocal" or (labeller in ("gcn", "list_overlap") and decide == "agreement")
+    return labeller == "reciprocal" or (labeller == "gcn" and decide == "agreement")
 
 
 def show(value: Any) -> str:

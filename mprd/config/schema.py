@@ -26,7 +26,7 @@ Preset = Literal[
     "clip",
 ]
 ListSource = Literal["memory", "clean", "mean"]
-Labeller = Literal["gcn", "list_overlap", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
+Labeller = Literal["gcn", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Decision = Literal["likelihood", "agreement"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[
@@ -36,9 +36,9 @@ Place = Annotated[
 ]
 """A path; of a URL it is that of the working copy, and files hold the URL, of which each machine has its own copy."""
 
-THRESHOLDS: dict[Labeller, float] = {"ss": 0.6, "mplp": 0.6, "mlcr": 0.6, "list_overlap": 0.3, "reciprocal": 0.4}
-"""`pairs.threshold` if not set: of a cosine (`ss`: Sec. 5.3; `mplp`, `mlcr`: MLCReID's t), an overlap of lists, a
-k-reciprocal similarity."""
+THRESHOLDS: dict[Labeller, float] = {"ss": 0.6, "mplp": 0.6, "mlcr": 0.6, "reciprocal": 0.4}
+"""`pairs.threshold` if not set: of a cosine (`ss`: Sec. 5.3; `mplp`, `mlcr`: MLCReID's t), or a k-reciprocal
+similarity."""
 
 
 class Section(BaseModel):
@@ -218,8 +218,6 @@ class GcnConfig(Section):
     `reciprocal` adds the k-reciprocal similarities."""
     link: Literal["keep", "drop"] = "keep"
     """The direct edge i-j: Eq. 4 to the letter keeps it, SEAL drops it."""
-    read_out: Literal["pooled", "scalars", "both"] = "pooled"
-    """What the last layers see: the pooled graph (Sec. 3.2), cosine and overlap of the pair alone, or both."""
     sources: Literal["both", "unlabelled", "meta"] = "both"
     """Which pairs train it (Eq. 10): `meta` alone is "MPRD w/o"."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -234,28 +232,23 @@ class PairsConfig(Section):
     """P_i and N_i*: which pairs train the CNN (Eq. 3, Eq. 7, Tables 1 and 2)."""
 
     labeller: Labeller = "gcn"
-    """The GCN, a rule of Tables 1 and 2 (`mlcr`: MPLP's labels under the MMCL loss), Cluster-Contrast (`dbscan`), or a
-    control without a network (`list_overlap`, also accepted as `jaccard`, and `reciprocal`)."""
+    """The GCN, a rule of Tables 1 and 2 (`mlcr`: MPLP's labels under the MMCL loss), Cluster-Contrast (`dbscan`), or
+    the k-reciprocal similarity of whitened features, without a network (`reciprocal`)."""
     mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Likelihood above which a pair is positive (Eq. 7)."""
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """The same for the labellers `ss`, `mplp`, `mlcr` (0.6), `list_overlap` (0.3), `reciprocal` (0.4); none: these."""
+    """The same for the labellers `ss`, `mplp`, `mlcr` (0.6), `reciprocal` (0.4); none: these."""
     decide: Decision = "likelihood"
-    """What must exceed `mu` (`threshold` under `list_overlap`): the pair's likelihood (Eq. 7), or the cosine of both
+    """What must exceed `mu`: the pair's likelihood (Eq. 7), or the cosine of both
     images' likelihoods to all others, which labels all images at once."""
     limit: bool = False
     """At most as many positives under an image's own camera, and under the others, as any labeled image has; where
-    labeled identities are whole (`meta.all_listed`). For `gcn`, `list_overlap` and `reciprocal`."""
+    labeled identities are whole (`meta.all_listed`). For `gcn` and `reciprocal`."""
     refresh: Literal["auto", "batch", "epoch"] = "auto"
     """Neighbors and P_i anew for each batch (Alg. 1) or once an epoch; `auto`: once an epoch where all images are
     labeled at once, else for each batch."""
     relabel_meta: bool = False
     """Give labeled images their true labels: MLCR(+5id) of Table 2. With the paper's rules alone."""
-
-    @field_validator("labeller", mode="before")
-    @classmethod
-    def _name_is_current(cls, labeller: object) -> object:
-        return "list_overlap" if labeller == "jaccard" else labeller
 
     @model_validator(mode="after")
     def _parts_agree(self) -> PairsConfig:
@@ -268,14 +261,9 @@ class PairsConfig(Section):
         return self
 
     @property
-    def judges_candidates(self) -> bool:
-        """Whether the labeller looks at NN_k, rather than at similarities alone."""
-        return self.labeller in ("gcn", "list_overlap")
-
-    @property
     def labels_all_at_once(self) -> bool:
         """Whether P_i of one image depends on the labels of all."""
-        return self.labeller == "reciprocal" or (self.judges_candidates and self.decide == "agreement")
+        return self.labeller == "reciprocal" or (self.labeller == "gcn" and self.decide == "agreement")
 
     @property
     def is_once_an_epoch(self) -> bool:
@@ -414,7 +402,7 @@ class Config(Section):
         """The setting that needs the images' cameras, where one does."""
         if self.neighbors.standardise:
             return "neighbors.standardise"
-        draws_by_camera = self.neighbors.metric == "camera" and self.pairs.judges_candidates
+        draws_by_camera = self.neighbors.metric == "camera" and self.pairs.labeller == "gcn"
         return "neighbors.metric: camera" if draws_by_camera else None
 
     @property
@@ -432,11 +420,11 @@ class Config(Section):
     @property
     def limits_positives(self) -> bool:
         """Whether labeled images tell how many positives an image has at most."""
-        return self.pairs.limit and self.meta.is_whole and self.pairs.labeller in ("gcn", "list_overlap", "reciprocal")
+        return self.pairs.limit and self.meta.is_whole and self.pairs.labeller in ("gcn", "reciprocal")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
-        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "list_overlap", "reciprocal", "dbscan"):
+        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "reciprocal", "dbscan"):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")

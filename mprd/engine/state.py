@@ -141,12 +141,7 @@ def build_state(
 
 def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
     """Build the GCN of the settings."""
-    return PairGCN(
-        num_features,
-        variant=config.variant,
-        link=config.link,
-        read_out=config.read_out,
-    )
+    return PairGCN(num_features, variant=config.variant, link=config.link)
 
 
 def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: bool) -> torch.optim.Optimizer:

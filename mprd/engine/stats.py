@@ -21,7 +21,7 @@ class EpochStats:
 
     sums: dict[str, float] = field(default_factory=dict)
     candidates: list[Tensor] = field(default_factory=list)
-    """Scored pairs, each `[P, 5]` float64: i, j, g_ij, cosine, list overlap; a 6th is agreement where it decides."""
+    """Scored pairs, each `[P, 4]` float64: i, j, g_ij, cosine; a 5th column is agreement where it decides."""
     pending: dict[str, Tensor] = field(default_factory=dict)
     """Device sums not yet copied to the host."""
 
@@ -72,12 +72,11 @@ class EpochStats:
         """
         assert labels.candidates is not None
         assert labels.likelihoods is not None
-        assert labels.overlaps is not None
         assert labels.is_capped is not None
         places = (labels.candidates != PADDING).nonzero(as_tuple=True)
         first, second = ids[places[0]], labels.candidates[places]
         cosines = (compared[first] * compared[second]).sum(1)
-        columns = [first, second, labels.likelihoods[places], cosines, labels.overlaps[places]]
+        columns = [first, second, labels.likelihoods[places], cosines]
         if labels.agreements is not None:
             columns.append(labels.agreements[places])
         self.candidates.append(torch.stack([column.double() for column in columns], dim=1))
@@ -88,9 +87,11 @@ class EpochStats:
     def state_dict(self) -> dict[str, Any]:
         self.sync()
         # those of before a resumption are on the CPU already
-        candidates = [part.cpu() for part in self.candidates] or [torch.zeros(0, 5, dtype=torch.float64)]
-        return {"sums": dict(self.sums), "candidates": torch.cat(candidates)}
+        candidates = [part.cpu() for part in self.candidates] or [torch.zeros(0, 4, dtype=torch.float64)]
+        return {"sums": dict(self.sums), "scored": torch.cat(candidates)}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> EpochStats:
-        return cls(dict(state["sums"]), [state["candidates"]] if len(state["candidates"]) else [])
+        # a version that had a further column kept them under another name; without them the epoch's row has no AUC
+        scored = state.get("scored", ())
+        return cls(dict(state["sums"]), [scored] if len(scored) else [])

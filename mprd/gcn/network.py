@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,16 @@ from torch import Tensor, nn
 
 from mprd.errors import UserError
 from mprd.gcn.node_features import (
-    NUM_SCALARS,
     Variant,
     cells_per_chunk,
     count_columns,
     feature_columns,
     feature_scale,
     pair_columns,
-    pair_scalars,
 )
 from mprd.neighbors.reciprocal import SimilarityTable
-from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, overlap, pack
+from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, pack
 
-ReadOut = Literal["pooled", "scalars", "both"]
 KERNEL_SIZE, STRIDE = 5, 2
 """Of the 1-D convolution over the pooled vector, as in SEAL's code."""
 HIDDEN, CONV_CHANNELS, MLP_HIDDEN = 64, 4, 64
@@ -44,9 +41,8 @@ class PairGCN(nn.Module):
     >>> memory = torch.eye(4)
     >>> neighbor_ids = torch.tensor([[1, 2], [0, 2], [0, 1], [2, -1]])
     >>> gcn = PairGCN(4, generator=torch.Generator().manual_seed(0))
-    >>> likelihoods, overlaps = gcn.predict(memory, neighbor_ids, torch.tensor([[0, 1], [0, 3]]))
-    >>> likelihoods.shape, overlaps.tolist()  # 2 is the only other neighbor of 0 and 1, and one of two of 0 and 3
-    (torch.Size([2]), [1.0, 0.5])
+    >>> gcn.predict(memory, neighbor_ids, torch.tensor([[0, 1], [0, 3]])).shape
+    torch.Size([2])
     """
 
     def __init__(
@@ -58,32 +54,26 @@ class PairGCN(nn.Module):
         hidden: int = HIDDEN,
         conv_channels: int = CONV_CHANNELS,
         mlp_hidden: int = MLP_HIDDEN,
-        read_out: ReadOut = "pooled",
         generator: torch.Generator | None = None,
     ) -> None:
-        """Build for memories [N, num_features]; weights are drawn from `generator`, by default the global one.
-
-        `read_out` is the input of the last layers: the `pooled` graph (the paper), the `scalars` of the pair (a
-        baseline without a graph network), or `both`.
-        """
+        """Build for memories [N, num_features]; weights are drawn from `generator`, by default the global one."""
         super().__init__()
         if 2 * hidden < KERNEL_SIZE:
             raise UserError(f"gcn.hidden must be at least {(KERNEL_SIZE + 1) // 2}, but got {hidden}")
-        self.variant, self.link, self.read_out = variant, link, read_out
+        self.variant, self.link = variant, link
         self.columns = count_columns(num_features, variant)
         self.theta_1 = nn.Parameter(torch.empty(sum(self.columns), hidden))
         self.theta_2 = nn.Parameter(torch.empty(hidden, hidden))
         self.conv = nn.Conv1d(1, conv_channels, KERNEL_SIZE, STRIDE)
         num_positions = (2 * hidden - KERNEL_SIZE) // STRIDE + 1
-        num_pooled = 0 if read_out == "scalars" else conv_channels * num_positions
-        self.mlp_1 = nn.Linear(num_pooled + (0 if read_out == "pooled" else NUM_SCALARS), mlp_hidden)
+        self.mlp_1 = nn.Linear(conv_channels * num_positions, mlp_hidden)
         self.mlp_2 = nn.Linear(mlp_hidden, 1)
         self.reset_parameters(generator)
 
     @property
     def needs_similarities(self) -> bool:
         """Whether `forward` and `predict` need k-reciprocal similarities."""
-        return self.variant == "reciprocal" and self.read_out != "scalars"
+        return self.variant == "reciprocal"
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -150,23 +140,14 @@ class PairGCN(nn.Module):
         by_feature = feature_columns(memory, variant=self.variant) @ (feature_scale(memory.shape[1]) * of_feature)
         return F.pad((by_feature + of_label[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
-    def scalars(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
-        """Return the scalars of the pairs [P, 3]; [P, 0] if they are not read out."""
-        if self.read_out == "pooled":
-            return memory.new_empty(len(subgraphs), 0)
-        return pair_scalars(memory, subgraphs)
-
     def chunk_logits(
         self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None
     ) -> Tensor:
         """Return the logits [P] of pairs whose tensors are computed at once; absent leaves are allowed."""
-        scalars = self.scalars(memory, subgraphs)
-        if self.read_out == "scalars":
-            return self.classify(None, scalars)
         stars = weigh_stars(subgraphs, link=self.link, dtype=projected.dtype)
         y_1 = convolve(self.first_product(memory, projected, subgraphs, similarities), stars)
         y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
-        return self.classify(torch.cat([max_pool(y_1), max_pool(y_2)], dim=1), scalars)
+        return self.classify(torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
 
     def first_product(
         self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None
@@ -184,12 +165,10 @@ class PairGCN(nn.Module):
             product = torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
         return Nodes(product[:, :2], product[:, 2:])
 
-    def classify(self, pooled: Tensor | None, scalars: Tensor) -> Tensor:
-        """Return logits [P] from pooled vectors [P, 2 H], the pairs' scalars [P, 3], or both, as `read_out` selects."""
-        seen = [] if pooled is None else [F.relu(self.conv(pooled[:, None])).flatten(1)]
-        if self.read_out != "pooled":
-            seen.append(scalars)
-        return self.mlp_2(F.relu(self.mlp_1(torch.cat(seen, dim=1)))).squeeze(1)
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Return logits [P] from pooled vectors [P, 2 H]."""
+        seen = F.relu(self.conv(pooled[:, None])).flatten(1)
+        return self.mlp_2(F.relu(self.mlp_1(seen))).squeeze(1)
 
     @torch.no_grad()
     def predict(
@@ -199,25 +178,24 @@ class PairGCN(nn.Module):
         pairs: Tensor,
         *,
         similarities: SimilarityTable | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the likelihoods g_ij [P] and list overlaps [P] of pairs [P, 2] with neighbor ids [N, K].
+    ) -> Tensor:
+        """Return the likelihoods g_ij [P] of pairs [P, 2] with neighbor ids [N, K].
 
         Unless all pairs fit at once, a pair given as (i, j) and (j, i) is computed once, and pairs with lists of
         similar length are grouped, so that one long list does not pad all graphs.
         """
         if self.fits_at_once(memory.device, len(pairs), num_leaves=2 * neighbor_ids.shape[1]):
             subgraphs = build_subgraphs(pairs, neighbor_ids, is_trimmed=False)
-            return self(memory, subgraphs, similarities=similarities).sigmoid(), overlap(subgraphs)
+            return self(memory, subgraphs, similarities=similarities).sigmoid()
         pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None
-        likelihoods, overlaps = memory.new_empty(len(pairs)), torch.empty(len(pairs), device=memory.device)
+        likelihoods = memory.new_empty(len(pairs))
         for chosen in groups_of_like_length(neighbor_ids, pairs):
             subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
             logits = self(memory, subgraphs, similarities=similarities, projected=projected)
             likelihoods[chosen] = logits.sigmoid()
-            overlaps[chosen] = overlap(subgraphs)
-        return likelihoods[where], overlaps[where]
+        return likelihoods[where]
 
     def forward_reference(
         self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None

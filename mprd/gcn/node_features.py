@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.neighbors.reciprocal import SimilarityTable
-from mprd.subgraphs import NUM_LABELS, SubgraphBatch, overlap
+from mprd.subgraphs import NUM_LABELS
 
 Variant = Literal["paper", "structure", "reciprocal"]
-NUM_SCALARS = 3
 SIMILARITY_SCALE = 4
 """Factor of k-reciprocal similarities, which are far below 1 even for images of one person, to bring inputs near 1."""
 CELLS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**24}
@@ -67,19 +66,6 @@ def cosines_to_ends(memory: Tensor, pairs: Tensor, nodes: Tensor) -> Tensor:
             for some, ends in zip(nodes.split(size), pairs.split(size), strict=True)
         ]
     )
-
-
-def pair_scalars(memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
-    """Return the training-free scores of each pair, [P, 3].
-
-    They are its cosine, the overlap (Jaccard index) of its lists, and a soft overlap: the sum over all leaves of the
-    smaller cosine to the two ends, divided by that of the larger, with negative cosines as 0.
-    """
-    cosines = cosines_to_ends(memory, subgraphs.pairs, subgraphs.nodes).clamp(min=0)
-    cosines = cosines * (subgraphs.nodes >= 0)[:, :, None]
-    soft = cosines.amin(2).sum(1) / cosines.amax(2).sum(1).clamp(min=1e-6)
-    ends = F.embedding(subgraphs.pairs, memory)
-    return torch.stack([(ends[:, 0] * ends[:, 1]).sum(1), overlap(subgraphs).to(memory.dtype), soft], dim=1)
 
 
 def cells_per_chunk(device: torch.device) -> int:

@@ -36,7 +36,7 @@ def reference_logits(
         y = F.relu(torch.func.functional_call(conv, {"lin_l.weight": theta.T}, (y, edge_index)))
         layers.append(y)
     pooled = global_max_pool(torch.cat(layers, dim=1), batch.batch, len(subgraphs))
-    return gcn.classify(None if gcn.read_out == "scalars" else pooled, gcn.scalars(memory, subgraphs))
+    return gcn.classify(pooled)
 
 
 def node_columns(gcn: PairGCN, memory: Tensor, batch: Batch, similarities: SimilarityTable | None) -> Tensor:

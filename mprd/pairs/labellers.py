@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from mprd.pairs.agreement import Agreements, likelihood_graph
 from mprd.pairs.clusters import ClusterMemory, cluster_members
 from mprd.pairs.positives import MetaSet, PositiveLimit, split_by_limit
 from mprd.runtime.distributed import WorkerGroup
-from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_subgraphs, overlap
+from mprd.subgraphs import SubgraphBuilder
 
 LABEL_CHUNK = 256
 """Images labeled at a time in a pass over all of them."""
@@ -40,8 +40,6 @@ class Labels:
     """`[B, K]`, NN_k(i) padded with -1."""
     likelihoods: Tensor | None = None
     """`[B, K]`, g_ij; 0 at padding."""
-    overlaps: Tensor | None = None
-    """`[B, K]`, list overlap of i and j (`ListOverlap`); 0 at padding."""
     agreements: Tensor | None = None
     """`[B, K]`, cosine of the likelihoods of i and j to all images, under `pairs.decide: agreement`; 0 at padding."""
     is_capped: Tensor | None = None
@@ -78,54 +76,11 @@ class Candidates(NamedTuple):
         return values.new_zeros(self.lists.shape).index_put_(self.places, values)
 
 
-class PairScorer(Protocol):
-    """A score in 0..1 of how likely both images of a pair show one identity: the GCN, or a control in its place."""
-
-    @property
-    def needs_similarities(self) -> bool:
-        """Whether it reads k-reciprocal similarities."""
-
-    def __call__(
-        self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
-    ) -> Tensor:
-        """Return logits `[P]` from built graphs."""
-
-    def predict(
-        self,
-        memory: Tensor,
-        neighbor_ids: Tensor,
-        pairs: Tensor,
-        *,
-        similarities: SimilarityTable | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return likelihoods `[P]` of pairs `[P, 2]`, and the list overlap of their ends `[P]`."""
-
-
-class ListOverlap:
-    """Score a pair by the overlap of its ends' lists: what a graph of two stars holds without learning.
-
-    The likelihood is the Jaccard index of NN(i) and NN(j), i and j themselves left out.
-    """
-
-    needs_similarities = False
-
-    def __call__(
-        self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
-    ) -> Tensor:
-        return overlap(subgraphs).to(memory.dtype).logit()
-
-    def predict(
-        self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor, *, similarities: SimilarityTable | None = None
-    ) -> tuple[Tensor, Tensor]:
-        overlaps = overlap(build_subgraphs(pairs, neighbor_ids))
-        return overlaps.to(memory.dtype), overlaps
-
-
 @dataclass(frozen=True)
 class CandidateLabeller:
-    """Label the candidates NN_k(i) by the GCN, or by another score in its place (Sec. 4.1, Eq. 7)."""
+    """Label the candidates NN_k(i) by the GCN (Sec. 4.1, Eq. 7)."""
 
-    scorer: PairScorer
+    gcn: PairGCN
     lists: NeighborLists
     """Candidates, and the features that graphs are built of."""
     mu: float
@@ -136,16 +91,16 @@ class CandidateLabeller:
 
     @property
     def similarities(self) -> SimilarityTable | None:
-        """What the scorer reads beside features; measured with the first label of an epoch."""
-        return self.lists.similarities if self.scorer.needs_similarities else None
+        """What the GCN reads beside features; measured with the first label of an epoch."""
+        return self.lists.similarities if self.gcn.needs_similarities else None
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
         candidates = Candidates.of_batch(ids, self.lists)
-        scores = self.scorer.predict(
+        likelihoods = self.gcn.predict(
             self.lists.features, self.lists.ids, candidates.pairs, similarities=self.similarities
         )
-        return self.accept(candidates, *scores)
+        return self.accept(candidates, likelihoods)
 
     @torch.no_grad()
     def label_chunks(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
@@ -154,17 +109,17 @@ class CandidateLabeller:
         pair_ids = [chunk.pairs for chunk in candidates]
         stream = build(torch.cat(pair_ids), self.lists.ids, [*map(len, pair_ids)])
         for chunk, subgraphs in zip(candidates, stream, strict=True):
-            logits = self.scorer(self.lists.features, subgraphs, similarities=self.similarities)
-            yield self.accept(chunk, logits.sigmoid(), overlap(subgraphs))
+            logits = self.gcn(self.lists.features, subgraphs, similarities=self.similarities)
+            yield self.accept(chunk, logits.sigmoid())
 
-    def accept(self, candidates: Candidates, likelihoods: Tensor, overlaps: Tensor) -> Labels:
+    def accept(self, candidates: Candidates, likelihoods: Tensor) -> Labels:
         """Apply Eq. 7 to the likelihoods `[P]` of the candidate pairs."""
         ids, lists, is_capped, _ = candidates
         table = candidates.table(likelihoods)
         accepted = rules.accept(ids, lists, table, mu=self.mu)
         scores = torch.cat([table.new_ones(len(ids), 1), table], dim=1)
         positives, refused = split_by_limit(ids, accepted, scores, self.limit)
-        return Labels(positives, lists, table, candidates.table(overlaps), is_capped=is_capped, refused=refused)
+        return Labels(positives, lists, table, is_capped=is_capped, refused=refused)
 
     def finish(self, labels: Iterator[Labels]) -> Iterator[Labels]:
         """Decide by agreement where settings say so, given the labels of all images in order."""
@@ -211,15 +166,10 @@ def choose_labeller(
     Args:
         pids: `[N]`, read by `supervised` alone.
         clusters: of this epoch, under `dbscan`; None where none were found, which labels as `single` does.
-        limit: most positives of an image, for `gcn`, `list_overlap` and `reciprocal`.
+        limit: most positives of an image, for `gcn` and `reciprocal`.
     """
-    scorers: dict[str, tuple[PairScorer, float]] = {
-        "gcn": (gcn, config.pairs.mu),
-        "list_overlap": (ListOverlap(), config.pairs.threshold_of("list_overlap")),
-    }
-    if name in scorers:
-        scorer, mu = scorers[name]
-        return CandidateLabeller(scorer, lists, mu, config.pairs.decide, limit)
+    if name == "gcn":
+        return CandidateLabeller(gcn, lists, config.pairs.mu, config.pairs.decide, limit)
     if name == "reciprocal":
         return label_by_similarity(lists, above=config.pairs.threshold_of("reciprocal"), limit=limit)
     return RuleLabeller(choose_rule(name, config.pairs, lists.features, pids, meta, clusters))
@@ -316,7 +266,6 @@ def gather_labels(labels: Labels, counts: list[int], workers: WorkerGroup) -> La
         "refused": PADDING,
         "candidates": PADDING,
         "likelihoods": 0,
-        "overlaps": 0,
         "is_capped": 0,
     }
     own = {name: part for name in fills if (part := getattr(labels, name)) is not None}

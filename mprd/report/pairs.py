@@ -20,11 +20,10 @@ from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
 from mprd.runtime import checkpoint
 from mprd.runtime.distributed import WorkerGroup
-from mprd.subgraphs import build_serially, build_subgraphs, overlap
+from mprd.subgraphs import build_serially
 
 CHUNK = 4096
 """Pairs scored at a time."""
-DECIDING_SCORES = {"gcn": "g_ij", "list_overlap": "list overlap"}
 """The score whose threshold makes positives, by labeler."""
 
 
@@ -33,8 +32,8 @@ class CandidateScores:
     """Scores of the candidate pairs (i, j), j in NN_k(i), in one state of the networks."""
 
     scores: dict[str, np.ndarray]
-    """`[P]` each: `g_ij` of a trained GCN; of the features that lists are drawn from, `cosine`, `list overlap` of NN(i)
-    and NN(j), and `k-reciprocal` similarity; and `agreement` under `pairs.decide: agreement`."""
+    """`[P]` each: `g_ij` of a trained GCN; of the features that lists are drawn from, `cosine` and `k-reciprocal`
+    similarity; and `agreement` under `pairs.decide: agreement`."""
     is_true: np.ndarray | None
     """Whether both images show one identity, boolean `[P]`; None without identities."""
     decides: str | None
@@ -89,7 +88,7 @@ def score_candidates(snapshot: Snapshot) -> CandidateScores:
     scores = pair_scores(lists, pairs)
     decides, threshold, is_positive = None, None, None
     if isinstance(labeller, CandidateLabeller):
-        decides, threshold = DECIDING_SCORES[snapshot.config.pairs.labeller], labeller.mu
+        decides, threshold = "g_ij", labeller.mu
         is_positive = tables["is_positive"][where].cpu().numpy()
         scores = {decides: tables["likelihoods"][where], **scores}
         if "agreements" in tables:
@@ -160,13 +159,9 @@ def contained(candidates: Tensor, positives: Tensor) -> Tensor:
 def pair_scores(lists: FrozenLists, pairs: Tensor) -> dict[str, Tensor]:
     """Return the scores of pairs `[P, 2]` that need no training, `[P]` each."""
     features = lists.features
-    # an empty part gives the dtype where there are no pairs
-    cosines, overlaps = [features.new_zeros(0)], [features.new_zeros(0)]
-    for chunk in pairs.split(CHUNK):
-        cosines.append((features[chunk[:, 0]] * features[chunk[:, 1]]).sum(1))
-        overlaps.append(overlap(build_subgraphs(chunk, lists.ids)))
-    similarities = lists.similarities.between(*pairs.unbind(1))
-    return {"cosine": torch.cat(cosines), "list overlap": torch.cat(overlaps), "k-reciprocal": similarities}
+    chunks = (features[chunk] for chunk in pairs.split(CHUNK))
+    cosines = torch.cat([(ends[:, 0] * ends[:, 1]).sum(1) for ends in chunks])
+    return {"cosine": cosines, "k-reciprocal": lists.similarities.between(*pairs.unbind(1))}
 
 
 def same_identity(snapshot: Snapshot, pairs: Tensor) -> np.ndarray | None:

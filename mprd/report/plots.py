@@ -89,8 +89,7 @@ def draw_histogram(axes: Axes, *, candidates: CandidateScores, name: str) -> Non
     """Draw the histogram of a score, true and false pairs each as percent of their own number."""
     scores, is_true = candidates.scores[name], candidates.is_true
     low, high = (float(scores.min()), float(scores.max())) if name == "cosine" else (0.0, 1.0)
-    # overlaps are fractions of small numbers: fine bins would show a comb
-    edges = np.linspace(low, max(high, low + 1e-3), 17 if name == "list overlap" else 41)
+    edges = np.linspace(low, max(high, low + 1e-3), 41)
     kinds = [("pairs", np.ones(len(scores), dtype=bool), COLORS[0])]
     if is_true is not None:
         kinds = [("false", ~is_true, COLORS[1]), ("true", is_true, COLORS[0])]

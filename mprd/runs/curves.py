@@ -19,7 +19,6 @@ PAIR_SCORES = {
     "gcn_auc": "g",
     "agreement_auc": "agreement",
     "cosine_auc": "cosine",
-    "jaccard_auc": "list overlap",
     "reciprocal_auc": "k-reciprocal",
 }
 """Columns that hold the AUC of a score on the candidate pairs, and the name of the score."""

@@ -30,7 +30,7 @@ def test_batches_hold_all_ids_in_order_and_two_images_under_batch_norm(batch_siz
         assert plain == normalized or min(map(len, plain)) == 1
 
 
-@pytest.mark.parametrize("labeller", ["list_overlap", "dbscan"])
+@pytest.mark.parametrize("labeller", ["gcn", "dbscan"])
 def test_no_batch_norm_sees_one_image_while_training(labeller: str, tiny_config: Config) -> None:
     changes = {
         "train": {"batch_size": 2, "epochs": 1},

@@ -59,7 +59,7 @@ def test_no_name_is_both_old_and_current() -> None:
         ("train.momentum=0.9", "train.momentum is now fixed at 0.9 (Sec. 5.2)"),
         ("clusters={k1: 20}", "clusters.k1 is now fixed at 30 (Cluster-Contrast's value)"),
         ("train.nesterov=true", "train.nesterov is now train.optimizer=nesterov"),
-        ("pairs.jaccard=0.1", "pairs.jaccard is now pairs.threshold, for the labeller that runs"),
+        ("pairs.reciprocal=0.1", "pairs.reciprocal is now pairs.threshold, for the labeller that runs"),
         ("neighbors.num_shards=2", "neighbors.num_shards is now neighbors.search=sharded with subgraphs.num_actors"),
         ("data.rotation=5", "data.rotation is now a part of data.augmentation, standard or small"),
         ("eval.rerank=true", "eval.rerank is gone: mprd evaluate RUN --rerank"),
@@ -82,7 +82,7 @@ def test_a_run_folder_of_an_earlier_version_is_read_as_it_was(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "overrides"),
     [
-        ({"pairs__labeller": "jaccard", "pairs__jaccard": 0.1}, ("pairs={labeller: list_overlap, threshold: 0.1}",)),
+        ({"pairs__labeller": "ss", "pairs__ss_similarity": 0.7}, ("pairs={labeller: ss, threshold: 0.7, refresh: batch}",)),
         ({"pairs__labeller": "mlcr", "pairs__mplp_t": 0.6}, ("pairs={labeller: mlcr, refresh: batch}",)),
         # the threshold of a labeller that did not run had no effect
         ({"pairs__labeller": "knn", "pairs__ss_similarity": 0.8}, ("pairs={labeller: knn, refresh: batch}",)),
@@ -119,6 +119,8 @@ def test_a_renamed_setting_of_a_run_folder_is_moved(
             {"neighbors__metric": "csls"},
             "neighbors.metric: csls is gone; read it with the version of mprd that",
         ),
+        ({"pairs__labeller": "jaccard"}, "pairs.labeller: jaccard is gone; read it with"),
+        ({"gcn__read_out": "scalars"}, 'gcn.read_out is now fixed at "pooled"'),
     ],
 )
 def test_a_run_folder_with_another_value_is_refused_by_name(
@@ -131,8 +133,8 @@ def test_a_run_folder_with_another_value_is_refused_by_name(
 
 def test_a_study_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    old = {"pairs.labeller": "jaccard", "pairs.jaccard": 0.1}
-    new = {"pairs.labeller": "list_overlap", "pairs.threshold": 0.1}
+    old = {"pairs.labeller": "ss", "pairs.ss_similarity": 0.7}
+    new = {"pairs.labeller": "ss", "pairs.threshold": 0.7}
     study = {"name": "x", "doc": "", "points": [{"name": "a", "set": old}, {"name": "b"}], "set": {"loss.alpha": 4.0}}
     folder.study_file.write_text(yaml.safe_dump(study))
     folder.trials_file.write_text(json.dumps([{"number": 0, "point": "a", "settings": old, "seed": 0}]))

@@ -84,7 +84,7 @@ def test_an_override_is_read_as_yaml() -> None:
             "pairs.decide: agreement labels all images at once, so pairs.refresh must not be batch",
         ),
         ("pairs={labeller: reciprocal, refresh: batch}", "pairs.labeller: reciprocal labels all images at once"),
-        ("pairs.threshold=0.4", "pairs.threshold is for the labellers ss, mplp, mlcr, list_overlap, reciprocal, but"),
+        ("pairs.threshold=0.4", "pairs.threshold is for the labellers ss, mplp, mlcr, reciprocal, but"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> None:

@@ -88,7 +88,7 @@ def test_scores_of_candidates_are_of_the_features_that_lists_were_drawn_from(
     tiny_config: Config, tiny_root: Path
 ) -> None:
     """Under `source: memory` the memory has moved on when the epoch is evaluated; standardized features are not it."""
-    settings = ("pairs.labeller=list_overlap", "neighbors.source=memory", "pairs.refresh=epoch", "train.epochs=1")
+    settings = ("pairs.labeller=gcn", "neighbors.source=memory", "pairs.refresh=epoch", "train.epochs=1")
     start: list[Tensor] = []
 
     def look(trainer: Trainer) -> None:

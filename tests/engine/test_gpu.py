@@ -22,12 +22,12 @@ from .test_trainer import open_data
 
 pretending = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU, and need not pretend")
 
-RULES = ("list_overlap", "knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
+RULES = ("knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
 LIVE = ("neighbors.source=memory", "neighbors.metric=cosine", "neighbors.standardise=false")
 SETTINGS = {
     "as recommended": ("gcn.variant=reciprocal", "pairs.decide=agreement", "pairs.mu=0.1", "neighbors.source=mean"),
     "as in the paper": (*LIVE, "gcn.variant=paper", "meta.pairs=random"),
-    "a graph, and scalars": ("gcn.read_out=both", "data.camera_style=colour"),
+    "styles by color": ("data.camera_style=colour",),
     **{name: (f"pairs.labeller={name}",) for name in RULES},
     "dbscan": ("pairs.labeller=dbscan", "clusters.eps=0.9"),
 }

@@ -23,7 +23,7 @@ from mprd.evaluate.epoch_metrics import epoch_row
 
 from .loop import CPU, assert_same_state, changed, open_data, train
 
-LABELLERS = ("gcn", "list_overlap", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
+LABELLERS = ("gcn", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single")
 
 
 @pytest.mark.parametrize("labeller", LABELLERS)

@@ -132,7 +132,7 @@ def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> N
         assert labels.positives.tolist() == [[LARGE_ID, -1], [1, 1]]
         assert labels.candidates.tolist() == [[0, 0], [1, -1]]
         assert torch.equal(labels.likelihoods, torch.tensor([[0.1, 0.1], [0.1, 0.0]]))
-        assert labels.overlaps is None
+        assert labels.agreements is None
         assert labels.is_capped.tolist() == [False, True]
 
 

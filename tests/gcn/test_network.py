@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
-from mprd.gcn.node_features import NUM_SCALARS, pair_scalars
 from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.subgraphs import build_subgraphs
 from tests.graphs import all_pairs, padded, random_lists, unit_rows
@@ -180,17 +179,17 @@ def test_dropping_the_link_changes_linked_pairs_alone() -> None:
 
 @for_all_settings
 def test_chunks_of_any_size_have_the_same_logits(variant: str, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gcn = make_gcn(variant=variant, link=link, read_out="both")
+    gcn = make_gcn(variant=variant, link=link)
     memory, lists, pairs = unit_rows(12, 7), random_lists(12, 7), all_pairs(12)
     whole = logits_of(gcn, memory, pairs, lists)
-    likelihoods, overlaps = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
+    likelihoods = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
     monkeypatch.setattr("mprd.gcn.node_features.CELLS_PER_CHUNK", {"cpu": 300})
     torch.testing.assert_close(logits_of(gcn, memory, pairs, lists), whole, atol=1e-12, rtol=0)
     # as on an accelerator: absent leaves stay in the middle of rows, and pairs in their order
     monkeypatch.setattr(PairGCN, "fits_at_once", lambda *_, **__: True)
     torch.testing.assert_close(logits_of(gcn, memory, pairs, lists), whole, atol=1e-12, rtol=0)
     found = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
-    torch.testing.assert_close(found, (likelihoods, overlaps), atol=1e-12, rtol=0)
+    torch.testing.assert_close(found, likelihoods, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -207,26 +206,18 @@ def test_a_few_pairs_of_a_large_memory(variant: str) -> None:
     assert_paths_agree(gcn, memory, pairs, lists)
 
 
-def jaccard(lists: Lists, i: int, j: int) -> float:
-    one, other = set(lists[i]) - {i, j}, set(lists[j]) - {i, j}
-    return len(one & other) / max(1, len(one | other))
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_predict_returns_likelihoods_and_overlaps_in_the_order_of_the_pairs(
-    variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_predict_returns_likelihoods_in_the_order_of_the_pairs(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lists, pairs, memory = random_lists(25, 16, shortest=1), all_pairs(25), unit_rows(25, 7)
     gcn = make_gcn(variant=variant)
     expected = [1 / (1 + math.exp(-slow_logit(gcn, memory.numpy(), lists, i, j))) for i, j in pairs[:40].tolist()]
     for group in (2**15, 10):
         monkeypatch.setattr("mprd.gcn.network.PAIRS_PER_GROUP", group)
-        likelihoods, overlaps = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
+        likelihoods = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
         assert not likelihoods.requires_grad
         assert likelihoods[:40].tolist() == pytest.approx(expected, abs=1e-9)
-        assert overlaps.tolist() == [pytest.approx(jaccard(lists, i, j)) for i, j in pairs.tolist()]
     for pair, likelihood in zip(pairs[40:50], likelihoods[40:50], strict=True):
-        alone, _ = gcn.predict(memory, padded(lists), pair[None], **needed(gcn, memory))
+        alone = gcn.predict(memory, padded(lists), pair[None], **needed(gcn, memory))
         torch.testing.assert_close(alone[0], likelihood, atol=1e-12, rtol=0)
 
 
@@ -237,45 +228,8 @@ def test_no_pairs_give_no_logits_and_one_gives_one() -> None:
     assert logits.shape == (0,)
     gradients = torch.autograd.grad(logits.sum(), [*gcn.parameters(), memory], materialize_grads=True)
     assert not any(bool(gradient.any()) for gradient in gradients)
-    assert [part.shape for part in gcn.predict(memory.detach(), padded(lists), nothing)] == [(0,), (0,)]
+    assert gcn.predict(memory.detach(), padded(lists), nothing).shape == (0,)
     assert logits_of(gcn, memory, torch.tensor([[0, 1]]), lists).shape == (1,)
-
-
-def slow_scalars(memory: np.ndarray, lists: list[list[int]], i: int, j: int) -> list[float]:
-    around_i, around_j = set(lists[i]) - {j}, set(lists[j]) - {i}
-    either = around_i | around_j
-    smaller = larger = 0.0
-    for n in either:
-        cosines = [max(0.0, float(memory[n] @ memory[end])) for end in (i, j)]
-        smaller, larger = smaller + min(cosines), larger + max(cosines)
-    return [float(memory[i] @ memory[j]), len(around_i & around_j) / len(either), smaller / larger if larger else 0.0]
-
-
-def test_scalars_of_a_pair_equal_a_loop() -> None:
-    lists, pairs, memory = random_lists(12, 6, shortest=3), all_pairs(12), unit_rows(12, 7)
-    found = pair_scalars(memory, build_subgraphs(pairs, padded(lists)))
-    wanted = [slow_scalars(memory.numpy(), lists, i, j) for i, j in pairs.tolist()]
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), atol=1e-6, rtol=0)
-    alone = pair_scalars(memory, build_subgraphs(pairs[:1], padded([[1], [0], [0]])))
-    assert alone[0].tolist() == [pytest.approx(float(memory[0] @ memory[1])), 0.0, 0.0]
-
-
-@pytest.mark.parametrize("read_out", ["scalars", "both"])
-def test_scalars_are_read_out_beside_the_graph_or_instead_of_it(read_out: str) -> None:
-    lists, pairs, memory, gcn = random_lists(12, 6), all_pairs(12), unit_rows(12, 7), make_gcn(read_out=read_out)
-    assert_paths_agree(gcn, memory, pairs, lists)
-    before = logits_of(gcn, memory, pairs, lists)
-    if read_out == "scalars":
-        x = torch.tensor(slow_scalars(memory.numpy(), lists, *pairs[5].tolist()), dtype=torch.float64)
-        by_hand = gcn.mlp_2.weight @ (gcn.mlp_1.weight @ x + gcn.mlp_1.bias).clamp(min=0) + gcn.mlp_2.bias
-        torch.testing.assert_close(before[5:6], by_hand, atol=1e-6, rtol=0)
-    with torch.no_grad():
-        if read_out == "both":
-            gcn.mlp_1.weight[:, -NUM_SCALARS:] = 0
-        else:
-            gcn.theta_1.zero_()
-    # `both` depends on the scalars, `scalars` does not depend on the graph
-    assert torch.allclose(logits_of(gcn, memory, pairs, lists), before) == (read_out == "scalars")
 
 
 def test_the_same_generator_draws_the_same_weights_and_a_state_dict_holds_them() -> None:

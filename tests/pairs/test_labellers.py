@@ -8,13 +8,13 @@ from mprd.config.schema import Config, NeighborsConfig, PairsConfig
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import NeighborTable
 from mprd.neighbors.lists import FrozenLists
-from mprd.pairs.labellers import CandidateLabeller, ListOverlap, RuleLabeller, choose_labeller, label_by_similarity
+from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_by_similarity
 from mprd.pairs.positives import MetaSet, PositiveLimit
 from mprd.subgraphs import build_serially
 from tests.graphs import groups
 
 NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
-"""Lists of 0 and 1 share 2 out of 2, 3, 4; those of 0 and 3 nothing out of 1, 2, 4, 5."""
+"""The candidates of each of six images."""
 
 
 def lists_by_hand() -> FrozenLists:
@@ -22,67 +22,41 @@ def lists_by_hand() -> FrozenLists:
     return FrozenLists(torch.eye(6), None, NeighborsConfig(k=3, k_max=3), search_all=lambda *_, **__: table)
 
 
-def by_hand(i: int, *, above: float) -> set[int]:
-    """Take the candidates whose lists overlap by more than so much, and the image itself."""
-    taken = {i}
-    for j in NEAR[i]:
-        a, b = set(NEAR[i]) - {j}, set(NEAR[j]) - {i}
-        if len(a & b) / len(a | b) > above:
-            taken.add(j)
-    return taken
+def gcn_labeller(mu: float) -> CandidateLabeller:
+    gcn = PairGCN(6, hidden=4, mlp_hidden=4, generator=torch.Generator().manual_seed(0))
+    return CandidateLabeller(gcn, lists_by_hand(), mu=mu)
 
 
-def overlap_labeller(mu: float) -> CandidateLabeller:
-    return CandidateLabeller(ListOverlap(), lists_by_hand(), mu=mu)
-
-
-def test_candidates_whose_lists_overlap_enough_are_positives() -> None:
-    for mu in (0.0, 0.3, 0.5):
-        labels = overlap_labeller(mu).label(torch.arange(6))
-        for i, row in enumerate(labels.positives.tolist()):
-            assert set(row) - {-1} == by_hand(i, above=mu)
-    assert by_hand(0, above=0.3) == {0, 1, 2}
+def test_candidates_whose_likelihood_exceeds_mu_are_positives() -> None:
+    everyone = torch.arange(6)
+    pairs = torch.tensor([(i, j) for i, near in enumerate(NEAR) for j in near])
+    likelihoods = gcn_labeller(0.5).gcn.predict(torch.eye(6), torch.tensor(NEAR), pairs).view(6, 3)
+    # between the likelihoods, so that some candidates are positives and some are not
+    mu = float(likelihoods.median()) + 1e-6
+    labels = gcn_labeller(mu).label(everyone)
+    assert labels.likelihoods is not None
+    torch.testing.assert_close(labels.likelihoods, likelihoods)
+    taken = [{i} | {j for j, g in zip(NEAR[i], likelihoods[i].tolist(), strict=True) if g > mu} for i in range(6)]
+    assert [set(row) - {-1} for row in labels.positives.tolist()] == taken
+    assert 6 < sum(map(len, taken)) < 6 + 18
 
 
 def test_labels_are_the_same_from_graphs_that_somebody_else_built() -> None:
     ids = torch.arange(6)
-    whole = overlap_labeller(0.3).label(ids)
-    parts = list(overlap_labeller(0.3).label_chunks(list(ids.split(4)), build_serially))
+    whole = gcn_labeller(0.5).label(ids)
+    parts = list(gcn_labeller(0.5).label_chunks(list(ids.split(4)), build_serially))
     assert torch.equal(torch.cat([part.positives for part in parts]), whole.positives)
     torch.testing.assert_close(torch.cat([part.likelihoods for part in parts]), whole.likelihoods)
-    torch.testing.assert_close(torch.cat([part.overlaps for part in parts]), whole.overlaps)
-    assert torch.equal(whole.likelihoods, whole.overlaps)
-
-
-def test_the_gcn_is_told_apart_from_the_overlap_that_is_kept_beside_it() -> None:
-    gcn = PairGCN(6, hidden=4, mlp_hidden=4, generator=torch.Generator().manual_seed(0))
-    labeller = CandidateLabeller(gcn, lists_by_hand(), mu=0.5)
-    labels = labeller.label(torch.arange(2))
-    assert labels.likelihoods is not None
-    assert labels.overlaps is not None
-    pairs = torch.tensor([[0, 1], [0, 2], [0, 3], [1, 0], [1, 2], [1, 4]])
-    expected, _ = gcn.predict(torch.eye(6), torch.tensor(NEAR), pairs)
-    torch.testing.assert_close(labels.likelihoods.flatten(), expected)
-    assert labels.overlaps.tolist()[0] == labels_overlap(0)
-
-
-def labels_overlap(i: int) -> list[float]:
-    sets = [(set(NEAR[i]) - {j}, set(NEAR[j]) - {i}) for j in NEAR[i]]
-    return [torch.tensor(len(a & b) / len(a | b)).item() for a, b in sets]
 
 
 def test_every_name_has_its_labeller() -> None:
     rest = {"gcn": PairGCN(6), "pids": torch.arange(6)}
     rest["meta"] = MetaSet.empty()
-    config = Config(pairs=PairsConfig(labeller="list_overlap", mu=0.6, threshold=0.2))
-    gcn, shared, knn = (
-        choose_labeller(name, config, lists_by_hand(), **rest) for name in ("gcn", "list_overlap", "knn")
-    )
+    config = Config(pairs=PairsConfig(mu=0.6))
+    gcn, knn = (choose_labeller(name, config, lists_by_hand(), **rest) for name in ("gcn", "knn"))
     assert isinstance(gcn, CandidateLabeller)
-    assert isinstance(shared, CandidateLabeller)
     assert isinstance(knn, RuleLabeller)
-    assert (gcn.mu, shared.mu) == (0.6, 0.2)
-    assert isinstance(shared.scorer, ListOverlap)
+    assert gcn.mu == 0.6
 
 
 def test_similarities_above_a_threshold_are_positives_and_the_limit_refuses_some() -> None:

@@ -87,7 +87,7 @@ def test_candidates_exclude_the_labeled_images(gcn_run: Path) -> None:
     # two of six identities are labeled; the other 16 images have 3 to 6 neighbors each
     assert 16 * 3 <= len(candidates) <= 16 * 6
     assert candidates.is_true is not None
-    assert [*candidates.scores] == ["g_ij", "cosine", "list overlap", "k-reciprocal"]
+    assert [*candidates.scores] == ["g_ij", "cosine", "k-reciprocal"]
     assert {len(scores) for scores in candidates.scores.values()} == {len(candidates.is_true)}
     assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
 
