@@ -106,7 +106,9 @@ class Model:
         """Return the number of a camera as named in file names; None where it has none and was not trained on."""
         if name in self.camera_words:
             return self.camera_numbers[self.camera_words.index(name)]
-        return to_number(name)
+        number = to_number(name)
+        # the numbers of words are not in names
+        return None if self.camera_words and number in self.camera_numbers else number
 
     def camera_rows(self, cameras: Sequence[int | None]) -> Tensor:
         """Return the training's number of each camera, int64 `[n]` on the CPU, -1 where it is unknown."""
@@ -115,12 +117,13 @@ class Model:
 
     def tell_cameras(self, cameras: Sequence[int | None], *, is_whitened: bool) -> None:
         """Log which cameras, as numbered in file names, features will take the statistics of."""
-        known = sorted({number for number in cameras if number in self.camera_numbers})
+        names = dict(zip(self.camera_numbers, self.camera_words or self.camera_numbers, strict=True))
+        known = sorted({number for number in cameras if number in names})
         if known and (is_whitened or self.backbone.num_cameras):
             logger.info(
                 "features take the statistics of the cameras %s in the images' names; --other-cameras if these are not "
                 "the cameras that %s was trained on",
-                ", ".join(map(str, known)), self.name,
+                ", ".join(str(names[number]) for number in known), self.name,
             )  # fmt: skip
 
     def whitening_chain(self) -> SimilarityChain:

@@ -126,7 +126,7 @@ def test_an_export_has_the_features_of_the_model_under_one_camera(camera_run: Pa
         export_network(model, tmp_path / "net.pt", kind="torchscript", whiten=True, camera="9")
 
 
-def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path) -> None:
+def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("bounding_box_train", "query", "bounding_box_test"):
         for file in files(tiny_root, split):
             camera = "north" if "_c1" in file.name else "south"
@@ -134,7 +134,7 @@ def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
     folder = RunFolder(tmp_path / "words")
-    names = {"dataset": "folder", "root": tmp_path / "data", "name_pattern": r"(?P<camid>north|south)/(?P<pid>\d+)_"}
+    names = {"dataset": "folder", "root": tmp_path / "data", "name_pattern": r"(?P<camid>[a-z]+th|west)/(?P<pid>\d+)_"}
     splits = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
     config = load_config("demo", overrides=(*TINY, *BY_CAMERA, "train.epochs=1"), values={"data": names | splits})
     run_local(config, folder, resume=False, console=Console(quiet=True))
@@ -147,8 +147,24 @@ def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path) -> None:
     (rows,) = open_features(out).batches()
     assert rows.camids == [1] * 4 + [2] * 4
     np.testing.assert_allclose(rows.features, model.extract(rows.paths, cameras=rows.camids), atol=1e-6)
+    # "2" is south's number and nobody's name
+    assert [model.camera_number(name) for name in ("north", "south", "2", "7", "west")] == [1, 2, None, 7, None]
     with pytest.raises(UserError, match="--camera must be one of north, south, the cameras of words, but got west"):
         export_network(model, tmp_path / "net.pt", kind="torchscript", camera="west")
+
+    # in another data set statistics go to cameras of the same names, whatever their places there
+    for split in ("query", "bounding_box_test"):
+        (tmp_path / "data" / split / "north").rename(tmp_path / "data" / split / "west")
+    (tmp_path / "data").rename(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "bounding_box_train")
+    rows: list[Tensor] = []
+    monkeypatch.setattr(
+        "mprd.evaluate.run.evaluate",
+        lambda *rest, camera_rows, **how: (rows.append(camera_rows), evaluation.evaluate(*rest, **how))[1],
+    )
+    evaluate_run(folder, data=tmp_path / "other", best=False, same_cameras=True)
+    # south, west
+    assert rows[0].tolist() == [1, -1]
 
 
 def test_a_run_without_whitening_is_refused(trained_run: Path, tiny_root: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mprd.backbone.features import ordered_batches, recalibrate, stream_features
 from mprd.config.schema import Config
-from mprd.data.datasets import ImageSet, ReidDataset
+from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages
 from mprd.data.recognition import elsewhere, locate
 from mprd.engine.camera_groups import CameraGroups
@@ -68,14 +68,15 @@ def adapt_run(
     out.check_is_free(config)
     dataset = open_dataset(config, needs_train=False)
     images = dataset.train if len(dataset.train) else dataset.gallery
+    if len(images) < LEAST_IMAGES:
+        raise UserError(f"{data}: statistics need at least {LEAST_IMAGES} images, but there are {len(images)}")
     if images.camids is None:
         raise UserError(f"{data}: no cameras in the names of its images; --name-pattern says where they are")
     model = load_model(run.path, best=best, device=config.train.device)
     adapted = adapt(model, images, config, console=console or new_console(quiet=True))
     out.create(config)
-    out.save(checkpoint_of(adapted, dataset))
-    names = dataset.camera_words or dataset.camera_numbers
-    used = ", ".join(str(names[camera]) for camera in np.unique(images.camids))
+    out.save(checkpoint_of(adapted) | dataset.cameras_of(images))
+    used = ", ".join(dataset.camera_names[camera] for camera in np.unique(images.camids))
     return f"{out.path}: {run.path.resolve().name} for the cameras {used}"
 
 
@@ -94,7 +95,6 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     with ImageLine(console, sum(map(len, rows)) + len(used)) as line:
         on_images = partial(line.advance, is_earlier=False)
         recalibrate(model.backbone, shown, rows, batch_size=batch_size, on_images=on_images, **how)
-        model.backbone.eval()
         if model.chain is None or model.chain.cameras is None:
             return model
         features = torch.empty(len(used), model.num_features, device=model.device)
@@ -106,11 +106,7 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     return replace(model, chain=replace(model.chain, cameras=statistics))
 
 
-def checkpoint_of(model: Model, dataset: ReidDataset) -> dict[str, object]:
-    """Return what `load_model` reads of a checkpoint."""
-    return {
-        "backbone": model.backbone.state_dict(),
-        "chain": None if model.chain is None else model.chain.state_dict(),
-        "camera_numbers": [*dataset.camera_numbers],
-        "camera_words": [*dataset.camera_words],
-    }
+def checkpoint_of(model: Model) -> dict[str, object]:
+    """Return what `load_model` reads of a checkpoint, but for the cameras."""
+    chain = None if model.chain is None else model.chain.state_dict()
+    return {"backbone": model.backbone.state_dict(), "chain": chain}

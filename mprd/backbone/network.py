@@ -193,7 +193,7 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 @torch.no_grad()
 def estimate_bn(backbone: Backbone, images: Iterable[Tensor]) -> None:
     """Set all running statistics to their plain mean over the batches, in place; weights are not changed."""
-    norms = batch_norms(backbone)
+    norms, was_training = batch_norms(backbone), backbone.training
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -201,6 +201,7 @@ def estimate_bn(backbone: Backbone, images: Iterable[Tensor]) -> None:
     backbone.train()
     for batch in images:
         backbone(batch)
+    backbone.train(was_training)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
@@ -210,7 +211,8 @@ def estimate_camera_bn(backbone: Backbone, samples: Iterable[tuple[int, Iterable
     """Estimate the statistics of each camera, given a number of images and their batches, and last of all, in place.
 
     Training leaves statistics of augmented images, and of weights that have moved on. As in `CameraStatistics`, a
-    camera of n images takes n / (n + 30) of its own statistics and the rest from those of all; n may be 0.
+    camera of n images takes n / (n + 30) of its own statistics and the rest from those of all; n may be 0, but 1 has no
+    variance.
     """
     norms = [norm for norm in batch_norms(backbone) if isinstance(norm, CameraBatchNorm)]
     counts, moments = [], []

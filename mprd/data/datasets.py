@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ class ReidDataset:
     packs: Packs | None = None
     """The cache of decoded images; None: files are decoded on each access."""
     camera_numbers: tuple[int, ...] = ()
-    """The numbers in file names of cameras 0, 1, ..."""
+    """The numbers in file names of cameras 0, 1, ..., of which those of the training images come first."""
     camera_words: tuple[str, ...] = ()
     """The names of these cameras, where they are not numbers; empty where they are."""
     left_out: tuple[LeftOut, ...] = ()
@@ -89,6 +90,16 @@ class ReidDataset:
     def can_evaluate(self) -> bool:
         """Whether there are query and gallery images with identities and cameras."""
         return all(len(s) and s.pids is not None and s.camids is not None for s in (self.query, self.gallery))
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The names of cameras 0, 1, ... in file names."""
+        return self.camera_words or tuple(map(str, self.camera_numbers))
+
+    def cameras_of(self, images: ImageSet) -> dict[str, Any]:
+        """Return what a checkpoint records of the cameras that it holds statistics of, those of `images`."""
+        count = 0 if images.camids is None else int(images.camids.max()) + 1
+        return {"camera_numbers": [*self.camera_numbers[:count]], "camera_words": [*self.camera_words[:count]]}
 
     def __str__(self) -> str:
         """Return the numbers of images, identities and cameras in words."""
@@ -131,8 +142,8 @@ def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset
         )
         raise UserError(f"{root}: {reason}")
     root = root.parent if config.dataset == "list" else root
-    train, query, gallery = number_splits(splits)
-    camera_numbers, camera_words = list_cameras(crop for split in splits for crop in split)
+    camera_numbers, camera_words = list_cameras(splits)
+    train, query, gallery = number_splits(splits, cameras=camera_words or camera_numbers)
     style = None
     if config.camera_style == "camstyle":
         style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
@@ -212,11 +223,11 @@ def drop_junk(crops: list[Crop]) -> list[Crop]:
     return [crop for crop in crops if crop.pid is None or to_number(crop.pid) != JUNK_PID]
 
 
-def number_splits(splits: Splits) -> tuple[ImageSet, ImageSet, ImageSet]:
+def number_splits(splits: Splits, *, cameras: Sequence[int | str]) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Number pids and camids consistently over the splits; without pids, query and gallery are left empty."""
     crops = [crop for split in splits for crop in split]
-    pids = number_ids([crop.pid for crop in crops], keep=True)
-    camids = number_ids([crop.camid for crop in crops], keep=False)
+    pids = number_pids([crop.pid for crop in crops if crop.pid is not None])
+    camids = number_camids([crop.camid for crop in crops if crop.camid is not None], cameras)
     everything = ImageSet(tuple(crop.path for crop in crops), pids, camids)
     ends = np.cumsum([len(split) for split in splits])
     train, query, gallery = (everything.select(rows) for rows in np.split(np.arange(len(crops)), ends[:-1]))
@@ -226,20 +237,21 @@ def number_splits(splits: Splits) -> tuple[ImageSet, ImageSet, ImageSet]:
     return train, query, gallery
 
 
-def number_ids(texts: Sequence[str | None], *, keep: bool) -> np.ndarray | None:
-    """Return ids as int64 `[n]`; None if there are none.
-
-    Args:
-        keep: whether numeric ids are kept; otherwise, and where one is not numeric, ids count from 0 in sorted order.
-    """
-    known = [text for text in texts if text is not None]
-    if not known:
+def number_pids(texts: Sequence[str]) -> np.ndarray | None:
+    """Return pids as int64 `[n]`, counted from 0 in sorted order where one is no number; None if there are none."""
+    if not texts:
         return None
-    numbers = [to_number(text) for text in known]
+    numbers = [to_number(text) for text in texts]
     if None in numbers:
-        return np.unique(np.array(known), return_inverse=True)[1].astype(np.int64)
-    found = np.array(numbers, dtype=np.int64)
-    return found if keep else np.unique(found, return_inverse=True)[1].astype(np.int64)
+        return np.unique(np.array(texts), return_inverse=True)[1].astype(np.int64)
+    return np.array(numbers, dtype=np.int64)
+
+
+def number_camids(texts: Sequence[str], cameras: Sequence[int | str]) -> np.ndarray | None:
+    """Return the place of each camera among all, int64 `[n]`; None if there are none."""
+    places = {camera: place for place, camera in enumerate(cameras)}
+    found = [places[text] if text in places else places[int(text)] for text in texts]
+    return np.array(found, dtype=np.int64) if found else None
 
 
 def to_number(text: str) -> int | None:
@@ -248,14 +260,18 @@ def to_number(text: str) -> int | None:
     return int(text) if digits.isascii() and digits.isdigit() and len(digits) < 19 else None
 
 
-def list_cameras(crops: Iterable[Crop]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return the numbers of cameras 0, 1, ... in file names, and their names where these are words, counted from 1."""
-    texts = {crop.camid for crop in crops if crop.camid is not None}
-    numbers = {to_number(text) for text in texts}
-    known = {number for number in numbers if number is not None}
-    if len(known) == len(numbers):
-        return tuple(sorted(known)), ()
-    return tuple(range(1, len(texts) + 1)), tuple(sorted(texts))
+def list_cameras(splits: Splits) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the numbers of cameras 0, 1, ... in file names, and their names where these are words, counted from 1.
+
+    Those of training images come first: statistics of cameras keep their rows whatever query and gallery hold.
+    """
+    train, *tested = ({crop.camid for crop in split if crop.camid is not None} for split in splits)
+    everywhere = train.union(*tested)
+    if any(to_number(text) is None for text in everywhere):
+        words = (*sorted(train), *sorted(everywhere - train))
+        return tuple(range(1, len(words) + 1)), words
+    trained, known = ({int(text) for text in texts} for texts in (train, everywhere))
+    return (*sorted(trained), *sorted(known - trained)), ()
 
 
 def take_some(dataset: ReidDataset, most: int) -> ReidDataset:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
+from mprd.backbone.features import ordered_batches
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
 from mprd.engine.camera_groups import CameraGroups
@@ -24,8 +29,20 @@ def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroup
             f"{root}: neighbors.k = {config.neighbors.k} needs more training images than that, but there are "
             f"{len(train)}"
         )
-    counts = [len(ids) for ids in groups.batched()]
-    for name, size in (("train", config.train.batch_size), ("eval", config.eval.batch_size)):
-        smallest = min(count // -(-count // size) for count in counts)
-        if smallest < workers.size:
-            raise UserError(f"{name}.batch_size: a batch of {smallest} is too small for {workers.size} workers")
+    everyone = torch.arange(len(train))
+    estimated = [everyone] if config.backbone.weights == "none" else []
+    if config.backbone.camera_bn:
+        estimated = groups.samples(everyone)
+    for name, many, size in (
+        ("train.batch_size", groups.batched(), config.train.batch_size),
+        ("eval.batch_size", estimated, config.eval.batch_size),
+    ):
+        batches = [batch for ids in many for batch in ordered_batches(ids, size, is_normalized=True)]
+        check_batches(name, batches, workers)
+
+
+def check_batches(name: str, batches: Sequence[list[int]], workers: WorkerGroup) -> None:
+    """Raise UserError, naming a setting, where a batch that batch norms learn from leaves a worker without an image."""
+    smallest = min(map(len, batches), default=workers.size)
+    if smallest < workers.size:
+        raise UserError(f"{name}: a batch of {smallest} is too small for {workers.size} workers")

@@ -28,7 +28,7 @@ from mprd.engine.epoch_lists import EpochLists
 from mprd.engine.gcn_inputs import GcnInputs
 from mprd.engine.gcn_sampling import PairSources, StepPairs, draw_epoch
 from mprd.engine.objectives import Objective, choose_objective
-from mprd.engine.requirements import check_requirements
+from mprd.engine.requirements import check_batches, check_requirements
 from mprd.engine.state import TrainState, build_state
 from mprd.engine.stats import EpochStats
 from mprd.errors import NonFiniteLoss
@@ -150,8 +150,7 @@ class Trainer:
         """Return state and statistics for a checkpoint; raise NonFiniteLoss where they are not worth keeping."""
         self.check_losses()
         own = {"stats": self.stats.state_dict(), "images": self.images.state_dict()}
-        cameras = {"camera_numbers": [*self.dataset.camera_numbers], "camera_words": [*self.dataset.camera_words]}
-        return {**self.state.state_dict(), **own, **cameras}
+        return {**self.state.state_dict(), **own, **self.dataset.cameras_of(self.dataset.train)}
 
     def load_state_dict(self, saved: dict[str, Any], *, path: Path) -> None:
         """Restore a checkpoint; raise UserError where it does not fit the settings or the data."""
@@ -159,6 +158,11 @@ class Trainer:
         self.state.load_state_dict(saved, path=path)
         # `tally` in older checkpoints
         self.stats = EpochStats.from_state_dict(saved["stats"] if "stats" in saved else saved["tally"])
+        cameras = self.dataset.cameras_of(self.dataset.train)
+        if any(saved.get(name, now) != now for name, now in cameras.items()):
+            # statistics are in the order of the cameras of then
+            self.state.chain = None
+            self.recalibrate()
         if len(unknown):
             self.state.memory.features[unknown] = self.extract(self.plain_images, ids=unknown)
 
@@ -278,6 +282,7 @@ class Trainer:
         objective = choose_objective(self.config, state, self.camids, self.groups.batched())
         self.train_images.set_epoch(state.epoch)
         batches = objective.batches(generator(self.config.train.seed, RngStream.ORDER, state.epoch))
+        check_batches("train.batch_size", batches, self.workers)
         state.backbone.train()
         with cudnn_benchmark():
             for images, ids in self.batches(self.train_images, batches[state.step :]):

@@ -49,6 +49,6 @@ def evaluate_run(
         device=model.device,
         extras=extras,
         chain=chain,
-        camera_rows=model.camera_rows(dataset.camera_numbers),
+        camera_rows=model.camera_rows([*map(model.camera_number, dataset.camera_names)]),
     )
     return evaluation.row()

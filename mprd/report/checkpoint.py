@@ -62,7 +62,7 @@ class Snapshot:
 
     def extract(self, images: ImageSet) -> Tensor:
         """Extract unit features `[n, D]` without augmentation."""
-        numbers = self.need_dataset().camera_numbers
+        numbers = [*map(self.model.camera_number, self.need_dataset().camera_names)]
         cameras = None if images.camids is None else [numbers[camid] for camid in images.camids]
         features = self.model.extract(images.paths, cameras=cameras, num_workers=self.config.data.num_workers)
         return torch.as_tensor(features, device=self.model.device)

@@ -122,6 +122,10 @@ def test_what_cannot_be_adapted_is_refused(
     assert "crops: no cameras in the names of its images; --name-pattern says" in refuse(
         app, camera_run, nameless_root, *new
     )
+    (tmp_path / "one").mkdir()
+    shutil.copy(files(tiny_root)[0], tmp_path / "one")
+    line = refuse(app, camera_run, tmp_path / "one", *new)
+    assert line.endswith("one: statistics need at least 2 images, but there are 1")
     assert not (tmp_path / "new").exists()
     assert "holds a run already" in refuse(app, camera_run, tiny_root, "--out", trained_run)
     adapt_run(RunFolder(camera_run), tiny_root, RunFolder(tmp_path / "new"))

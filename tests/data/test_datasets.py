@@ -64,8 +64,9 @@ def test_both_official_msmt17_versions_train_on_list_train_and_list_val(tmp_path
     data = load(write_msmt17(tmp_path / "MSMT17", train=train).parent, "msmt17")
     assert names(data.train.paths) == [*MSMT17]
     assert ints(data.train.pids) == [0, 0, 1]
-    # cameras 1, 3, 12, 14 over all splits
-    assert ints(data.train.camids) == [0, 3, 2]
+    # those of the training images first
+    assert data.camera_numbers == (1, 12, 14, 3)
+    assert ints(data.train.camids) == [0, 2, 1]
     assert ints(data.gallery.pids) == [0, 2]
     assert data.num_cameras == 4
 

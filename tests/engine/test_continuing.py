@@ -73,3 +73,29 @@ def test_a_resumed_run_stops_where_its_images_have_changed_or_goes_on_by_their_n
     assert features[new].norm() == pytest.approx(1)
     fit(again)
     assert again.state.epoch == 2
+
+
+def test_statistics_follow_their_cameras_through_a_resumption(root: Path) -> None:
+    """Those of a camera that is gone would serve the next one."""
+    sets = ("backbone.camera_bn=true", "data.on_changed=continue", "train.epochs=2")
+    trainer = trainer_of(config_of(root, *sets))
+    trainer.fill_memory()
+    saved = trainer.state_dict()
+    assert saved["camera_numbers"] == [1, 2]
+    # a camera of the gallery alone changes no number of a training camera
+    write_crop(root / "bounding_box_test" / "0100_c0s1_000009_01.jpg", 100, 0, 9)
+    same = trainer_of(config_of(root, *sets))
+    same.load_state_dict(saved, path=Path("last.pt"))
+    assert same.state_dict()["camera_numbers"] == [1, 2]
+    assert same.dataset.camera_numbers == (1, 2, 0)
+    for file in (root / "bounding_box_train").glob("*_c1s1_*"):
+        file.unlink()
+    again = trainer_of(config_of(root, *sets))
+    again.load_state_dict(saved, path=Path("last.pt"))
+    assert again.state_dict()["camera_numbers"] == [2]
+    found, before = (part.state.backbone.neck.camera_moments for part in (again, trainer))
+    assert len(found) == 2
+    # of the images of camera 2 alone, which were half of all
+    torch.testing.assert_close(found[0], found[1])
+    assert (found[0] - before[0]).abs().max() > 1e-3
+    fit(again)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from mprd.backbone import features
-from mprd.config.loading import load_config
+from mprd.config.loading import build_config, layered, load_config
 from mprd.config.schema import Config
 from mprd.data.datasets import load_dataset
 from mprd.engine.callbacks import Callbacks
+from mprd.engine.camera_groups import CameraGroups
+from mprd.engine.requirements import check_requirements
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
@@ -140,6 +142,24 @@ def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_config: Conf
     dataset = load_dataset(tiny_config.data)
     with pytest.raises(UserError, match=r"train\.batch_size: a batch of 6 is too small for 9 workers"):
         Trainer(tiny_config, dataset, device=CPU, workers=WorkerGroup(0, 9))
+
+
+def test_batches_of_statistics_are_checked_as_they_are(tiny_config: Config) -> None:
+    dataset = load_dataset(tiny_config.data)
+
+    def sized(train: int, evaluation: int) -> Config:
+        parts = {"train": {"batch_size": train}, "eval": {"batch_size": evaluation}, "backbone": {"camera_bn": True}}
+        return build_config(layered(tiny_config.model_dump(), parts))
+
+    # 24 images, of which no batch norm sees one alone
+    for size in (1, 2, 24):
+        groups = CameraGroups.of(None, len(dataset.train), least=2)
+        check_requirements(sized(max(2, size), size), dataset, groups, WorkerGroup(0, 2))
+    # two images of the third camera join the first one's batches, but not its statistics
+    config = sized(3, 3)
+    camids = torch.tensor([0] * 4 + [1] * 6 + [2] * 2)
+    with pytest.raises(UserError, match=r"^eval\.batch_size: a batch of 2 is too small for 3 workers"):
+        check_requirements(config, dataset, CameraGroups.of(camids, 12, least=3), WorkerGroup(0, 3))
 
 
 def test_a_normalization_group_of_one_image_is_refused() -> None:
