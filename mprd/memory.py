@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class FeatureMemory:
-    """One unit feature per training image, changed by `update` alone.
+    """One unit feature per training image.
 
     >>> import torch
     >>> memory = FeatureMemory(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))

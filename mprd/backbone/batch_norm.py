@@ -122,8 +122,9 @@ class CameraBatchNorm(nn.modules.batchnorm._BatchNorm):
         scale = self.weight * (variance + self.eps).rsqrt()
         shift = self.bias - mean * scale
         shape = (-1, self.num_features) + (1,) * (maps.ndim - 2)
-        scale, shift = (part[cameras].to(maps.dtype).view(shape) for part in (scale, shift))
-        return torch.addcmul(shift, maps, scale)
+        scale, shift = (part[cameras].view(shape) for part in (scale, shift))
+        # rounded to bfloat16, scale and shift would move a channel as a whole
+        return torch.addcmul(shift, maps, scale).to(maps.dtype)
 
 
 class GlobalBatchNorm(CameraBatchNorm):

@@ -122,7 +122,7 @@ def imagenet_state(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def has_imagenet_weights(name: str, *, timeout: float = 5) -> bool:
+def has_imagenet_weights(name: str) -> bool:
     """Return whether torchvision's ImageNet weights of a network are in its cache or their server answers."""
     if name == "small":
         return False
@@ -130,7 +130,7 @@ def has_imagenet_weights(name: str, *, timeout: float = 5) -> bool:
     if (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file():
         return True
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout):
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5):
             return True
     except (OSError, ValueError):
         return False

@@ -89,11 +89,6 @@ def move_nesterov(is_nesterov: Any, settings: Nested) -> None:
         put(settings, "train.optimizer", "nesterov")
 
 
-def move_recalibration(is_recalibrated: Any, settings: Nested) -> None:
-    """Keep statistics of clean images, which are now of each camera."""
-    put(settings, "backbone.camera_bn", is_recalibrated)
-
-
 def strength(standard: Any, small: Any) -> Moved:
     """Move a part of the augmentation, whose values were these, to `data.augmentation`."""
 
@@ -121,7 +116,6 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "data.synthetic.camera_gap": Fixed(0.6, "the demo's value"),
     "data.synthetic.seed": Fixed(0, "only tests varied it"),
     "backbone.freeze_bn": Fixed(False, "no recipe froze them"),
-    "backbone.recalibrate_bn": Moved("backbone.camera_bn", move_recalibration),
     "memory.gamma_start": Fixed(1.0, SEC_5_2),
     "memory.gamma_end": Fixed(0.5, SEC_5_2),
     "memory.start_mode": Gone("train for random weights (backbone.weights=none), else eval"),

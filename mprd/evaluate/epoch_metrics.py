@@ -42,7 +42,7 @@ def training_row(trainer: Trainer) -> dict[str, Any]:
         "cnn_loss": stats.mean("cnn_loss", "images"),
         "gcn_loss": stats.mean("gcn_loss", "gcn_steps"),
         "lr_backbone": state.optimizer.param_groups[0]["lr"],
-        "lr_new": state.optimizer.param_groups[1]["lr"],
+        "lr_new": state.optimizer.param_groups[-1]["lr"],
         "gamma": trainer.gamma,
         "eta": trainer.eta,
         "positives": float(state.positives.counts().float().mean()),

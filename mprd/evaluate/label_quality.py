@@ -152,8 +152,8 @@ def silhouette(features: Tensor, positives: PositiveTable, *, block_rows: int = 
     return float(total / len(features))
 
 
-def mean_random_cosine(features: Tensor, *, generator: torch.Generator, num_pairs: int = 4096) -> float:
+def mean_random_cosine(features: Tensor, *, generator: torch.Generator) -> float:
     """Return the mean cosine of random pairs of images; near 1 the features have collapsed."""
-    ids = torch.randint(len(features), (2, num_pairs), generator=generator).to(features.device)
+    ids = torch.randint(len(features), (2, 4096), generator=generator).to(features.device)
     ids = ids[:, ids[0] != ids[1]]
     return float((features[ids[0]] * features[ids[1]]).sum(1).mean()) if ids.shape[1] else 0.0

@@ -111,8 +111,8 @@ def search_index(features: Tensor, kind: Index, width: int) -> TopK:
     return TopK(torch.from_numpy(values).to(features.device), torch.from_numpy(ids).to(features.device))
 
 
-def build_index(rows: np.ndarray, kind: Index, *, width: int, least_probes: int = 1) -> Any:
-    """Build an index over rows `[n, D]`, to be searched for `width` results, in `least_probes` cells or more."""
+def build_index(rows: np.ndarray, kind: Index, *, width: int) -> Any:
+    """Build an index over rows `[n, D]`, to be searched for `width` results."""
     faiss = import_faiss(kind)
     num_images, num_features = rows.shape
     index: Any
@@ -120,7 +120,7 @@ def build_index(rows: np.ndarray, kind: Index, *, width: int, least_probes: int 
         num_cells = max(1, min(int(4 * num_images**0.5), num_images // IMAGES_PER_CELL))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(num_features), num_features, num_cells, faiss.METRIC_INNER_PRODUCT)
         index.train(rows)
-        index.nprobe = max(least_probes, -(-num_cells // CELLS_PER_PROBE))
+        index.nprobe = -(-num_cells // CELLS_PER_PROBE)
     else:
         index = faiss.IndexHNSWFlat(num_features, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efSearch = 2 * width

@@ -7,7 +7,7 @@ Shapes: N images, K list width, B rows of a block, D feature size, P pairs, G ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -87,10 +87,6 @@ class SimilarityGraph:
         return torch.cat(parts)
 
 
-GraphSearch = Callable[..., SimilarityGraph]
-"""Called like `find_graph`."""
-
-
 @torch.no_grad()
 def find_graph(features: Tensor, camids: Tensor | None, *, width: int, density_k: int | None = None) -> SimilarityGraph:
     """Search the `width` nearest of all images by c exactly, in blocks of rows.
@@ -112,13 +108,13 @@ def find_graph(features: Tensor, camids: Tensor | None, *, width: int, density_k
 
 
 class CosineBlocks:
-    """Cosines of consecutive images with all; as many blocks as fit into `memory_mb` are computed once and kept."""
+    """Cosines of consecutive images with all; as many blocks as fit into KEPT_MB are computed once and kept."""
 
-    def __init__(self, features: Tensor, *, block_rows: int, memory_mb: int = KEPT_MB) -> None:
+    def __init__(self, features: Tensor, *, block_rows: int) -> None:
         """Divide the images of unit features `[N, D]` into blocks."""
         self.features = features
         self.blocks = torch.arange(len(features), device=features.device).split(block_rows)
-        self.num_kept = memory_mb * 2**20 // max(1, features.element_size() * block_rows * len(features))
+        self.num_kept = KEPT_MB * 2**20 // max(1, features.element_size() * block_rows * len(features))
         self.kept: list[Tensor] = []
         self.buffer = features.new_empty(0 if self.num_kept >= len(self.blocks) else block_rows, len(features))
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.neighbors.exact import PADDING
 from mprd.neighbors.jaccard import jaccard_distances
+from mprd.pairs import rules
 
 logger = logging.getLogger("mprd")
 
@@ -46,7 +46,7 @@ def find_clusters(features: Tensor, compared: Tensor, *, eps: float) -> ClusterM
     return ClusterMemory.from_features(features, labels)
 
 
-def cluster_images(features: Tensor, *, eps: float, memory_mb: int = 512) -> Tensor:
+def cluster_images(features: Tensor, *, eps: float) -> Tensor:
     """Cluster unit features `[N, D]` by DBSCAN on k-reciprocal Jaccard distances; return labels int64 `[N]`.
 
     Clusters are counted from 0, outliers are -1. Distances above `eps` are never stored.
@@ -57,7 +57,7 @@ def cluster_images(features: Tensor, *, eps: float, memory_mb: int = 512) -> Ten
 
     num_images = len(features)
     rows, columns, values = [], [], []
-    for block, distances in jaccard_distances(features, k1=min(K1, num_images - 1), k2=K2, memory_mb=memory_mb):
+    for block, distances in jaccard_distances(features, k1=min(K1, num_images - 1), k2=K2):
         near = (distances <= eps).nonzero()
         rows.append((near[:, 0] + block.start).cpu())
         columns.append(near[:, 1].cpu())
@@ -69,13 +69,10 @@ def cluster_images(features: Tensor, *, eps: float, memory_mb: int = 512) -> Ten
     return torch.from_numpy(found.astype(np.int64)).to(features.device)
 
 
-def cluster_members(labels: Tensor, ids: Tensor) -> Tensor:
-    """List the images of each image's cluster, `[B, W]` padded with -1; an outlier's list is itself."""
-    is_member = (labels[ids][:, None] == labels[None]) & (labels[ids] != OUTLIER)[:, None]
-    is_member[torch.arange(len(ids), device=ids.device), ids] = True
-    width = int(is_member.sum(1).max())
-    order = is_member.long().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return order.masked_fill(~is_member.gather(1, order), PADDING)
+def same_cluster(labels: Tensor, ids: Tensor) -> Tensor:
+    """Mark the images of each image's cluster, boolean `[B, N]`; of an outlier's only itself."""
+    own = labels[ids][:, None]
+    return ((own == labels) & (own != OUTLIER)) | rules.own_index(ids, len(labels))
 
 
 def balanced_batches(
@@ -84,9 +81,8 @@ def balanced_batches(
     *,
     batch_size: int,
     generator: torch.Generator,
-    num_instances: int = NUM_INSTANCES,
 ) -> list[list[int]]:
-    """Draw an epoch of batches, each of `batch_size // num_instances` clusters and as many images of each.
+    """Draw an epoch of batches, each of a quarter of `batch_size` clusters and four images of each.
 
     Clusters come in random order, in rounds, until as many images are drawn as are in clusters. Outliers are left
     out. A group is a random image of the cluster and others under other cameras, then under its own. Unlike in
@@ -96,23 +92,23 @@ def balanced_batches(
     # the first are outliers
     members = images.split(sizes.tolist())[1:]
     cameras = torch.zeros_like(labels).cpu() if camids is None else camids.cpu()
-    num_clusters = min(len(members), max(1, batch_size // num_instances))
+    num_clusters = min(len(members), max(1, batch_size // NUM_INSTANCES))
     batches, order = [], list[int]()
-    for _ in range(max(1, sum(map(len, members)) // (num_clusters * num_instances))):
+    for _ in range(max(1, sum(map(len, members)) // (num_clusters * NUM_INSTANCES))):
         if len(order) < num_clusters:
             order = torch.randperm(len(members), generator=generator).tolist()
         chosen, order = order[:num_clusters], order[num_clusters:]
-        groups = (draw_group(members[cluster], cameras, num_instances, generator) for cluster in chosen)
+        groups = (draw_group(members[cluster], cameras, generator) for cluster in chosen)
         batches.append([image for group in groups for image in group])
     return batches
 
 
-def draw_group(images: Tensor, cameras: Tensor, count: int, generator: torch.Generator) -> list[int]:
-    """Draw at most `count` of the images `[m]`: one at random, then of other cameras than its, then of its own."""
+def draw_group(images: Tensor, cameras: Tensor, generator: torch.Generator) -> list[int]:
+    """Draw at most four of the images `[m]`: one at random, then of other cameras than its, then of its own."""
     images = images[torch.randperm(len(images), generator=generator)]
     is_near = cameras[images] == cameras[images[0]]
     is_near[0] = False
-    return images[is_near.byte().argsort(stable=True)[:count]].tolist()
+    return images[is_near.byte().argsort(stable=True)[:NUM_INSTANCES]].tolist()
 
 
 @dataclass

@@ -21,7 +21,7 @@ from mprd.neighbors.lists import NeighborLists
 from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.pairs import rules
 from mprd.pairs.agreement import Agreements, likelihood_graph
-from mprd.pairs.clusters import ClusterMemory, cluster_members
+from mprd.pairs.clusters import ClusterMemory, same_cluster
 from mprd.pairs.positives import MetaSet, PositiveLimit, split_by_limit
 from mprd.runtime.distributed import WorkerGroup
 from mprd.subgraphs import SubgraphBuilder
@@ -200,18 +200,15 @@ def choose_rule(
     clusters: ClusterMemory | None,
 ) -> Callable[[Tensor], Tensor]:
     """Return the rule of this name on features `[N, D]`: from ids `[B]` to P `[B, W]`."""
-    tables: dict[str, Callable[[Tensor], Tensor]] = {
-        "single": lambda ids: ids[:, None],
-        "dbscan": lambda ids: ids[:, None] if clusters is None else cluster_members(clusters.labels, ids),
-    }
-    if name in tables:
-        return tables[name]
+    if name == "single" or (name == "dbscan" and clusters is None):
+        return lambda ids: ids[:, None]
     masks: dict[str, Callable[[Tensor], Tensor]] = {
         "knn": lambda ids: rules.knn(features, ids),
         "ss": lambda ids: rules.ss(features, ids, similarity=config.threshold_of("ss")),
         "mplp": lambda ids: rules.mplp(features, ids, t=config.threshold_of("mplp")),
         "mlcr": lambda ids: rules.mplp(features, ids, t=config.threshold_of("mlcr")),
         "supervised": lambda ids: rules.supervised(known(pids), ids),
+        "dbscan": lambda ids: same_cluster(known(None if clusters is None else clusters.labels), ids),
     }
     mask = masks[name]
     if config.relabel_meta:
@@ -219,10 +216,10 @@ def choose_rule(
     return lambda ids: rules.mask_to_ids(mask(ids))
 
 
-def known(pids: Tensor | None) -> Tensor:
-    """Return identities, which `check_requirements` has seen."""
-    assert pids is not None
-    return pids
+def known(labels: Tensor | None) -> Tensor:
+    """Return identities, which `check_requirements` has seen, or the clusters of this epoch."""
+    assert labels is not None
+    return labels
 
 
 def label_all(

@@ -1,6 +1,6 @@
 """P, the positives of all images, with the labeled images Z and the limit that they set (Sec. 4.1, 4.2).
 
-Shapes: B batch, N images, W width of the widest P_i, Z labeled images.
+Shapes: B batch, N images, W width of the table, at least that of the widest P_i, Z labeled images.
 """
 
 from __future__ import annotations

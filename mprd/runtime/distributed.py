@@ -93,13 +93,9 @@ class WorkerGroup:
         dist.all_reduce(total)
         return total
 
-    def sum_number(self, value: float) -> float:
-        """Sum a number over the ranks."""
-        return value if self.size == 1 else float(self.sum(torch.tensor(value, device=self.device)))
-
     def any(self, flag: bool) -> bool:
         """Return whether any rank's flag is true."""
-        return self.sum_number(float(flag)) > 0
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[Tensor], part: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def train(
         if resume:
             trainer.load_state_dict(checkpoint.load(folder.last), path=folder.last)
             recorder.forget_from(trainer.state.epoch)
-        if not resume:
+        else:
             trainer.fill_memory()
             recorder.begin(trainer)
         fit(trainer)

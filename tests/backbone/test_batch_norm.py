@@ -131,6 +131,11 @@ def test_evaluation_takes_the_statistics_of_each_images_camera(shape: tuple[int,
         mean, variance = (part.view(-1, *(1,) * (maps.ndim - 2)) for part in moments[camera])
         weight, bias = (part.view_as(mean) for part in (norm.weight, norm.bias))
         torch.testing.assert_close(row, (image - mean) / (variance + norm.eps).sqrt() * weight + bias)
+    # bfloat16 maps are rounded once, not scale and shift as well
+    coarse = maps.bfloat16()
+    exact = network(coarse.double())
+    torch.testing.assert_close(network.float()(coarse), exact.bfloat16(), atol=1e-6, rtol=2**-7)
+    network.double()
     # training does not read them
     split.set_batch(5)
     trained = network.train()(maps)

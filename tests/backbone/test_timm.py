@@ -21,6 +21,7 @@ from mprd.doctor.checks import examine
 from mprd.engine.state import build_state
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, UserError
+from mprd.evaluate.epoch_metrics import training_row
 from mprd.export.formats import export_network
 from mprd.model import Model, load_model
 from mprd.runs.folder import RunFolder
@@ -171,6 +172,7 @@ def test_a_network_trains_from_a_file_resumes_extracts_searches_and_is_exported(
     resumed.load_state_dict(checkpoint.load(tmp_path / "last.pt"), path=tmp_path / "last.pt")
     fit(resumed)
     assert_same_state(whole, resumed)
+    assert training_row(whole)["lr_new"] == 0.001
     # the pixels of the weights, which are not ImageNet's, belong to the run
     file.unlink()
     model, folder = saved(config, whole, tmp_path / "run")

@@ -82,7 +82,10 @@ def test_a_run_folder_of_an_earlier_version_is_read_as_it_was(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "overrides"),
     [
-        ({"pairs__labeller": "ss", "pairs__ss_similarity": 0.7}, ("pairs={labeller: ss, threshold: 0.7, refresh: batch}",)),
+        (
+            {"pairs__labeller": "ss", "pairs__ss_similarity": 0.7},
+            ("pairs={labeller: ss, threshold: 0.7, refresh: batch}",),
+        ),
         ({"pairs__labeller": "mlcr", "pairs__mplp_t": 0.6}, ("pairs={labeller: mlcr, refresh: batch}",)),
         # the threshold of a labeller that did not run had no effect
         ({"pairs__labeller": "knn", "pairs__ss_similarity": 0.8}, ("pairs={labeller: knn, refresh: batch}",)),

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import normalize
 
 from mprd.pairs import clusters
-from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, cluster_members, find_clusters
+from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, find_clusters, same_cluster
 from tests.graphs import groups
 
 
@@ -30,8 +30,10 @@ def test_exact_copies_are_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_members_are_those_of_the_cluster_and_an_outlier_is_alone() -> None:
     labels = torch.tensor([0, -1, 0, 1, 1, 0, -1])
-    rows = cluster_members(labels, torch.tensor([2, 1, 4])).tolist()
-    assert [{i for i in row if i != -1} for row in rows] == [{0, 2, 5}, {1}, {3, 4}]
+    marks = same_cluster(labels, torch.tensor([2, 1, 4]))
+    assert [row.nonzero().flatten().tolist() for row in marks] == [[0, 2, 5], [1], [3, 4]]
+    # a worker may have no image of the last chunk
+    assert same_cluster(labels, torch.zeros(0, dtype=torch.int64)).shape == (0, 7)
 
 
 def test_batches_hold_as_many_images_of_each_of_some_clusters() -> None:
