@@ -175,12 +175,12 @@ class NeighborsConfig(Section):
     metric: Literal["cosine", "camera"] = "cosine"
     """Similarity that orders the lists: cosine, or corrected for local density in each camera."""
     density_k: int | None = Field(None, ge=1)
-    """Nearest images of a camera of average size whose mean cosine is the local density; a smaller camera counts for as
-    many fewer. None: 20."""
+    """Local density is the mean cosine to so many nearest images of a camera of average size, and to as many fewer of a
+    smaller one. None: 20."""
     standardise: bool = False
     """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
     whitening: bool = False
-    """Then whiten them by the differences of the surest pseudo pairs, once an epoch, if these are sure enough."""
+    """Then whiten them by the differences of the surest pseudo pairs, fitted once an epoch."""
     source: ListSource = "memory"
     """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
     search: Literal["exact", "ivf", "hnsw", "sharded"] = "exact"
