@@ -12,7 +12,7 @@ test: $(VENV)/installed lint
 	$(RUN) -m pytest -n auto
 
 test-ray: $(VENV)/installed
-	$(RUN) -m pytest -m ray --durations 12
+	$(RUN) -m pytest -m ray -n 2 --dist loadfile --durations 12
 
 # the wheel in an environment of its own; FULL=1 installs its dependencies there as well (minutes, 6 GB)
 test-wheel: $(VENV)/installed
