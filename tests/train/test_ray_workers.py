@@ -96,15 +96,6 @@ def start_and_wait(root: Path, run: Path, *args: str, changes: tuple[str, ...], 
     return process
 
 
-def kill_worker_and_finish(process: subprocess.Popen[str]) -> None:
-    """Kill the first worker of a run, and see the run go on to its end."""
-    os.kill(first_worker(process), signal.SIGKILL)
-    output = finish(process)
-    assert "a worker was lost (its process on machine" in output
-    assert "going on from the last checkpoint (1 of 3 times)" in output
-    assert "Result, in percent" in output
-
-
 def num_rows(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return len(metrics.read_text().splitlines()) if metrics.exists() else 0
@@ -149,38 +140,28 @@ def assert_same_bits(first: Path, second: Path) -> None:
     assert without_times(first) == without_times(second)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in this process, undisturbed."""
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    launch(settings(tiny_root, *SLOW), out=out, resume=None, launcher="local")
-    return out
-
-
 @pytest.mark.ray
-def test_a_run_whose_worker_was_killed_ends_in_the_bits_of_one_process(
-    undisturbed: Path, tiny_root: Path, tmp_path: Path
+def test_a_run_that_was_stopped_and_lost_its_worker_and_then_its_driver_ends_in_the_bits_of_one_process(
+    tiny_root: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    kill_worker_and_finish(start_and_wait(tiny_root, run, changes=SLOW, rows=2))
-    assert_same_bits(undisturbed, run)
-
-
-@pytest.mark.ray
-def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_bits(
-    undisturbed: Path, tiny_root: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    process = start_and_wait(tiny_root, run, changes=SLOW, rows=1)
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    changes = (*SLOW, "train.epochs=16")
+    launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
+    process = start_and_wait(tiny_root, run, changes=changes, rows=1)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
     assert f"go on with --resume {run}" in output.replace("\n", "")
     so_far = num_rows(run)
-    assert so_far < 12
     process = start("--resume", str(run))
     wait_for(process, lambda: num_rows(run) > so_far)
+    os.kill(first_worker(process), signal.SIGKILL)
+    output = until(process, "going on from the last checkpoint (1 of 3 times)")
+    assert "a worker was lost (its process on machine" in output
+    so_far = num_rows(run)
+    wait_for(process, lambda: num_rows(run) > so_far)
     worker = first_worker(process)
+    assert num_rows(run) < 16
     process.kill()
     process.wait()
     deadline = time.monotonic() + 120
@@ -188,7 +169,7 @@ def test_a_run_that_was_stopped_and_whose_driver_was_killed_goes_on_to_the_same_
         assert time.monotonic() < deadline, "the worker outlived its driver"
         time.sleep(0.1)
     launch(dict.fromkeys(("preset", "data", "set_", "config", "seed")), out=None, resume=run, launcher="local")
-    assert_same_bits(undisturbed, run)
+    assert_same_bits(alone, run)
 
 
 @pytest.mark.ray
@@ -197,7 +178,12 @@ def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_roo
     # in float32 batches of six images amplify rounding until a hard negative changes, in the second epoch
     changes = (*CALM, "backbone.camera_bn=false", "train.checkpoint_seconds=0.001")
     launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
-    kill_worker_and_finish(start_and_wait(tiny_root, run, "--num-workers", "2", changes=changes, rows=1))
+    process = start_and_wait(tiny_root, run, "--num-workers", "2", changes=changes, rows=1)
+    os.kill(first_worker(process), signal.SIGKILL)
+    output = finish(process)
+    assert "a worker was lost (its process on machine" in output
+    assert "going on from the last checkpoint (1 of 3 times)" in output
+    assert "Result, in percent" in output
     a, b = (checkpoint.load(folder / "checkpoints" / "last.pt") for folder in (alone, run))
     torch.testing.assert_close(a["memory"], b["memory"], rtol=0, atol=1e-4)
     for one, two in zip(without_times(alone), without_times(run), strict=True):
