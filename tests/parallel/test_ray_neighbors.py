@@ -11,15 +11,12 @@ from mprd.parallel.ray_neighbors import find_in_shards
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_shards", [1, 3])
-def test_shards_on_actors_find_what_one_process_finds(cluster: None, num_shards: int) -> None:
+@pytest.mark.parametrize(("num_shards", "similarity"), [(1, 0.4), (3, -1.0)])
+def test_shards_on_actors_find_what_one_process_finds(cluster: None, num_shards: int, similarity: float) -> None:
     features = unit_rows(53)
-    for similarity in (-1.0, 0.4, 1.0):
-        rule = {"k": 3, "similarity": similarity, "k_max": 9}
-        table, expected = (
-            find_in_shards(features, num_shards=num_shards, block_rows=7, **rule),
-            find_neighbors(features, **rule),
-        )
-        assert torch.equal(table.ids, expected.ids)
-        assert torch.equal(table.counts, expected.counts)
-        assert torch.equal(table.is_capped, expected.is_capped)
+    rule = {"k": 3, "similarity": similarity, "k_max": 9}
+    table = find_in_shards(features, num_shards=num_shards, block_rows=7, **rule)
+    expected = find_neighbors(features, **rule)
+    assert torch.equal(table.ids, expected.ids)
+    assert torch.equal(table.counts, expected.counts)
+    assert torch.equal(table.is_capped, expected.is_capped)
