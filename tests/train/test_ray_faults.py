@@ -22,7 +22,7 @@ from .test_cli import arguments, one_thread, settings
 from .test_ray_workers import assert_same_bits, finish, until
 
 pytestmark = pytest.mark.ray
-SHORT = ("train.epochs=2",)
+SHORT = ("train.epochs=1",)
 LIMIT = 15
 """Seconds of a stop on a busy machine; a quiet one takes fewer than five."""
 
@@ -51,6 +51,16 @@ def test_the_actors_of_a_worker_run_on_its_machine(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=8, **MACHINE)
     ray.init(address=cluster.address, log_to_driver=False)
 
+    # local, so that actors need not import this module
+    class Place:
+        """Where it runs: an actor, or a function of Ray Data."""
+
+        def get(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+        def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+            return {"place": [self.get()] * len(batch["item"])}
+
     @ray.remote(num_cpus=1, label_selector={"ray.io/node-id": own})
     class Worker:
         def places(self) -> list[list[str]]:
@@ -64,63 +74,40 @@ def test_the_actors_of_a_worker_run_on_its_machine(cluster: Cluster) -> None:
     assert ray.get(Worker.remote().places.remote()) == [[own] * 2, [own] * 4]
 
 
-class Place:
-    """Where it runs: an actor, or a function of Ray Data."""
-
-    def get(self) -> str:
-        return ray.get_runtime_context().get_node_id()
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        return {"place": [self.get()] * len(batch["item"])}
-
-
 def test_a_run_beside_a_full_object_store_ends_in_the_bits_of_one_process(
     cluster: Cluster, tiny_root: Path, tmp_path: Path
 ) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
     launch(settings(tiny_root, *SHORT), out=alone, resume=None, launcher="local")
-    cluster.add_node(num_cpus=3, **MACHINE)
+    machine = cluster.add_node(num_cpus=3, **MACHINE)
     ray.init(address=cluster.address, log_to_driver=False)
 
     @ray.remote(num_cpus=0)
-    def fill(number: int) -> np.ndarray:
-        return np.full(10 * 2**20, number, dtype=np.uint8)
+    class Filler:
+        """Three times what the store of its machine holds: what does not fit goes to disk and comes back."""
 
-    # three times what both stores hold: what does not fit goes to disk and comes back
-    ballast = [fill.remote(number % 256) for number in range(3 * 2 * MACHINE["object_store_memory"] // (10 * 2**20))]
-    ray.wait(ballast, num_returns=len(ballast), fetch_local=False)
+        def __init__(self) -> None:
+            self.arrays = [ray.put(np.full(10 * 2**20, number, dtype=np.uint8)) for number in range(24)]
+
+        def ends(self) -> tuple[int, int]:
+            return int(ray.get(self.arrays[0])[0]), int(ray.get(self.arrays[-1])[-1])
+
+    places = [{"ray.io/node-id": node.node_id} for node in (cluster.head_node, machine)]
+    fillers = [Filler.options(label_selector=place).remote() for place in places]
+    ray.get([filler.__ray_ready__.remote() for filler in fillers])
     actors = ("subgraphs.executor=ray", "subgraphs.num_actors=1")
     process = start(cluster, *arguments(tiny_root, run, *SHORT, *actors))
     finish(process)
     assert_same_bits(alone, run)
-    assert int(ray.get(ballast[0])[0]) == 0
-    assert int(ray.get(ballast[-1])[-1]) == (len(ballast) - 1) % 256
-
-
-def test_a_wait_for_what_another_job_holds_is_said_and_ends_at_sigterm(
-    cluster: Cluster, tiny_root: Path, tmp_path: Path
-) -> None:
-    cluster.add_node(num_cpus=1, **MACHINE)
-    ray.init(address=cluster.address, log_to_driver=False)
-    held = ray.util.placement_group([{"CPU": 1}])
-    assert held.wait(60)
-    process = start(cluster, *arguments(tiny_root, tmp_path / "run"))
-    output = until(process, "one worker: waiting for 1 logical CPUs, of 1 are 0 free")
-    process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
-    output += process.communicate(timeout=60)[0]
-    assert time.monotonic() - sent < LIMIT, output
-    assert process.returncode == 130
-    assert f"go on from the last checkpoint with --resume {tmp_path / 'run'}" in output
+    assert ray.get([filler.ends.remote() for filler in fillers]) == [(0, 23)] * 2
 
 
 def test_two_studies_and_a_run_on_one_cpu_all_end(cluster: Cluster, tiny_root: Path, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1, **MACHINE)
-    one_epoch = ("train.epochs=1",)
-    sets = arguments(tiny_root, tmp_path / "run", *one_epoch)
+    sets = arguments(tiny_root, tmp_path / "run", *SHORT)
     processes = [start(cluster, *sets)]
     for name in ("one", "two"):
-        study = ["--study", "mu_sweep", "--trials", "1", *arguments(tiny_root, tmp_path / name, *one_epoch)]
+        study = ["--study", "mu_sweep", "--trials", "1", *arguments(tiny_root, tmp_path / name, *SHORT)]
         processes.append(start(cluster, *study, command="tune"))
     outputs = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
@@ -139,13 +126,13 @@ def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(
     assert f"go on with --resume {run}" in line
 
 
-def test_a_mistake_met_by_a_worker_is_one_line_and_no_new_start(
+def test_a_mistake_is_one_line_and_frees_its_cpu_and_a_wait_for_a_held_one_is_said_and_ends_at_sigterm(
     cluster: Cluster, tiny_root: Path, tmp_path: Path
 ) -> None:
     cluster.add_node(num_cpus=1, **MACHINE)
     ray.init(address=cluster.address, log_to_driver=False)
     before = {*ray.util.placement_group_table()}
-    process = start(cluster, *arguments(tiny_root, tmp_path / "run", "train.lr_new=1e30"))
+    process = start(cluster, *arguments(tiny_root, tmp_path / "broken", "train.lr_new=1e30"))
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 2, output
     assert [line for line in output.splitlines() if line.startswith("error: the CNN loss is")], output
@@ -153,3 +140,13 @@ def test_a_mistake_met_by_a_worker_is_one_line_and_no_new_start(
     # what is reserved for workers after the end of a job stays reserved for ever
     states = [group["state"] for name, group in ray.util.placement_group_table().items() if name not in before]
     assert states == ["REMOVED"]
+    held = ray.util.placement_group([{"CPU": 1}])
+    assert held.wait(60)
+    process = start(cluster, *arguments(tiny_root, tmp_path / "run"))
+    output = until(process, "one worker: waiting for 1 logical CPUs, of 1 are 0 free")
+    process.send_signal(signal.SIGTERM)
+    sent = time.monotonic()
+    output += process.communicate(timeout=60)[0]
+    assert time.monotonic() - sent < LIMIT, output
+    assert process.returncode == 130
+    assert f"go on from the last checkpoint with --resume {tmp_path / 'run'}" in output
