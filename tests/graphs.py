@@ -86,13 +86,16 @@ def all_pairs(num_images: int) -> Tensor:
 
 def leaves(batch: SubgraphBatch, p: int) -> list[Leaf]:
     """List the leaves of pair p in order, without the holes."""
-    columns = (column[p].tolist() for column in (batch.nodes, batch.in_i, batch.in_j, batch.labels))
-    return [leaf for leaf in zip(*columns, strict=True) if leaf[0] != PADDING]
+    return graphs(batch.rows(p, p + 1))[0][-1]
 
 
 def graphs(batch: SubgraphBatch) -> list[tuple]:
     """Write out each pair, its link and its leaves."""
-    return [(*batch.pairs[p].tolist(), bool(batch.link[p]), leaves(batch, p)) for p in range(len(batch))]
+    # whole columns, as tensors are slow row by row
+    pairs, link = batch.pairs.tolist(), batch.link.tolist()
+    columns = [column.tolist() for column in (batch.nodes, batch.in_i, batch.in_j, batch.labels)]
+    around = [[leaf for leaf in zip(*rows, strict=True) if leaf[0] != PADDING] for rows in zip(*columns, strict=True)]
+    return [(*pair, is_linked, found) for pair, is_linked, found in zip(pairs, link, around, strict=True)]
 
 
 def slow_graphs(lists: list[list[int]], pairs: Tensor) -> list[tuple]:
