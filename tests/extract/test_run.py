@@ -194,27 +194,3 @@ def test_mistakes_are_refused_in_one_line(
     known = {"RUN": tiny_run, "IMAGES": tiny_root / "query"}
     assert message in refuse(app, *[known.get(arg, arg) for arg in args], "--out", tmp_path / "f.parquet")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.ray
-def test_actors_write_the_file_that_one_process_writes(
-    tiny_run: Path, crops: Path, tmp_path: Path, small_parts: None
-) -> None:
-    ray = pytest.importorskip("ray")
-    serial = extract(tiny_run, crops, tmp_path / "serial.parquet", batch_size=3)
-    bad = tmp_path / "bad.parquet"
-    try:
-        actors = extract(tiny_run, crops, tmp_path / "ray.parquet", batch_size=3, num_workers=2)
-        assert actors[:3] == serial[:3]
-        assert np.array_equal(actors.features, serial.features)
-        broken = sorted(crops.iterdir())[14]
-        broken.write_bytes(b"")
-        with pytest.raises(UserError, match=f"{broken}: cannot read the image"):
-            extract(tiny_run, crops, bad, batch_size=3, num_workers=2)
-        assert not bad.exists()
-        skipped = extract(tiny_run, crops, bad, batch_size=3, num_workers=2, skip_bad=True)
-        assert skipped.paths == [path for path in serial.paths if path != str(broken)]
-        with pytest.raises(UserError, match=r"--num-workers: .* actors"):
-            extract(tiny_run, crops, tmp_path / "many.parquet", num_workers=999)
-    finally:
-        ray.shutdown()

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -15,6 +15,7 @@ from mprd.errors import UserError
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.train.local import run_local
+from tests.extract.test_run import extract
 
 from .conftest import wait_for_cpus
 
@@ -37,7 +38,7 @@ def test_a_run_with_actors_ends_as_one_without_to_the_bit(cluster: None, tiny_co
         values = tiny_config.model_dump(mode="json")
         values["subgraphs"] = {"executor": executor, "num_actors": 1}
         values["pairs"]["refresh"] = "epoch"
-        values["train"]["epochs"] = 2
+        values["train"]["epochs"] = 1
         folder = RunFolder(tmp_path / executor)
         rows = run_local(build_config(values), folder, resume=False, console=Console(file=io.StringIO()))
         state = checkpoint.load(folder.last)
@@ -47,11 +48,22 @@ def test_a_run_with_actors_ends_as_one_without_to_the_bit(cluster: None, tiny_co
     assert all(torch.equal(one, other) for one, other in zip(*final, strict=True))
 
 
-def test_starting_ray_leaves_the_signals_to_the_run() -> None:
-    code = (
-        "import signal, torch\nold = signal.signal(signal.SIGTERM, lambda *_: None)\n"
-        "mine = signal.getsignal(signal.SIGTERM)\n"
-        "from mprd.parallel.ray_actors import join_ray\njoin_ray(1)\nassert signal.getsignal(signal.SIGTERM) is mine\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_actors_write_the_file_that_one_process_writes(
+    cluster: None, tiny_run: Path, tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # parts of two batches
+    monkeypatch.setattr("mprd.extract.parts.PART_IMAGES", 6)
+    crops = Path(shutil.copytree(tiny_root / "bounding_box_train", tmp_path / "crops"))
+    broken = sorted(crops.iterdir())[14]
+    broken.write_bytes(b"")
+    serial = extract(tiny_run, crops, tmp_path / "serial.parquet", batch_size=3, skip_bad=True)
+    out = tmp_path / "ray.parquet"
+    with pytest.raises(UserError, match=f"{broken}: cannot read the image"):
+        extract(tiny_run, crops, out, batch_size=3, num_workers=2)
+    assert not out.exists()
+    actors = extract(tiny_run, crops, out, batch_size=3, num_workers=2, skip_bad=True)
+    assert len(actors.paths) == 23
+    assert actors[:3] == serial[:3]
+    assert np.array_equal(actors.features, serial.features)
+    with pytest.raises(UserError, match=r"--num-workers: .* actors"):
+        extract(tiny_run, crops, tmp_path / "many.parquet", num_workers=999)
