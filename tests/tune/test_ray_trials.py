@@ -20,6 +20,8 @@ from .conftest import overrides, read_trials, states
 pytestmark = pytest.mark.ray
 LIMIT = 15
 """Seconds of a stop on a busy machine; a quiet one takes fewer than five."""
+IMPATIENT = "from mprd.parallel import resources; resources.ASK_SECONDS = 3; import mprd.tune.__main__"
+"""`python -m mprd.tune` that soon gives up on an autoscaler."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def growing() -> Iterator[str]:
 def start(command: str, root: Path, out: Path, *args: str, sets: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     given = ["--preset", "demo", "--data", str(root), "--out", str(out), "--launcher", "ray", *args]
     given += [text for override in overrides(*sets) for text in ("--set", override)]
-    line = [sys.executable, "-m", f"mprd.{command}", *given]
+    code = ["-c", IMPATIENT] if command == "impatient tune" else ["-m", f"mprd.{command}"]
+    line = [sys.executable, *code, *given]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -78,7 +81,8 @@ def test_a_study_asks_for_gpus_and_grows_with_them(growing: str, tiny_root: Path
 
 
 def test_what_no_machine_of_the_autoscaler_has_is_refused(growing: str, tiny_root: Path, tmp_path: Path) -> None:
-    process = start("tune", tiny_root, tmp_path / "out", "--study", "small", "--address", growing, "--gpus-per-trial=2")
+    given = ("--study", "small", "--address", growing, "--gpus-per-trial=2")
+    process = start("impatient tune", tiny_root, tmp_path / "out", *given)
     output = process.communicate(timeout=200)[0]
     assert process.returncode == 2, output
     assert "error: a trial needs 1 CPU and 2 GPUs, but Ray has room for 0" in output
