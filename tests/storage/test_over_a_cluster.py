@@ -26,7 +26,7 @@ from .test_copies import tiny
 
 pytestmark = pytest.mark.ray
 DATA, RUN, STUDY = "s3://bucket/tiny", "s3://bucket/run", "s3://bucket/study"
-SHORT = ("train.epochs=6", "train.checkpoint_seconds=0.02", "eval.every=3")
+SHORT = ("train.epochs=4", "train.checkpoint_seconds=0.02", "eval.every=2")
 GIVEN = ["--preset", "demo", "--data", DATA]
 
 
