@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 
 from mprd.config.loading import absolute, load_config, parse_override, setting_names
 from mprd.config.schema import Config, Preset
@@ -122,13 +123,19 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 
 
 def test_every_setting_has_a_docstring() -> None:
-    def missing(section: type) -> list[str]:
-        fields = section.model_fields.items()
-        return [name for name, f in fields if not f.description and not hasattr(f.annotation, "model_fields")]
+    def described(section: type[BaseModel], prefix: str = "") -> dict[str, str | None]:
+        found: dict[str, str | None] = {}
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found |= described(field.annotation, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = field.description
+        return found
 
-    sections = [field.annotation for field in Config.model_fields.values()]
-    assert [missing(section) for section in sections if missing(section)] == []
-    assert "meta.eta.kind" in setting_names()
+    texts = described(Config)
+    assert [name for name, text in texts.items() if not text] == []
+    assert {"meta.eta.kind", "data.synthetic.num_cameras"} < {*texts}
+    assert setting_names() == [*texts]
 
 
 def test_absolute_settings_name_the_same_files_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
