@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from mprd.__main__ import app
@@ -72,12 +72,11 @@ def test_no_command_changes_the_data_or_writes_beside_its_output(
     study = {"name": "one", "doc": "One.", "points": [{"name": "a"}], "seeds": [0], "sampler": "grid"}
     (tmp_path / "tune_configs" / "one.yaml").write_text(yaml.safe_dump(study))
     query, before = "data/query", contents(data)
-    written = {"one", "two", "drawn", "page.html", "report.html", "f.parquet", "net.pt", "net.pt.json", "study"}
+    written = {"one", "drawn", "page.html", "report.html", "f.parquet", "net.pt", "net.pt.json", "study"}
     tiny = ["data.synthetic.num_train_ids=6", "data.synthetic.num_test_ids=4", "data.synthetic.images_per_camera=2"]
     for words in (
         ["doctor", "data"],
         ["train", "--preset=demo", "--data=data", "--out=one", "--launcher=local", *sets()],
-        ["train", "--data=data", "--smoke", "--out=two", "--launcher=local"],
         ["train", "--out=drawn", "--launcher=local", *sets("data.dataset=synthetic", *tiny)],
         ["train", "--resume=one", "--launcher=local"],
         ["evaluate", "one", "--data=data"],
@@ -155,9 +154,27 @@ def count_images(root: Path) -> int:
     )
 
 
+def split_tree(train: str, query: str, gallery: str) -> Tree:
+    """Return entries of training, query and gallery folders of 6, 2 and 3 images, and others that are left out."""
+    numbers = {train: (6, 0), query: (2, 10), gallery: (3, 10)}
+    names = [(folder, pid + first) for folder, (count, first) in numbers.items() for pid in range(count)]
+    crops = [(folder, f"{pid:04d}_c{1 + (folder == query)}s1_000{pid}_00.jpg", "image") for folder, pid in names]
+    return [*crops, (train, "gone.jpg", "broken link"), ("ann", "x.jpg", "image"), (gallery, "z", "link to folder")]
+
+
+SPLIT = [
+    split_tree("bounding_box_train", "query", "bounding_box_test"),
+    split_tree("train", "probe", "gallery"),
+    split_tree("Train", "test/query", "test/gallery"),
+]
+
+
 # to explain a failure takes minutes
-@settings(max_examples=25, deadline=None, derandomize=True, phases=(Phase.generate, Phase.shrink))
+@settings(max_examples=25, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate, Phase.shrink))
 @given(tree=TREES)
+@example(tree=SPLIT[0])
+@example(tree=SPLIT[1])
+@example(tree=SPLIT[2])
 def test_doctor_and_readers_agree_about_any_tree(tree: Tree) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "tree"
@@ -173,11 +190,14 @@ def test_doctor_and_readers_agree_about_any_tree(tree: Tree) -> None:
             data = load_dataset(DataConfig(dataset="auto", root=root), needs_train=False)
         if data is None:
             assert report.has_problem
+            assert tree not in SPLIT
             return
         read = {str(path) for images in (data.train, data.query, data.gallery) for path in images.paths}
-        if report.splits:
-            numbers = {split: counts["images"] for split, counts in report.splits.items()}
-            assert numbers == {"train": len(data.train), "query": len(data.query), "gallery": len(data.gallery)}
+        numbers = {"train": len(data.train), "query": len(data.query), "gallery": len(data.gallery)}
+        if report.splits or tree in SPLIT:
+            assert {split: counts["images"] for split, counts in report.splits.items()} == numbers
+        # of trees that are drawn few have a query
+        assert tree not in SPLIT or numbers == {"train": 6, "query": 2, "gallery": 3}
         assert len(data.train) or report.has_problem
         # no image is in two splits, and what is in none is counted
         assert len(read) == len(data.train) + len(data.query) + len(data.gallery)
