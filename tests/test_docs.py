@@ -58,7 +58,9 @@ def test_settings_that_pages_name_exist(page: Path) -> None:
 def test_options_that_pages_name_exist(page: Path) -> None:
     helps = {name: (ROOT / "mprd" / name / "cli.py").read_text() for name in COMMANDS}
     wrong = []
-    for name, rest in re.findall(r"^(?:    )?(?:python -m mprd\.|mprd )([a-z]+)(.*)$", page.read_text(), re.MULTILINE):
+    # with the lines that a backslash joins
+    command = r"^(?:    )?(?:python -m mprd\.|mprd )([a-z]+)((?:.*\\\n)*.*)$"
+    for name, rest in re.findall(command, page.read_text(), re.MULTILINE):
         for option in re.findall(r"--([a-z][a-z-]+)", rest.split("#")[0]):
             is_named = f'"--{option}"' in helps[name] or re.search(rf"\b{option.replace('-', '_')}_?:", helps[name])
             wrong += [] if is_named or option == "install-completion" else [f"{name} --{option}"]
