@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.engine.callbacks import Callbacks
 from mprd.engine.trainer import Trainer, fit
@@ -17,28 +18,29 @@ from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.neighbors.similarity import fit_chain
 from mprd.pairs import clusters as clusters_module
 from mprd.runtime import checkpoint
-from tests.conftest import NUM_IDS
+from tests.conftest import NUM_IDS, TINY
 
-from .loop import CPU, WHITENING, assert_same_state, changed, open_data, stop_after, train
+from .loop import CPU, LIVE, WHITENING, assert_same_state, changed, open_data, stop_after, train
+
+SETTINGS = (
+    (),
+    ("neighbors.source=mean",),
+    LIVE,
+    # labels of the memory as it was before the epoch
+    ("neighbors.source=memory", "pairs.refresh=epoch", "backbone.camera_bn=false"),
+)
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=["default", "mean", "live", "epoch"])
+def whole(request: pytest.FixtureRequest, tiny_root: Path) -> Trainer:
+    """Train without a stop, once for each of the settings."""
+    return train(load_config("demo", overrides=(*TINY, *request.param), values={"data": {"root": tiny_root}}))
 
 
 # 24 images: an epoch is 3 GCN steps and 3 CNN steps; the first, the last, both phases, both ends of an epoch
 @pytest.mark.parametrize("num_steps", [1, 3, 4, 6, 8, 11, 14, 18])
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        (),
-        ("gcn.variant=reciprocal", "neighbors.source=mean"),
-        ("pairs.refresh=epoch",),
-        ("backbone.camera_bn=false", "neighbors.source=clean"),
-    ],
-)
-def test_resuming_at_any_step_ends_in_the_same_bits(
-    num_steps: int, overrides: tuple[str, ...], tiny_config: Config, tiny_root: Path, tmp_path: Path
-) -> None:
-    config = changed(tiny_config, tiny_root, *overrides)
-    whole = train(config)
-    path = tmp_path / "last.pt"
+def test_resuming_at_any_step_ends_in_the_same_bits(num_steps: int, whole: Trainer, tmp_path: Path) -> None:
+    config, path = whole.config, tmp_path / "last.pt"
     with pytest.raises(Interrupted):
         train(config, callbacks=stop_after(num_steps, path))
     resumed = Trainer(config, open_data(config), device=CPU)
