@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,26 @@ import pytest
 from mprd.parallel import reaper
 from tests.processes import until
 
+SECONDS = 0.2
+"""Between looks, and of grace, of the watcher here."""
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Path:
+    """Write the watcher's file with shorter times."""
+    file = tmp_path / "reaper.py"
+    source = Path(reaper.__file__).read_text()
+    source, number = re.subn(r"^(LOOK|GRACE)_SECONDS = .*$", rf"\1_SECONDS = {SECONDS}", source, flags=re.MULTILINE)
+    assert number == 2
+    file.write_text(source)
+    return file
+
+
+def let_it_look() -> None:
+    """Wait until a watcher that has been started has listed the processes."""
+    time.sleep(1 + 2 * SECONDS)
+
+
 PARENT = """
 import subprocess, sys
 children = [subprocess.Popen(command) for command in (["sleep", "60"], [sys.executable, "-S", sys.argv[1]])]
@@ -22,7 +43,7 @@ children[0].wait()
 """
 
 
-def test_only_the_processes_of_its_ray_are_ended(tmp_path: Path) -> None:
+def test_only_the_processes_of_its_ray_are_ended(quick: Path, tmp_path: Path) -> None:
     if not Path("/proc").is_dir():
         pytest.skip("there is no /proc")
     script = tmp_path / "ray" / "raylet.py"
@@ -32,8 +53,8 @@ def test_only_the_processes_of_its_ray_are_ended(tmp_path: Path) -> None:
     with subprocess.Popen([*python, "-c", PARENT, str(script)], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         other, ours = map(int, parent.stdout.readline().split())
-        with subprocess.Popen([*python, reaper.__file__, str(parent.pid)], stdin=subprocess.PIPE) as watcher:
-            time.sleep(2 * reaper.LOOK_SECONDS)
+        with subprocess.Popen([*python, str(quick), str(parent.pid)], stdin=subprocess.PIPE) as watcher:
+            let_it_look()
             parent.kill()
             assert watcher.stdin is not None
             # as the system does when the parent ends
@@ -45,20 +66,27 @@ def test_only_the_processes_of_its_ray_are_ended(tmp_path: Path) -> None:
 
 
 DRIVER = """
-import time
-from mprd.parallel.cluster import find_address, start_ray
-start_ray(find_address("local"), num_cpus=1)
+import os, signal, sys, time
+from mprd.parallel import reaper
+from mprd.parallel.ray_actors import join_ray
+reaper.__file__ = sys.argv[1]
+os.environ.pop("RAY_ADDRESS", None)
+stop = lambda *_: None
+signal.signal(signal.SIGTERM, stop)
+join_ray(1)
+# Ray replaces it, but a run stops by its own
+assert signal.getsignal(signal.SIGTERM) is stop
 print("up", flush=True)
 time.sleep(600)
 """
 
 
 @pytest.mark.ray
-def test_nothing_of_a_killed_ray_survives() -> None:
-    with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True) as driver:
+def test_a_ray_leaves_the_signals_to_the_run_and_nothing_of_a_killed_one_survives(quick: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", DRIVER, str(quick)], stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "up\n"
-        time.sleep(2 * reaper.LOOK_SECONDS)
+        let_it_look()
         seen = reaper.ray_below(driver.pid)
         assert len(seen) > 3
         driver.kill()
