@@ -10,7 +10,7 @@ python="${PYTHON:-python3}"
 quick=""
 if ! nvidia-smi --query-gpu=name,memory.total --format=csv,noheader || [ "${1:-}" = "--quick" ]; then quick="--quick"; fi
 timeout 90 "$python" -m pytest -x -q -m "not ray and not cluster and not wheel" \
-  tests/data/test_cache.py tests/data/test_transforms_batch.py tests/engine tests/gcn tests/neighbors tests/pairs/test_agreement.py \
+  tests/data/test_cache.py tests/data/test_transforms_batch.py tests/engine tests/gcn tests/neighbors \
   -k "gpu or cuda or batch or fused or bfloat or broken or pyg or reference"
 tests=$?
 timeout 430 "$python" benchmarks/run_all.py $quick --timeout 100 epoch run input labelling neighbors evaluation

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,7 @@ from neighbors import draw
 from torch import Tensor
 
 from mprd.gcn.network import PairGCN
-from mprd.gcn.node_features import Variant
 from mprd.neighbors.exact import find_neighbors
-from mprd.neighbors.graph import find_graph
-from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
-from mprd.neighbors.similarity import GRAPH_WIDTH
 from mprd.subgraphs import SubgraphBatch, build_subgraphs
 
 K = 8
@@ -33,24 +28,18 @@ def main() -> None:
     memory = draw(3234 if options.quick else 12936).to(options.device)
     ids = find_neighbors(memory, k=K, similarity=1.0).ids
     pairs = torch.stack([torch.arange(len(ids), device=ids.device).repeat_interleave(K), ids.flatten()], dim=1)
-    gcn = PairGCN(memory.shape[1], variant=options.variant, generator=torch.Generator().manual_seed(0))
+    gcn = PairGCN(memory.shape[1], generator=torch.Generator().manual_seed(0))
     gcn = gcn.to(options.device)
     chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))[: options.sample]
     sample = pairs[chosen.to(options.device)]
-
-    def measure() -> SimilarityTable:
-        return measure_similarities(find_graph(memory, None, width=GRAPH_WIDTH))
-
-    similarities = measure() if gcn.needs_similarities else None
-    measuring = median_seconds(measure, runs=1) if gcn.needs_similarities else None
-    errors = compare(gcn, memory, build_subgraphs(sample, ids), similarities)
+    errors = compare(gcn, memory, build_subgraphs(sample, ids))
     print(f"{len(pairs)} pairs; on {len(sample)} of them, {errors}")
 
     @torch.no_grad()
     def predict_by_reference() -> Tensor:
-        return gcn.forward_reference(memory, build_subgraphs(sample, ids), similarities=similarities).sigmoid()
+        return gcn.forward_reference(memory, build_subgraphs(sample, ids)).sigmoid()
 
-    predict = partial(gcn.predict, memory, ids, pairs, similarities=similarities)
+    predict = partial(gcn.predict, memory, ids, pairs)
     reference, fast = interleaved_medians(predict_by_reference, predict, runs=3 if options.quick else 5)
     reference *= len(pairs) / len(sample)
     report(
@@ -58,11 +47,9 @@ def main() -> None:
         ratio_is="time of the reference path (scaled from the sample) over time of the fast path; limit: at least 150",
         fast_seconds=fast,
         reference_seconds=reference,
-        similarity_seconds=measuring,
         builder_pairs_per_second=pairs_per_second(pairs.cpu(), ids.cpu(), threads=options.threads),
         **errors,
         ran_on=options.device,
-        variant=options.variant,
         num_images=len(memory),
         num_features=memory.shape[1],
         num_pairs=len(pairs),
@@ -76,7 +63,6 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sample", type=int, default=512, help="pairs for the reference path")
-    parser.add_argument("--variant", choices=get_args(Variant), default="paper")
     return parser.parse_args()
 
 
@@ -88,15 +74,13 @@ def pairs_per_second(pairs: Tensor, ids: Tensor, *, threads: int) -> int:
     return round(len(pairs) / seconds)
 
 
-def compare(
-    gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None
-) -> dict[str, float]:
+def compare(gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch) -> dict[str, float]:
     """Return the largest differences of logits, and of gradients of a mean cross-entropy, between both paths."""
     memory = memory.clone().requires_grad_()
     targets = (torch.arange(len(subgraphs), device=memory.device) % 2).to(memory.dtype)
     logits, gradients = [], []
     for path in (gcn.forward, gcn.forward_reference):
-        logits.append(path(memory, subgraphs, similarities=similarities))
+        logits.append(path(memory, subgraphs))
         loss = F.binary_cross_entropy_with_logits(logits[-1], targets)
         gradients.append(torch.autograd.grad(loss, [*gcn.parameters(), memory]))
     return {

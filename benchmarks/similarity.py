@@ -35,7 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     features, camids = draw(options.images, options.features)
-    config = NeighborsConfig(standardise=True, whitening=True, metric="camera", k_max=16, search=options.search)
+    config = NeighborsConfig(standardise=True, whitening=True, search=options.search)
     started = time.monotonic()
     chain = fit_chain(features, camids, config)
     fitted = time.monotonic()

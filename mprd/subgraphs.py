@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mprd.runtime.device import send
 
-Link = Literal["keep", "drop"]
 END_LABEL, SHARED_LABEL = 1, 2
 NUM_LABELS = 3
 """DRNL labels on two stars: 1 for the pair, 2 for a shared neighbor, 0 for the other leaves."""
@@ -189,15 +188,15 @@ def check_integers(pairs: Tensor, neighbor_ids: Tensor) -> None:
         raise TypeError(f"neighbor_ids must be int [N, K], but got {neighbor_ids.dtype} {tuple(neighbor_ids.shape)}")
 
 
-def to_graph(batch: SubgraphBatch, index: int, *, link: Link = "keep") -> PairGraph:
-    """Return the graph of one pair (Eq. 4), with its edge i-j (`keep`, Eq. 4) or without it (`drop`, SEAL)."""
+def to_graph(batch: SubgraphBatch, index: int) -> PairGraph:
+    """Return the graph of one pair (Eq. 4)."""
     nodes = batch.nodes[index].numpy(force=True)
     is_leaf = nodes >= 0
     node_ids = np.concatenate([batch.pairs[index].numpy(force=True), nodes[is_leaf]])
     adjacency = np.zeros((len(node_ids), len(node_ids)), dtype=bool)
     adjacency[0, 2:] = batch.in_i[index].numpy(force=True)[is_leaf]
     adjacency[1, 2:] = batch.in_j[index].numpy(force=True)[is_leaf]
-    adjacency[0, 1] = link == "keep" and bool(batch.link[index])
+    adjacency[0, 1] = bool(batch.link[index])
     return PairGraph(adjacency | adjacency.T, node_ids)
 
 

@@ -32,10 +32,11 @@ TINY = (
     "train.checkpoint_seconds=0",
     "neighbors.k=3",
     "neighbors.k_max=6",
+    "neighbors.whitening=false",
+    "neighbors.source=clean",
     "gcn.batch_size=16",
-    # agreement needs more images and steps
-    "pairs.decide=likelihood",
     "pairs.mu=0.5",
+    "pairs.limit=true",
     "meta.num_ids=2",
     "loss.r=3",
 )
@@ -47,7 +48,6 @@ NAMELESS = (
     "data.dataset=folder",
     "data.name_pattern=crop",
     "meta.num_ids=0",
-    "neighbors.metric=cosine",
     "neighbors.standardise=false",
 )
 """Settings for images whose names have neither identity nor camera."""

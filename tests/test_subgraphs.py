@@ -46,7 +46,6 @@ def test_pairs_without_shared_neighbors(lists: list[list[int]], nodes: list[int]
     assert not batch.labels.any()
     assert to_graph(batch, 0).node_ids.tolist() == [0, 1, *nodes]
     assert to_graph(batch, 0).adjacency[:2, :2].tolist() == [[False, link], [link, False]]
-    assert not to_graph(batch, 0, link="drop").adjacency[:2, :2].any()
 
 
 def test_no_pairs_give_an_empty_batch() -> None:
@@ -64,17 +63,16 @@ def test_columns_that_these_pairs_do_not_use_are_left_out_if_trimmed() -> None:
     assert graphs(whole) == graphs(build_subgraphs(torch.tensor([[0, 1]]), lists))
 
 
-@pytest.mark.parametrize("link", ["keep", "drop"])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_written_out_graph_has_the_edges_of_eq_4_and_the_labels_of_drnl(seed: int, link: str) -> None:
+def test_a_written_out_graph_has_the_edges_of_eq_4_and_the_labels_of_drnl(seed: int) -> None:
     lists, pairs = random_lists(14, 8, seed=seed), all_pairs(14)
     batch = build_subgraphs(pairs, padded(lists))
     for p, (i, j) in enumerate(pairs.tolist()):
-        adjacency, node_ids = to_graph(batch, p, link=link)
+        adjacency, node_ids = to_graph(batch, p)
         for a, x in enumerate(node_ids):
             for b, y in enumerate(node_ids):
                 is_edge = (y in (i, j) and x in lists[y]) or (x in (i, j) and y in lists[x])
-                assert bool(adjacency[a, b]) == (is_edge and (link == "keep" or {x, y} != {i, j}))
+                assert bool(adjacency[a, b]) == is_edge
         # on two stars the general labeling has 1 for the pair, 2 for shared leaves and 0 for the others
         assert drnl(adjacency).tolist() == [1, 1] + [label for *_, label in leaves(batch, p)]
 

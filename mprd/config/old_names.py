@@ -37,6 +37,16 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class FixedGcn(Fixed):
+    """A setting of the graph network that is now a constant, and had no effect under another labeler."""
+
+    def move(self, name: str, value: Any, settings: Nested) -> None:
+        """Drop the value; raise UserError where it is another and the graph network labels."""
+        if get(settings, "pairs.labeller", "gcn") == "gcn":
+            super().move(name, value, settings)
+
+
+@dataclass(frozen=True)
 class Gone:
     """A setting that changed no result, or that is now chosen by itself."""
 
@@ -120,19 +130,26 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "memory.gamma_end": Fixed(0.5, SEC_5_2),
     "memory.start_mode": Gone("train for random weights (backbone.weights=none), else eval"),
     "neighbors.num_shards": Moved("neighbors.search=sharded with subgraphs.num_actors", move_shards),
+    "neighbors.metric": FixedGcn("cosine", SEC_5_2),
+    "neighbors.density_k": Gone("the density that J is corrected for is of 20 images"),
     "neighbors.memory_mb": Gone("blocks take 256 MB, and the results do not depend on it"),
     "gcn.hidden": Fixed(64, "not stated in the paper"),
     "gcn.conv_channels": Fixed(4, "not stated in the paper"),
     "gcn.mlp_hidden": Fixed(64, "not stated in the paper"),
-    "gcn.read_out": Fixed("pooled", "the pooled graph did best, Sec. 3.2"),
+    "gcn.read_out": FixedGcn("pooled", "Sec. 3.2"),
+    "gcn.variant": FixedGcn("paper", "Sec. 3.2"),
+    "gcn.link": FixedGcn("keep", "Eq. 4"),
+    "gcn.optimizer": FixedGcn("sgd", SEC_5_2),
     "gcn.momentum": Fixed(0.9, SEC_5_2),
     "gcn.weight_decay": Fixed(5e-4, "MLCReID's value"),
     "gcn.passes": Fixed(1, "Alg. 1 lines 3-7"),
+    "pairs.decide": FixedGcn("likelihood", "Eq. 7"),
     "pairs.knn_k": Fixed(8, "Sec. 5.3"),
     "pairs.ss_similarity": threshold("ss"),
     "pairs.mplp_t": threshold("mplp", "mlcr"),
     "pairs.jaccard": Gone("it was of the labeller list_overlap, which is gone"),
     "pairs.reciprocal": threshold("reciprocal"),
+    "meta.pairs": FixedGcn("random", "Sec. 4.2"),
     "meta.eta.start": Fixed(1.0, "Eq. 10"),
     "meta.eta.step_epoch": Fixed(0.5, "half of the epochs"),
     "clusters.mu": Fixed(None, "clusters beside the GCN brought nothing on two sets"),
@@ -159,7 +176,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "eval.memory_mb": Gone("blocks take 512 MB, and the results do not depend on it"),
 }
 
-GONE_VALUES = [("neighbors.metric", "csls"), ("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")]
+GONE_VALUES = [("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")]
 """Values that no setting has any more."""
 
 
@@ -179,7 +196,8 @@ def upgrade(settings: Nested) -> Nested:
             raise UserError(f"{name}: {value} is gone; {REMEDY}")
     if get(settings, "data.cache") in ("ram", "device"):
         put(settings, "data.cache", "auto")
-    if get(settings, "pairs.refresh") == "batch" and is_labelled_at_once(settings):
+    if get(settings, "pairs.refresh") == "batch" and get(settings, "pairs.labeller") == "reciprocal":
+        # it did not say that all images are labeled at once
         put(settings, "pairs.refresh", "auto")
     is_drawn = get(settings, "data.dataset", "synthetic") == "synthetic"
     for name, rule in OLD.items():
@@ -195,12 +213,6 @@ def upgrade(settings: Nested) -> Nested:
 def upgrade_dotted(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings under dotted names, such as those of a study's point, under today's names."""
     return flatten(upgrade(nest(settings)))
-
-
-def is_labelled_at_once(settings: Nested) -> bool:
-    """Return whether the labels of all images depend on each other, which `pairs.refresh: batch` did not say."""
-    labeller, decide = get(settings, "pairs.labeller", "gcn"), get(settings, "pairs.decide", "likelihood")
-    return labeller == "reciprocal" or (labeller == "gcn" and decide == "agreement")
 
 
 def show(value: Any) -> str:

@@ -27,7 +27,6 @@ Preset = Literal[
 ]
 ListSource = Literal["memory", "clean", "mean"]
 Labeller = Literal["gcn", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
-Decision = Literal["likelihood", "agreement"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[
     Path,
@@ -169,14 +168,9 @@ class NeighborsConfig(Section):
     k: int = Field(8, ge=1)
     """Least number of neighbors (Sec. 5.2)."""
     similarity: float = Field(0.6, ge=-1, le=1)
-    """Cosine above which an image is a neighbor beyond the first k (Sec. 5.2), where the metric is the cosine."""
+    """Cosine above which an image is a neighbor beyond the first k (Sec. 5.2)."""
     k_max: int = Field(64, ge=1)
-    """Most neighbors; lists that it cuts are counted and logged. The number of neighbors under any other metric."""
-    metric: Literal["cosine", "camera"] = "cosine"
-    """Similarity that orders the lists: cosine, or corrected for local density in each camera."""
-    density_k: int | None = Field(None, ge=1)
-    """Local density is the mean cosine to so many nearest images of a camera of average size, and to as many fewer of a
-    smaller one. None: 20."""
+    """Most neighbors; lists that it cuts are counted and logged."""
     standardise: bool = False
     """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
     whitening: bool = False
@@ -184,20 +178,14 @@ class NeighborsConfig(Section):
     source: ListSource = "memory"
     """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
     search: Literal["exact", "ivf", "hnsw", "sharded"] = "exact"
-    """How all lists of an epoch, and the pairs of J, are searched: exactly, or through a faiss index. `sharded`
-    searches lists by cosine exactly, by `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's
-    own lists are always exact."""
+    """How all lists of an epoch are searched: exactly, or through a faiss index (`ivf` finds the pairs of J as well).
+    `sharded` searches exactly, by `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's own
+    lists are always exact."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> NeighborsConfig:
         if self.k_max < self.k:
             raise ValueError(f"neighbors.k_max must be at least neighbors.k = {self.k}, but got {self.k_max}")
-        return self
-
-    @model_validator(mode="after")
-    def _search_fits(self) -> NeighborsConfig:
-        if self.metric == "camera" and self.search not in ("exact", "ivf"):
-            raise ValueError(f"neighbors.metric: camera needs neighbors.search=exact or ivf, but got {self.search}")
         return self
 
 
@@ -213,15 +201,8 @@ class SubgraphsConfig(Section):
 class GcnConfig(Section):
     """G: the neighborhood of a pair to a likelihood (Sec. 3.2, 5.2)."""
 
-    variant: Literal["paper", "structure", "reciprocal"] = "paper"
-    """Node inputs: `paper` is feature and DRNL; `structure` is DRNL and the cosines to both ends, to which
-    `reciprocal` adds the k-reciprocal similarities."""
-    link: Literal["keep", "drop"] = "keep"
-    """The direct edge i-j: Eq. 4 to the letter keeps it, SEAL drops it."""
     sources: Literal["both", "unlabelled", "meta"] = "both"
     """Which pairs train it (Eq. 10): `meta` alone is "MPRD w/o"."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """SGD is the paper's (Sec. 5.2)."""
     learning_rate: float = Field(0.001, gt=0)
     """beta_2 (Eq. 9)."""
     batch_size: int = Field(32, ge=2)
@@ -238,9 +219,6 @@ class PairsConfig(Section):
     """Likelihood above which a pair is positive (Eq. 7)."""
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
     """The same for the labellers `ss`, `mplp`, `mlcr` (0.6), `reciprocal` (0.4); none: these."""
-    decide: Decision = "likelihood"
-    """What must exceed `mu`: the pair's likelihood (Eq. 7), or the cosine of both
-    images' likelihoods to all others, which labels all images at once."""
     limit: bool = False
     """At most as many positives under an image's own camera, and under the others, as any labeled image has; where
     labeled identities are whole (`meta.all_listed`). For `gcn` and `reciprocal`."""
@@ -253,8 +231,9 @@ class PairsConfig(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> PairsConfig:
         if self.refresh == "batch" and self.labels_all_at_once:
-            cause = "labeller: reciprocal" if self.labeller == "reciprocal" else "decide: agreement"
-            raise ValueError(f"pairs.{cause} labels all images at once, so pairs.refresh must not be batch: use epoch")
+            raise ValueError(
+                "pairs.labeller: reciprocal labels all images at once, so pairs.refresh must not be batch: use epoch"
+            )
         if self.threshold is not None and self.labeller not in THRESHOLDS:
             known = ", ".join(THRESHOLDS)
             raise ValueError(f"pairs.threshold is for the labellers {known}, but pairs.labeller is {self.labeller}")
@@ -263,7 +242,7 @@ class PairsConfig(Section):
     @property
     def labels_all_at_once(self) -> bool:
         """Whether P_i of one image depends on the labels of all."""
-        return self.labeller == "reciprocal" or (self.labeller == "gcn" and self.decide == "agreement")
+        return self.labeller == "reciprocal"
 
     @property
     def is_once_an_epoch(self) -> bool:
@@ -301,8 +280,6 @@ class MetaConfig(Section):
     names."""
     all_listed: bool = False
     """The file lists every training image of its identities, as `pairs.limit` needs."""
-    pairs: Literal["random", "candidates"] = "random"
-    """Where labeled pairs come from (Sec. 4.2): the paper's random draws, or each image's own neighbors."""
     eta: EtaConfig = EtaConfig()
     """Weight of the meta gradient (Eq. 10)."""
 
@@ -400,10 +377,7 @@ class Config(Section):
     @property
     def needs_cameras(self) -> str | None:
         """The setting that needs the images' cameras, where one does."""
-        if self.neighbors.standardise:
-            return "neighbors.standardise"
-        draws_by_camera = self.neighbors.metric == "camera" and self.pairs.labeller == "gcn"
-        return "neighbors.metric: camera" if draws_by_camera else None
+        return "neighbors.standardise" if self.neighbors.standardise else None
 
     @property
     def num_actors(self) -> int:
@@ -432,8 +406,6 @@ class Config(Section):
         of_all_images = {
             "neighbors.standardise": self.neighbors.standardise,
             "neighbors.whitening": self.neighbors.whitening,
-            f"neighbors.metric: {self.neighbors.metric}": self.neighbors.metric != "cosine",
-            "gcn.variant: reciprocal": self.gcn.variant == "reciprocal",
         }
         for setting, is_asked in of_all_images.items():
             if is_asked and self.searches_live:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import FrozenLists
-from mprd.neighbors.reciprocal import SimilarityTable
 
 
 class GcnInputs(NamedTuple):
@@ -23,25 +22,22 @@ class GcnInputs(NamedTuple):
     """`[N + X, D]`."""
     neighbor_ids: Tensor
     """`[N + X, K]`, padded with -1."""
-    similarities: SimilarityTable | None
-    """Where the GCN reads them."""
     copies: Tensor
     """`[N]`, the row of each image's copy, -1 without one."""
 
     @classmethod
-    def of_images(cls, lists: FrozenLists, *, needs_similarities: bool) -> GcnInputs:
+    def of_images(cls, lists: FrozenLists) -> GcnInputs:
         """Start without copies, from the features that are compared."""
         copies = torch.full((len(lists.features),), PADDING, device=lists.features.device)
-        return cls(lists.features, lists.ids, lists.similarities if needs_similarities else None, copies)
+        return cls(lists.features, lists.ids, copies)
 
     def with_copies(self, perturbed: Tensor, originals: Tensor, lists: FrozenLists, camids: Tensor | None) -> GcnInputs:
         """Append copies, with features `[X, D]`, of the images `originals` `[X]`; `lists` finds their neighbors."""
         num_images, camids = len(self.features), None if camids is None else camids[originals]
         perturbed = lists.chain(perturbed, camids)
-        near = lists.search_outside(perturbed, camids)
+        near = lists.search_outside(perturbed)
         width = max(self.neighbor_ids.shape[1], near.shape[1])
         ids, near = (F.pad(part, (0, width - part.shape[1]), value=PADDING) for part in (self.neighbor_ids, near))
         copies = self.copies.clone()
         copies[originals] = num_images + torch.arange(len(originals), device=copies.device)
-        similarities = None if self.similarities is None else self.similarities.with_copies(originals)
-        return GcnInputs(torch.cat([self.features, perturbed]), torch.cat([ids, near]), similarities, copies)
+        return GcnInputs(torch.cat([self.features, perturbed]), torch.cat([ids, near]), copies)

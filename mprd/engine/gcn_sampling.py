@@ -50,9 +50,6 @@ class PairSources:
     perturbed: Tensor
     """`[N]`, the row of an image's perturbed copy behind the memory, -1 without one."""
     meta: MetaSet
-    meta_pairs: Literal["random", "candidates"]
-    is_meta_whole: bool
-    """Whether Z holds all images of its identities, so that any other image has another identity."""
     use: Literal["both", "unlabelled", "meta"]
     is_first: bool
     """Whether no P has been labeled yet: negatives are then drawn at random."""
@@ -163,10 +160,6 @@ def draw_meta(images: Tensor, sources: PairSources, draws: StepDraws) -> Labelle
     """Draw a z_j for each image x_i (Alg. 1 line 4), and its pairs (Sec. 4.2 item 2)."""
     meta = sources.meta
     drawn = send(draws.integers(len(meta)), images.device)
-    if sources.meta_pairs == "candidates":
-        return candidate_meta_pairs(
-            meta.ids, meta.pids, drawn, images, sources.neighbor_ids, is_whole=sources.is_meta_whole, draws=draws
-        )
     return random_meta_pairs(meta.ids, meta.pids, drawn, images, draws=draws)
 
 
@@ -285,34 +278,5 @@ def random_meta_pairs(
             label(first, others, same, is_positive=True),
             label(first, others, different, is_positive=False),
             label(first, images[:, None], ~is_known_match[:, None], is_positive=False),
-        ]
-    )
-
-
-def candidate_meta_pairs(
-    meta_ids: Tensor,
-    meta_pids: Tensor,
-    drawn: Tensor,
-    images: Tensor,
-    neighbor_ids: Tensor,
-    *,
-    is_whole: bool,
-    draws: StepDraws,
-) -> LabelledPairs:
-    """Label each drawn z's own candidates NN_k(z), beside the random pairs.
-
-    Unless Z `is_whole`, a candidate outside of Z may be a mate of z, and gets no label. Departs from Sec. 4.2 item 2:
-    random pairs are far easier than the candidates that Eq. 7 thresholds, which leaves mu uncalibrated.
-    """
-    first = meta_ids[drawn]
-    near = neighbor_ids[first]
-    hits = (near[:, :, None] == meta_ids[None, None]) & (meta_pids[drawn][:, None] == meta_pids[None])[:, None]
-    is_match = hits.any(2)
-    is_other = ~is_match if is_whole else ~is_match & torch.isin(near, meta_ids)
-    return join_pairs(
-        [
-            random_meta_pairs(meta_ids, meta_pids, drawn, images, draws=draws),
-            label(first, near, is_match, is_positive=True),
-            label(first, near, is_other, is_positive=False),
         ]
     )

@@ -19,8 +19,7 @@ def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroup
     train, root = dataset.train, dataset.root
     if train.camids is None and config.needs_cameras is not None:
         raise UserError(
-            f"{config.needs_cameras} needs cameras, and {root} has none; "
-            "neighbors.metric=cosine with neighbors.standardise=false does without"
+            f"{config.needs_cameras} needs cameras, and {root} has none; neighbors.standardise=false does without"
         )
     if config.pairs.labeller == "supervised" and train.pids is None:
         raise UserError(f"pairs.labeller: supervised needs identities, and {root} has none")

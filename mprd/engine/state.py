@@ -128,7 +128,7 @@ def build_state(
         torch.manual_seed(generator(config.train.seed, RngStream.WEIGHTS).initial_seed() % 2**63)
         backbone = build_backbone(config.backbone, size=config.data.size, workers=workers).to(device)
         set_training_format(backbone, precision=config.train.precision)
-        gcn = build_gcn(config.gcn, num_features=backbone.num_features).to(device)
+        gcn = PairGCN(backbone.num_features).to(device)
     return TrainState(
         backbone=backbone,
         optimizer=cnn_optimizer(backbone, config.train, is_pretrained=config.backbone.weights != "none"),
@@ -137,11 +137,6 @@ def build_state(
         memory=FeatureMemory(torch.zeros(num_images, backbone.num_features, device=device)),
         positives=PositiveTable(num_images, device),
     )
-
-
-def build_gcn(config: GcnConfig, *, num_features: int) -> PairGCN:
-    """Build the GCN of the settings."""
-    return PairGCN(num_features, variant=config.variant, link=config.link)
 
 
 def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: bool) -> torch.optim.Optimizer:
@@ -167,10 +162,6 @@ def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: boo
 
 def gcn_optimizer(gcn: PairGCN, config: GcnConfig) -> torch.optim.Optimizer:
     """Build the optimizer of Eq. 9."""
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            gcn.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=is_fused(gcn)
-        )
     return torch.optim.SGD(
         gcn.parameters(),
         lr=config.learning_rate,

@@ -21,7 +21,7 @@ class EpochStats:
 
     sums: dict[str, float] = field(default_factory=dict)
     candidates: list[Tensor] = field(default_factory=list)
-    """Scored pairs, each `[P, 4]` float64: i, j, g_ij, cosine; a 5th column is agreement where it decides."""
+    """Scored pairs, each `[P, 4]` float64: i, j, g_ij, cosine."""
     pending: dict[str, Tensor] = field(default_factory=dict)
     """Device sums not yet copied to the host."""
 
@@ -77,8 +77,6 @@ class EpochStats:
         first, second = ids[places[0]], labels.candidates[places]
         cosines = (compared[first] * compared[second]).sum(1)
         columns = [first, second, labels.likelihoods[places], cosines]
-        if labels.agreements is not None:
-            columns.append(labels.agreements[places])
         self.candidates.append(torch.stack([column.double() for column in columns], dim=1))
         self.add("k", len(first))
         self.add("k_capped", labels.is_capped.sum())

@@ -236,22 +236,20 @@ class Trainer:
             neighbor_ids=inputs.neighbor_ids[: self.num_images],
             perturbed=inputs.copies,
             meta=self.state.meta,
-            meta_pairs=self.config.meta.pairs,
-            is_meta_whole=self.config.meta.is_whole,
             use=self.config.gcn.sources,
             is_first=self.state.epoch == self.config.train.warmup_epochs,
             r=self.config.loss.r,
         )
 
     def gcn_inputs(self) -> GcnInputs:
-        """Return features, lists and similarities of all images and of perturbed copies.
+        """Return features and lists of all images and of perturbed copies.
 
         Copied are images whose P_i is still {i}: at first all, the paper's "first iteration"; later those without a
         positive, which would otherwise give the GCN negatives alone.
         """
         state, lists = self.state, self.frozen_lists()
         with span("neighbors"):
-            inputs = GcnInputs.of_images(lists, needs_similarities=state.gcn.needs_similarities)
+            inputs = GcnInputs.of_images(lists)
         lonely = (state.positives.counts() == 1).nonzero().squeeze(1)
         if self.config.gcn.sources == "meta" or len(lonely) == 0:
             return inputs
@@ -263,7 +261,7 @@ class Trainer:
     def gcn_step(self, inputs: GcnInputs, step: StepPairs, subgraphs: SubgraphBatch) -> None:
         """Take one step of Eq. 9 with the gradient of Eq. 10, given the graphs of this worker's shard of the pairs."""
         gcn, workers = self.state.gcn, self.workers
-        own = gcn(inputs.features, subgraphs, similarities=inputs.similarities)
+        own = gcn(inputs.features, subgraphs)
         # the whole loss on every worker, with gradients of its own pairs
         unlabelled, meta = step.losses(workers.join(own, workers.shard(len(step)).counts))
         loss = unlabelled + (self.eta if self.config.gcn.sources == "both" else 1.0) * meta

@@ -74,15 +74,13 @@ def candidate_row(trainer: Trainer, pids: Tensor) -> dict[str, float | None]:
     # the GCN is trained on the pairs of labeled images, on either side
     candidates = candidates[~torch.isin(candidates[:, :2].long(), trainer.state.meta.ids).any(1)]
     first, second = candidates[:, :2].long().unbind(1)
-    g, cosine, *agreement = candidates[:, 2:].unbind(1)
+    g, cosine = candidates[:, 2:].unbind(1)
     is_true = pids[first] == pids[second]
     scores = {"gcn_auc": g} if trainer.labeller == "gcn" else {}
     scores["cosine_auc"] = cosine
     if is_due(trainer) and not trainer.config.searches_live:
         # from the features that g was computed from; live lists have none of all images
         scores["reciprocal_auc"] = trainer.frozen_lists().similarities.between(first, second)
-    if trainer.config.pairs.decide == "agreement":
-        scores["agreement_auc"] = agreement[0]
     row = {column: label_quality.auc(score, is_true) for column, score in scores.items()}
     return row | {"candidate_precision": label_quality.ratio(is_true.sum(), torch.tensor(len(is_true)))}
 

@@ -16,16 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mprd.errors import UserError
-from mprd.gcn.node_features import (
-    Variant,
-    cells_per_chunk,
-    count_columns,
-    feature_columns,
-    feature_scale,
-    pair_columns,
-)
-from mprd.neighbors.reciprocal import SimilarityTable
-from mprd.subgraphs import END_LABEL, NUM_LABELS, Link, SubgraphBatch, build_subgraphs, pack
+from mprd.gcn.node_features import cells_per_chunk, feature_scale
+from mprd.subgraphs import END_LABEL, NUM_LABELS, SubgraphBatch, build_subgraphs, pack
 
 KERNEL_SIZE, STRIDE = 5, 2
 """Of the 1-D convolution over the pooled vector, as in SEAL's code."""
@@ -49,8 +41,6 @@ class PairGCN(nn.Module):
         self,
         num_features: int,
         *,
-        variant: Variant = "paper",
-        link: Link = "keep",
         hidden: int = HIDDEN,
         conv_channels: int = CONV_CHANNELS,
         mlp_hidden: int = MLP_HIDDEN,
@@ -60,8 +50,7 @@ class PairGCN(nn.Module):
         super().__init__()
         if 2 * hidden < KERNEL_SIZE:
             raise UserError(f"gcn.hidden must be at least {(KERNEL_SIZE + 1) // 2}, but got {hidden}")
-        self.variant, self.link = variant, link
-        self.columns = count_columns(num_features, variant)
+        self.columns = num_features, NUM_LABELS
         self.theta_1 = nn.Parameter(torch.empty(sum(self.columns), hidden))
         self.theta_2 = nn.Parameter(torch.empty(hidden, hidden))
         self.conv = nn.Conv1d(1, conv_channels, KERNEL_SIZE, STRIDE)
@@ -70,22 +59,16 @@ class PairGCN(nn.Module):
         self.mlp_2 = nn.Linear(mlp_hidden, 1)
         self.reset_parameters(generator)
 
-    @property
-    def needs_similarities(self) -> bool:
-        """Whether `forward` and `predict` need k-reciprocal similarities."""
-        return self.variant == "reciprocal"
-
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights such that activations have about unit variance.
 
-        All feature columns together have unit variance, and so has every other column: with equal weights three label
+        All feature columns together have unit variance, and so has every label column: with equal weights three label
         columns would hardly count beside 2,048 feature columns.
         """
-        of_feature, of_label, of_pair = self.theta_1.split(self.columns)
+        of_feature, of_label = self.theta_1.split(self.columns)
         of_feature.normal_(0, max(1, len(of_feature)) ** -0.5, generator=generator)
         of_label.normal_(0, 1, generator=generator)
-        of_pair.normal_(0, 1, generator=generator)
         self.theta_2.normal_(0, math.sqrt(2 / len(self.theta_2)), generator=generator)
         for layer in (self.conv, self.mlp_1, self.mlp_2):
             bound = layer.weight[0].numel() ** -0.5
@@ -93,24 +76,16 @@ class PairGCN(nn.Module):
             assert layer.bias is not None
             layer.bias.zero_()
 
-    def forward(
-        self,
-        memory: Tensor,
-        subgraphs: SubgraphBatch,
-        *,
-        similarities: SimilarityTable | None = None,
-        projected: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, memory: Tensor, subgraphs: SubgraphBatch, *, projected: Tensor | None = None) -> Tensor:
         """Return logits [P] for memory [N, D], differentiable in the parameters and the memory.
 
-        The variant `reciprocal` needs `similarities` of the N images; `projected` reuses `project(memory)`.
+        `projected` reuses `project(memory)`.
         """
         if self.fits_at_once(memory.device, len(subgraphs), num_leaves=subgraphs.nodes.shape[1]):
             projected = self.project(memory) if projected is None else projected
-            return self.chunk_logits(memory, projected, subgraphs, similarities)
+            return self.chunk_logits(projected, subgraphs)
         if projected is None:
-            if similarities is None:  # a table is indexed by the original ids
-                memory, subgraphs = keep_touched(memory, subgraphs)
+            memory, subgraphs = keep_touched(memory, subgraphs)
             projected = self.project(memory)
         packed, num_leaves, order = pack(subgraphs)
         cells_per_node = cells_per_chunk(memory.device) // len(self.theta_2)
@@ -118,7 +93,7 @@ class PairGCN(nn.Module):
         while start < len(packed):
             stop = min(start + max(1, cells_per_node // (2 + int(num_leaves[start]))), len(packed))
             chunk = packed.rows(start, stop, num_leaves=int(num_leaves[stop - 1]))
-            logits.append(self.chunk_logits(memory, projected, chunk, similarities))
+            logits.append(self.chunk_logits(projected, chunk))
             start = stop
         return torch.cat(logits)[order.argsort()]
 
@@ -135,35 +110,17 @@ class PairGCN(nn.Module):
 
         Row l N + n is image n with label l; the last row, of absent leaves, is 0.
         """
-        of_feature, of_label, _ = self.theta_1.split(self.columns)
+        of_feature, of_label = self.theta_1.split(self.columns)
         # scale the weights, since scaling all features takes longer than the product
-        by_feature = feature_columns(memory, variant=self.variant) @ (feature_scale(memory.shape[1]) * of_feature)
+        by_feature = memory @ (feature_scale(memory.shape[1]) * of_feature)
         return F.pad((by_feature + of_label[:, None]).flatten(0, 1), (0, 0, 0, 1))
 
-    def chunk_logits(
-        self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None
-    ) -> Tensor:
+    def chunk_logits(self, projected: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of pairs whose tensors are computed at once; absent leaves are allowed."""
-        stars = weigh_stars(subgraphs, link=self.link, dtype=projected.dtype)
-        y_1 = convolve(self.first_product(memory, projected, subgraphs, similarities), stars)
+        stars = weigh_stars(subgraphs, dtype=projected.dtype)
+        y_1 = convolve(first_product(projected, subgraphs), stars)
         y_2 = convolve(Nodes(y_1.ends @ self.theta_2, y_1.leaves @ self.theta_2), stars)
         return self.classify(torch.cat([max_pool(y_1), max_pool(y_2)], dim=1))
-
-    def first_product(
-        self, memory: Tensor, projected: Tensor, subgraphs: SubgraphBatch, similarities: SimilarityTable | None
-    ) -> Nodes:
-        """Return Y^(0) Theta_1; 0 for absent leaves."""
-        pairs = subgraphs.pairs
-        nodes = torch.cat([pairs, subgraphs.nodes], dim=1)
-        labels = torch.cat([torch.full_like(pairs, END_LABEL), subgraphs.labels], dim=1)
-        num_images = len(projected) // NUM_LABELS
-        rows = (nodes + labels * num_images).where(nodes >= 0, len(projected) - 1)
-        product = F.embedding(rows, projected)
-        if self.columns[-1] > 0:
-            columns = pair_columns(memory, pairs, nodes, variant=self.variant, similarities=similarities)
-            theta = self.theta_1[-self.columns[-1] :]
-            product = torch.addmm(product.flatten(0, 1), columns.flatten(0, 1), theta).view_as(product)
-        return Nodes(product[:, :2], product[:, 2:])
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Return logits [P] from pooled vectors [P, 2 H]."""
@@ -171,14 +128,7 @@ class PairGCN(nn.Module):
         return self.mlp_2(F.relu(self.mlp_1(seen))).squeeze(1)
 
     @torch.no_grad()
-    def predict(
-        self,
-        memory: Tensor,
-        neighbor_ids: Tensor,
-        pairs: Tensor,
-        *,
-        similarities: SimilarityTable | None = None,
-    ) -> Tensor:
+    def predict(self, memory: Tensor, neighbor_ids: Tensor, pairs: Tensor) -> Tensor:
         """Return the likelihoods g_ij [P] of pairs [P, 2] with neighbor ids [N, K].
 
         Unless all pairs fit at once, a pair given as (i, j) and (j, i) is computed once, and pairs with lists of
@@ -186,24 +136,22 @@ class PairGCN(nn.Module):
         """
         if self.fits_at_once(memory.device, len(pairs), num_leaves=2 * neighbor_ids.shape[1]):
             subgraphs = build_subgraphs(pairs, neighbor_ids, is_trimmed=False)
-            return self(memory, subgraphs, similarities=similarities).sigmoid()
+            return self(memory, subgraphs).sigmoid()
         pairs, where = unordered(pairs, num_images=len(neighbor_ids))
         num_slots = len(pairs) * (2 + 2 * neighbor_ids.shape[1])
         projected = self.project(memory) if num_slots >= len(memory) else None
         likelihoods = memory.new_empty(len(pairs))
         for chosen in groups_of_like_length(neighbor_ids, pairs):
             subgraphs = build_subgraphs(pairs[chosen], neighbor_ids)
-            logits = self(memory, subgraphs, similarities=similarities, projected=projected)
+            logits = self(memory, subgraphs, projected=projected)
             likelihoods[chosen] = logits.sigmoid()
         return likelihoods[where]
 
-    def forward_reference(
-        self, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
-    ) -> Tensor:
+    def forward_reference(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
         """Return the logits [P] of `forward` by the slow reference path, `mprd.gcn.reference`."""
         from mprd.gcn.reference import reference_logits
 
-        return reference_logits(self, memory, subgraphs, similarities=similarities)
+        return reference_logits(self, memory, subgraphs)
 
 
 class Nodes(NamedTuple):
@@ -225,10 +173,21 @@ class StarWeights(NamedTuple):
     leaf_scale: Tensor
 
 
-def weigh_stars(subgraphs: SubgraphBatch, *, link: Link, dtype: torch.dtype) -> StarWeights:
+def first_product(projected: Tensor, subgraphs: SubgraphBatch) -> Nodes:
+    """Return Y^(0) Theta_1 from `PairGCN.project`; 0 for absent leaves."""
+    pairs = subgraphs.pairs
+    nodes = torch.cat([pairs, subgraphs.nodes], dim=1)
+    labels = torch.cat([torch.full_like(pairs, END_LABEL), subgraphs.labels], dim=1)
+    num_images = len(projected) // NUM_LABELS
+    rows = (nodes + labels * num_images).where(nodes >= 0, len(projected) - 1)
+    product = F.embedding(rows, projected)
+    return Nodes(product[:, :2], product[:, 2:])
+
+
+def weigh_stars(subgraphs: SubgraphBatch, *, dtype: torch.dtype) -> StarWeights:
     """Compute the weights of Eq. 5 from memberships and links."""
     members = torch.stack([subgraphs.in_i, subgraphs.in_j], dim=1).to(dtype)
-    has_link = subgraphs.link[:, None, None].to(dtype) * (link == "keep")
+    has_link = subgraphs.link[:, None, None].to(dtype)
     end_degrees, leaf_degrees = 1 + members.sum(2) + has_link[:, 0], 1 + members.sum(1)
     return StarWeights(members, has_link, 1 / end_degrees[:, :, None], 1 / leaf_degrees[:, :, None])
 

@@ -15,21 +15,18 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import SAGEConv, global_max_pool
 from torch_geometric.utils import add_self_loops
 
-from mprd.gcn.node_features import feature_columns, feature_scale, label_columns, pair_columns
-from mprd.neighbors.reciprocal import SimilarityTable
-from mprd.subgraphs import Link, SubgraphBatch, drnl, to_graph
+from mprd.gcn.node_features import feature_scale, label_columns
+from mprd.subgraphs import SubgraphBatch, drnl, to_graph
 
 if TYPE_CHECKING:
     from mprd.gcn.network import PairGCN
 
 
-def reference_logits(
-    gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch, *, similarities: SimilarityTable | None = None
-) -> Tensor:
+def reference_logits(gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
     """Return the logits [P] of `PairGCN.forward`."""
-    batch = batch_graphs(subgraphs, link=gcn.link).to(memory.device)
+    batch = batch_graphs(subgraphs).to(memory.device)
     edge_index, _ = add_self_loops(batch.edge_index, num_nodes=batch.num_nodes)
-    y = node_columns(gcn, memory, batch, similarities)
+    y = node_columns(memory, batch)
     layers = []
     for theta in (gcn.theta_1, gcn.theta_2):
         conv = SAGEConv(*theta.shape, aggr="mean", root_weight=False, bias=False)
@@ -39,27 +36,23 @@ def reference_logits(
     return gcn.classify(pooled)
 
 
-def node_columns(gcn: PairGCN, memory: Tensor, batch: Batch, similarities: SimilarityTable | None) -> Tensor:
+def node_columns(memory: Tensor, batch: Batch) -> Tensor:
     """Return Y^(0), the inputs of all nodes [V, C]."""
-    pairs, nodes = batch.pair[batch.batch], batch.node_ids[:, None]
-    of_feature = feature_columns(memory[batch.node_ids], variant=gcn.variant) * feature_scale(memory.shape[1])
-    of_label = label_columns(batch.labels, dtype=memory.dtype)
-    of_pair = pair_columns(memory, pairs, nodes, variant=gcn.variant, similarities=similarities)
-    return torch.cat([of_feature, of_label, of_pair[:, 0]], dim=1)
+    of_feature = memory[batch.node_ids] * feature_scale(memory.shape[1])
+    return torch.cat([of_feature, label_columns(batch.labels, dtype=memory.dtype)], dim=1)
 
 
-def batch_graphs(subgraphs: SubgraphBatch, *, link: Link) -> Batch:
+def batch_graphs(subgraphs: SubgraphBatch) -> Batch:
     """Write out the graph of each pair, labeled by the general DRNL, and batch them in order."""
     graphs = []
     for index in range(len(subgraphs)):
-        adjacency, node_ids = to_graph(subgraphs, index, link=link)
+        adjacency, node_ids = to_graph(subgraphs, index)
         graphs.append(
             Data(
                 num_nodes=len(node_ids),
                 edge_index=torch.from_numpy(adjacency).nonzero().T,
                 node_ids=torch.from_numpy(node_ids),
                 labels=torch.from_numpy(drnl(adjacency)),
-                pair=subgraphs.pairs[index : index + 1].cpu(),
             )
         )
     return Batch.from_data_list(graphs)

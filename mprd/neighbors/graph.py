@@ -2,7 +2,7 @@
 
 c_ij = 2 s_ij - (mean of i's highest cosines within j's camera) - (mean of j's highest within i's): what a pair has in
 common beyond what these two cameras always have in common. Without cameras all images are one group, which is CSLS.
-Shapes: N images, K list width, B rows of a block, D feature size, P pairs, G cameras, X images from outside.
+Shapes: N images, K list width, B rows of a block, D feature size, P pairs, G cameras.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from mprd.neighbors.exact import check_features, cosines, rows_at_once
 
 DENSITY_K = 20
-"""Images of a camera of average size whose mean cosine is the local density, unless settings have another number."""
+"""Images of a camera of average size whose mean cosine is the local density."""
 ENTRIES_AT_ONCE = 2**18
 """Feature entries gathered at a time for the cosines of pairs, which a core's cache holds."""
 KEPT_MB = 768
@@ -73,32 +73,18 @@ class SimilarityGraph:
         ]
         return torch.cat([self.scores.new_zeros(0), *parts])
 
-    @torch.no_grad()
-    def search_outside(self, queries: Tensor, camids: Tensor | None, *, width: int) -> Tensor:
-        """Return the `width` nearest, int64 `[X, width]`, of unit features `[X, D]` under the cameras `[X]`."""
-        groups = self.density.group_ids.new_zeros(len(queries)) if camids is None else camids
-        size = rows_at_once(len(self), queries.device)
-        buffer = queries.new_empty(min(size, len(queries)), len(self))
-        parts = [self.ids.new_empty(0, min(width, len(self)))]
-        for rows, own_groups in zip(queries.split(size), groups.split(size), strict=True):
-            sim_BN = cosines(rows, self.features, self_ids=None, out=buffer)
-            scores = subtract_density(sim_BN, group_means(sim_BN, self.density), own_groups, self.density)
-            parts.append(scores.topk(parts[0].shape[1], dim=1).indices)
-        return torch.cat(parts)
-
 
 @torch.no_grad()
-def find_graph(features: Tensor, camids: Tensor | None, *, width: int, density_k: int | None = None) -> SimilarityGraph:
+def find_graph(features: Tensor, camids: Tensor | None, *, width: int) -> SimilarityGraph:
     """Search the `width` nearest of all images by c exactly, in blocks of rows.
 
     Args:
         features: `[N, D]`, unit length.
         camids: `[N]`; None makes one group of all images.
-        density_k: images of a camera of average size whose mean cosine is the density.
     """
     check_features(features, "features")
     blocks = CosineBlocks(features, block_rows=rows_at_once(len(features), features.device))
-    density = measure_density(blocks, group_images(features, camids), k=density_k)
+    density = measure_density(blocks, group_images(features, camids))
     ids = density.group_ids.new_empty(len(features), min(width, len(features) - 1))
     scores = features.new_empty(ids.shape)
     for rows, sim_BN in blocks:
@@ -132,20 +118,20 @@ class CosineBlocks:
             yield ids, sim_BN
 
 
-def measure_density(blocks: CosineBlocks, group_ids: Tensor, *, k: int | None = None) -> Density:
+def measure_density(blocks: CosineBlocks, group_ids: Tensor) -> Density:
     """Measure the density of the images of all blocks in each group of `group_ids` `[N]`.
 
-    Of a camera of n images the max(1, round(k n / mean n)) nearest count: a fixed number would reach beyond the mates
+    Of a camera of n images the max(1, round(20 n / mean n)) nearest count: a fixed number would reach beyond the mates
     of an image in a small camera, whose density would be too low and which would flood the lists.
     """
-    density = Density(blocks.features.new_empty(0), group_ids, density_counts(group_ids, k or DENSITY_K))
+    density = Density(blocks.features.new_empty(0), group_ids, density_counts(group_ids))
     return Density(torch.cat([group_means(sim_BN, density) for _, sim_BN in blocks]), group_ids, density.ks)
 
 
-def density_counts(group_ids: Tensor, k: int) -> list[int]:
-    """Return for each group the number of nearest images whose mean is the density: `k` in a group of average size."""
+def density_counts(group_ids: Tensor) -> list[int]:
+    """Return for each group the number of nearest images whose mean is the density: 20 in a group of average size."""
     counts = torch.bincount(group_ids).tolist()
-    share = k * sum(count > 0 for count in counts) / len(group_ids)
+    share = DENSITY_K * sum(count > 0 for count in counts) / len(group_ids)
     return [max(1, round(share * count)) for count in counts]
 
 

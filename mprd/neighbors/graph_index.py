@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mprd.neighbors.approximate import import_faiss
 from mprd.neighbors.exact import PADDING, check_features
-from mprd.neighbors.graph import DENSITY_K, Density, SimilarityGraph, density_counts, group_images
+from mprd.neighbors.graph import Density, SimilarityGraph, density_counts, group_images
 
 MAIN_DIMENSIONS = 128
 """Dimensions in which cells are formed."""
@@ -32,9 +32,7 @@ SEARCH_ROWS = 2**14
 
 
 @torch.no_grad()
-def find_graph_by_index(
-    features: Tensor, camids: Tensor | None, *, width: int, density_k: int | None = None
-) -> SimilarityGraph:
+def find_graph_by_index(features: Tensor, camids: Tensor | None, *, width: int) -> SimilarityGraph:
     """Search the graph of all images by c approximately; arguments as of `find_graph`.
 
     An image's candidates are those of the cells around its own, in each camera as many cells as it takes; densities and
@@ -42,7 +40,7 @@ def find_graph_by_index(
     """
     check_features(features, "features")
     group_ids = group_images(features, camids)
-    ks = density_counts(group_ids, density_k or DENSITY_K)
+    ks = density_counts(group_ids)
     counts = [max(k, width if len(ks) == 1 else width // 2) for k in ks]
     ids, cosines = search_cells(features, Cells.divide(features, group_ids), counts)
     values = [

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.approximate import NeighborSearch
-from mprd.neighbors.exact import PADDING, NeighborTable, cut_lists, find_neighbors, rows_at_once
+from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors, rows_at_once
 from mprd.neighbors.graph import SimilarityGraph
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
 from mprd.neighbors.similarity import SimilarityChain, find_similarity_graph, fit_chain
@@ -68,17 +68,13 @@ class FrozenLists:
 
     @cached_property
     def graph(self) -> SimilarityGraph:
-        """The nearest by the camera-corrected similarity, from which J and lists are taken."""
+        """The nearest by the camera-corrected similarity, from which J is taken."""
         return find_similarity_graph(self.features, self.camids, self.config)
 
     @cached_property
     def found(self) -> NeighborTable:
         """The lists of all images."""
-        config = self.config
-        if config.metric != "camera":
-            return self.search_all(self.features, **search_rule(config, self.features))
-        ids = self.graph.ids[:, : config.k_max]
-        return cut_lists(ids, (ids != PADDING).sum(1), k=min(config.k, ids.shape[1]), k_max=config.k_max)
+        return self.search_all(self.features, **search_rule(self.config, self.features))
 
     @property
     def ids(self) -> Tensor:
@@ -91,10 +87,8 @@ class FrozenLists:
     def of_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.found.ids[rows], self.found.is_capped[rows]
 
-    def search_outside(self, queries: Tensor, camids: Tensor | None) -> Tensor:
+    def search_outside(self, queries: Tensor) -> Tensor:
         """Return the neighbors `[X, K]` of features `[X, D]`, mapped by the chain, that are not among the images."""
-        if self.config.metric == "camera":
-            return self.graph.search_outside(queries, camids, width=self.config.k_max)
         return find_neighbors(self.features, queries=queries, **search_rule(self.config, self.features)).ids
 
 

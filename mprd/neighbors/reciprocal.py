@@ -8,7 +8,7 @@ Shapes: N images, K list width, E entries.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,30 +31,18 @@ TERMS_AT_ONCE = 2**22
 
 @dataclass(frozen=True, eq=False)
 class SimilarityTable:
-    """The E pairs of N images whose similarity is above LEAST, and X copies of images, which share their originals'."""
+    """The E pairs of N images whose similarity is above LEAST."""
 
     keys: Tensor
     """int64 `[E]`, ascending: i N + j of each pair i < j."""
     values: Tensor
     """`[E]`, in 0..1."""
-    images: Tensor
-    """int64 `[N + X]`: 0..N-1, then the original of each copy."""
     num_images: int
     """N."""
 
-    @classmethod
-    def empty(cls) -> SimilarityTable:
-        """Return the table of no images."""
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return cls(nothing, torch.zeros(0), nothing, 0)
-
-    def with_copies(self, originals: Tensor) -> SimilarityTable:
-        """Replace the copies by copies of the images `originals`, int64 `[X]`, with the ids N..N+X-1."""
-        return replace(self, images=torch.cat([self.images[: self.num_images], originals]))
-
     def between(self, first: Tensor, second: Tensor) -> Tensor:
         """Return the similarities of images, int64 ids of shapes that broadcast; 0 where there is no entry."""
-        first, second = torch.broadcast_tensors(self.images[first], self.images[second])
+        first, second = torch.broadcast_tensors(first, second)
         own = (first == second).to(self.values.dtype)
         if len(self.keys) == 0:
             return own
@@ -93,7 +81,7 @@ def measure_similarities(graph: SimilarityGraph, *, k1: int = K1, k2: int = K2) 
     num_images, device = len(graph), graph.ids.device
     parts = [*jaccard_blocks(reciprocal_weights(graph, k1=k1, k2=k2))]
     keys, values = (torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts, strict=True))
-    return SimilarityTable(keys, values.float(), torch.arange(num_images, device=device), num_images)
+    return SimilarityTable(keys, values.float(), num_images)
 
 
 def reciprocal_weights(graph: SimilarityGraph, *, k1: int, k2: int) -> csr_array:

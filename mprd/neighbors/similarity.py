@@ -192,8 +192,6 @@ def fit_chain(
 
 
 def find_similarity_graph(features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> SimilarityGraph:
-    """Search the graph of all images that lists and J are taken from: exactly, or by the settings' index."""
-    width, density_k = max(config.k_max, GRAPH_WIDTH), config.density_k
-    if config.search == "ivf":
-        return find_graph_by_index(features, camids, width=width, density_k=density_k)
-    return find_graph(features, camids, width=width, density_k=density_k)
+    """Search the graph of all images that J is taken from: exactly, or by the settings' index."""
+    find = find_graph_by_index if config.search == "ivf" else find_graph
+    return find(features, camids, width=GRAPH_WIDTH)

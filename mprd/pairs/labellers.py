@@ -5,8 +5,8 @@ Shapes: B images of a batch, K candidates of an image, P candidate pairs, N imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.config.schema import Config, Decision, Labeller, PairsConfig
+from mprd.config.schema import Config, Labeller, PairsConfig
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import NeighborLists
-from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.pairs import rules
-from mprd.pairs.agreement import Agreements, likelihood_graph
 from mprd.pairs.clusters import ClusterMemory, same_cluster
 from mprd.pairs.positives import MetaSet, PositiveLimit, split_by_limit
 from mprd.runtime.distributed import WorkerGroup
@@ -40,8 +38,6 @@ class Labels:
     """`[B, K]`, NN_k(i) padded with -1."""
     likelihoods: Tensor | None = None
     """`[B, K]`, g_ij; 0 at padding."""
-    agreements: Tensor | None = None
-    """`[B, K]`, cosine of the likelihoods of i and j to all images, under `pairs.decide: agreement`; 0 at padding."""
     is_capped: Tensor | None = None
     """bool `[B]`, the lists that `neighbors.k_max` cut."""
     refused: Tensor | None = None
@@ -84,23 +80,14 @@ class CandidateLabeller:
     lists: NeighborLists
     """Candidates, and the features that graphs are built of."""
     mu: float
-    """Threshold of the likelihood (Eq. 7), or of the agreement."""
-    decide: Decision = "likelihood"
+    """Threshold of the likelihood (Eq. 7)."""
     limit: PositiveLimit | None = None
     """Most positives of an image."""
-
-    @property
-    def similarities(self) -> SimilarityTable | None:
-        """What the GCN reads beside features; measured with the first label of an epoch."""
-        return self.lists.similarities if self.gcn.needs_similarities else None
 
     def label(self, ids: Tensor) -> Labels:
         """Label the images `ids` `[B]`."""
         candidates = Candidates.of_batch(ids, self.lists)
-        likelihoods = self.gcn.predict(
-            self.lists.features, self.lists.ids, candidates.pairs, similarities=self.similarities
-        )
-        return self.accept(candidates, likelihoods)
+        return self.accept(candidates, self.gcn.predict(self.lists.features, self.lists.ids, candidates.pairs))
 
     @torch.no_grad()
     def label_chunks(self, chunks: list[Tensor], build: SubgraphBuilder) -> Iterator[Labels]:
@@ -109,7 +96,7 @@ class CandidateLabeller:
         pair_ids = [chunk.pairs for chunk in candidates]
         stream = build(torch.cat(pair_ids), self.lists.ids, [*map(len, pair_ids)])
         for chunk, subgraphs in zip(candidates, stream, strict=True):
-            logits = self.gcn(self.lists.features, subgraphs, similarities=self.similarities)
+            logits = self.gcn(self.lists.features, subgraphs)
             yield self.accept(chunk, logits.sigmoid())
 
     def accept(self, candidates: Candidates, likelihoods: Tensor) -> Labels:
@@ -120,10 +107,6 @@ class CandidateLabeller:
         scores = torch.cat([table.new_ones(len(ids), 1), table], dim=1)
         positives, refused = split_by_limit(ids, accepted, scores, self.limit)
         return Labels(positives, lists, table, is_capped=is_capped, refused=refused)
-
-    def finish(self, labels: Iterator[Labels]) -> Iterator[Labels]:
-        """Decide by agreement where settings say so, given the labels of all images in order."""
-        return labels if self.decide == "likelihood" else agree(labels, self.mu, limit=self.limit)
 
 
 @dataclass(frozen=True)
@@ -141,10 +124,6 @@ class RuleLabeller:
     def label_chunks(self, chunks: list[Tensor], _build: SubgraphBuilder) -> Iterator[Labels]:
         """Label chunks of images."""
         return map(self.label, chunks)
-
-    def finish(self, labels: Iterator[Labels]) -> Iterator[Labels]:
-        """Return the labels as they are."""
-        return labels
 
 
 PairLabeller = CandidateLabeller | RuleLabeller
@@ -169,7 +148,7 @@ def choose_labeller(
         limit: most positives of an image, for `gcn` and `reciprocal`.
     """
     if name == "gcn":
-        return CandidateLabeller(gcn, lists, config.pairs.mu, config.pairs.decide, limit)
+        return CandidateLabeller(gcn, lists, config.pairs.mu, limit)
     if name == "reciprocal":
         return label_by_similarity(lists, above=config.pairs.threshold_of("reciprocal"), limit=limit)
     return RuleLabeller(choose_rule(name, config.pairs, lists.features, pids, meta, clusters))
@@ -234,24 +213,7 @@ def label_all(
     own = [ids[shard.own] for ids, shard in zip(chunks, shards, strict=True)]
     parts = zip(labeller.label_chunks(own, build), shards, strict=True)
     labels = (gather_labels(part, shard.counts, workers) for part, shard in parts)
-    return zip(chunks, labeller.finish(labels), strict=True)
-
-
-def agree(labels: Iterable[Labels], mu: float, *, limit: PositiveLimit | None = None) -> Iterator[Labels]:
-    """Label all images anew, given the labels of all in order: positive are pairs whose agreement exceeds mu."""
-    labels = list(labels)
-    candidates = torch.cat([part.candidates for part in labels if part.candidates is not None])
-    likelihoods = torch.cat([part.likelihoods for part in labels if part.likelihoods is not None])
-    graph = likelihood_graph(candidates, likelihoods)
-    transposed, num_images, device = graph.T.tocsr(), len(candidates), candidates.device
-    everyone = torch.arange(num_images)
-    for part, ids, near in zip(labels, everyone.split(LABEL_CHUNK), candidates.split(LABEL_CHUNK), strict=True):
-        found = Agreements.of_block(graph, transposed, slice(int(ids[0]), int(ids[-1]) + 1))
-        accepted, scores = (table.to(device) for table in found.above(mu, ids))
-        positives, refused = split_by_limit(ids.to(device), accepted, scores, limit)
-        yield replace(
-            part, positives=positives, refused=refused, agreements=found.at(near.cpu(), num_images).to(device)
-        )
+    return zip(chunks, labels, strict=True)
 
 
 def gather_labels(labels: Labels, counts: list[int], workers: WorkerGroup) -> Labels:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.engine.state import build_gcn
 from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
@@ -33,7 +32,7 @@ class CandidateScores:
 
     scores: dict[str, np.ndarray]
     """`[P]` each: `g_ij` of a trained GCN; of the features that lists are drawn from, `cosine` and `k-reciprocal`
-    similarity; and `agreement` under `pairs.decide: agreement`."""
+    similarity."""
     is_true: np.ndarray | None
     """Whether both images show one identity, boolean `[P]`; None without identities."""
     decides: str | None
@@ -91,8 +90,6 @@ def score_candidates(snapshot: Snapshot) -> CandidateScores:
         decides, threshold = "g_ij", labeller.mu
         is_positive = tables["is_positive"][where].cpu().numpy()
         scores = {decides: tables["likelihoods"][where], **scores}
-        if "agreements" in tables:
-            decides, scores["agreement"] = "agreement", tables["agreements"][where]
     found = {name: part.cpu().numpy() for name, part in scores.items()}
     return CandidateScores(found, same_identity(snapshot, pairs), decides, threshold, is_positive)
 
@@ -120,7 +117,7 @@ def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> Can
         "single" if is_untrained else config.pairs.labeller,
         config,
         lists,
-        gcn=load_gcn(snapshot),
+        gcn=load_gcn(snapshot) if has_gcn(snapshot) else PairGCN(snapshot.memory.shape[1]),
         pids=None,
         meta=meta,
         limit=choose_limit(config, meta, snapshot.camids(), len(snapshot.memory)),
@@ -129,13 +126,13 @@ def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> Can
 
 def load_gcn(snapshot: Snapshot) -> PairGCN:
     """Return G of this state."""
-    gcn = build_gcn(snapshot.config.gcn, num_features=snapshot.memory.shape[1]).to(snapshot.memory.device).eval()
+    gcn = PairGCN(snapshot.memory.shape[1]).to(snapshot.memory.device).eval()
     checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
     return gcn
 
 
 def label_candidates(labeller: CandidateLabeller | RuleLabeller, lists: FrozenLists) -> dict[str, Tensor]:
-    """Return `likelihoods`, `is_positive` and, where they decide, `agreements` over the lists, `[N, K]` each.
+    """Return `likelihoods` and `is_positive` over the lists, `[N, K]` each.
 
     Empty for a labeler that scores no candidates.
     """
@@ -146,7 +143,6 @@ def label_candidates(labeller: CandidateLabeller | RuleLabeller, lists: FrozenLi
     columns: dict[str, list[Tensor]] = {
         "is_positive": [contained(lists.ids[ids], part.positives) for ids, part in parts],
         "likelihoods": [part.likelihoods for _, part in parts if part.likelihoods is not None],
-        "agreements": [part.agreements for _, part in parts if part.agreements is not None],
     }
     return {name: torch.cat(column) for name, column in columns.items() if column}
 

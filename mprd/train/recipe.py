@@ -19,7 +19,7 @@ from mprd.data.recognition import locate
 
 logger = logging.getLogger("mprd")
 
-CAMERA_SETTINGS = {"neighbors.metric": "cosine", "neighbors.standardise": False, "data.camera_style": "none"}
+CAMERA_SETTINGS = {"neighbors.standardise": False, "data.camera_style": "none"}
 """What needs cameras, and what does without."""
 
 

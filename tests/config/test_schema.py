@@ -23,10 +23,10 @@ def test_defaults_are_the_numbers_of_section_5_2() -> None:
         0.1,
         20,
     )
-    assert (c.gcn.learning_rate, c.gcn.batch_size, c.gcn.optimizer, c.pairs.mu) == (0.001, 32, "sgd", 0.5)
+    assert (c.gcn.learning_rate, c.gcn.batch_size, c.pairs.mu) == (0.001, 32, 0.5)
     assert (c.loss.delta, c.loss.r) == (5, 0.01)
     assert (c.meta.num_ids, c.neighbors.k, c.neighbors.similarity) == (5, 8, 0.6)
-    assert (c.backbone.name, c.gcn.variant, c.gcn.link) == ("resnet50", "paper", "keep")
+    assert c.backbone.name == "resnet50"
     assert c.searches_live
 
 
@@ -77,13 +77,9 @@ def test_an_override_is_read_as_yaml() -> None:
         ("neighbors.k_max=4", "neighbors.k_max must be at least neighbors.k = 8, but got 4"),
         ("meta.eta.end=2", "meta.eta.end must be less than or equal to 1, but got 2"),
         ("data.dataset=folder", "data.root: the data set folder needs a folder"),
-        ("pairs={decide: likelihood, refresh: batch}", "neighbors.standardise needs pairs.refresh=epoch"),
+        ("pairs.refresh=batch", "neighbors.standardise needs pairs.refresh=epoch"),
         ("pairs={labeller: reciprocal, relabel_meta: true}", "pairs.relabel_meta: with reciprocal"),
         ("pairs={labeller: dbscan, relabel_meta: true}", "pairs.relabel_meta: with dbscan"),
-        (
-            "pairs.refresh=batch",
-            "pairs.decide: agreement labels all images at once, so pairs.refresh must not be batch",
-        ),
         ("pairs={labeller: reciprocal, refresh: batch}", "pairs.labeller: reciprocal labels all images at once"),
         ("pairs.threshold=0.4", "pairs.threshold is for the labellers ss, mplp, mlcr, reciprocal, but"),
     ],
@@ -96,10 +92,11 @@ def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> No
 
 
 def test_similarities_of_all_images_are_refused_where_the_memory_moves_between_batches() -> None:
-    live = ("neighbors={source: memory, metric: cosine, standardise: false}", "pairs.decide=likelihood")
-    with pytest.raises(UserError, match=r"gcn\.variant: reciprocal needs pairs\.refresh=epoch or"):
+    live = ("neighbors={source: memory, standardise: false}",)
+    with pytest.raises(UserError, match=r"neighbors\.whitening needs pairs\.refresh=epoch or"):
         load_config("demo", overrides=live)
-    assert load_config("demo", overrides=(*live, "gcn.variant=structure")).searches_live
+    live += ("neighbors.whitening=false",)
+    assert load_config("demo", overrides=live).searches_live
     assert not load_config("demo", overrides=(*live, "pairs.refresh=epoch")).searches_live
 
 

@@ -21,10 +21,7 @@ from tests.conftest import TINY
 CPU = torch.device("cpu")
 LIVE = (
     "neighbors.source=memory",
-    "neighbors.metric=cosine",
     "neighbors.standardise=false",
-    "gcn.variant=paper",
-    "meta.pairs=random",
 )
 """Lists from the memory as it moves, as in the paper."""
 WHITENING = ("neighbors.whitening=true", "pairs.labeller=reciprocal", "meta.num_ids=0", "pairs.limit=false")

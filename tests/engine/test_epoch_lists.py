@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ def test_lists_are_searched_once_an_epoch(source: str, tiny_config: Config, tiny
         searched.append(features)
         return find_neighbors(features, **rule)
 
-    epochwise = ("pairs.refresh=epoch", "neighbors.metric=cosine", f"neighbors.source={source}")
+    epochwise = ("pairs.refresh=epoch", f"neighbors.source={source}")
     config = changed(tiny_config, tiny_root, *epochwise)
     # 3 epochs, each with a GCN phase and a labelling pass
     train(config, backends=Backends(search_all=search))
@@ -41,7 +40,7 @@ def test_lists_are_searched_once_an_epoch(source: str, tiny_config: Config, tiny
 
 
 def test_lists_are_drawn_from_the_mean_of_memory_and_clean_features(tiny_config: Config, tiny_root: Path) -> None:
-    config = changed(tiny_config, tiny_root, "neighbors.source=mean", "neighbors.metric=cosine", "train.epochs=2")
+    config = changed(tiny_config, tiny_root, "neighbors.source=mean", "train.epochs=2")
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def look(trainer: Trainer, _num_steps: int) -> None:
@@ -66,12 +65,10 @@ def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
 ) -> None:
     data = open_data(tiny_config)
     blind = dataclasses.replace(data, train=dataclasses.replace(data.train, camids=None))
-    plain = "neighbors.standardise=false"
-    for setting, needs in ((plain, "neighbors.metric: camera"), ("neighbors.metric=cosine", "neighbors.standardise")):
-        config = changed(tiny_config, tiny_root, setting, "train.warmup_epochs=2", "train.epochs=2")
-        with pytest.raises(UserError, match=rf"^{re.escape(needs)} needs cameras, and .* has none; "):
-            Trainer(config, blind, device=CPU)
-    rule = changed(tiny_config, tiny_root, plain, "pairs.labeller=knn", "train.epochs=1")
+    config = changed(tiny_config, tiny_root, "train.warmup_epochs=2", "train.epochs=2")
+    with pytest.raises(UserError, match=r"^neighbors\.standardise needs cameras, and .* has none; "):
+        Trainer(config, blind, device=CPU)
+    rule = changed(tiny_config, tiny_root, "neighbors.standardise=false", "pairs.labeller=knn", "train.epochs=1")
     train(rule, dataset=blind)
 
 
@@ -88,7 +85,7 @@ def test_scores_of_candidates_are_of_the_features_that_lists_were_drawn_from(
     tiny_config: Config, tiny_root: Path
 ) -> None:
     """Under `source: memory` the memory has moved on when the epoch is evaluated; standardized features are not it."""
-    settings = ("pairs.labeller=gcn", "neighbors.source=memory", "pairs.refresh=epoch", "train.epochs=1")
+    settings = ("neighbors.source=memory", "pairs.refresh=epoch", "train.epochs=1", "neighbors.k=6")
     start: list[Tensor] = []
 
     def look(trainer: Trainer) -> None:

@@ -9,7 +9,6 @@ from mprd.engine import gcn_sampling
 from mprd.engine.gcn_sampling import (
     PairSources,
     StepDraws,
-    candidate_meta_pairs,
     choose,
     draw_epoch,
     hard_negative_pairs,
@@ -107,42 +106,15 @@ def test_random_meta_pairs_follow_the_labels() -> None:
         assert (pairs[:, 0] == meta_ids[drawn][found.anchors]).all()
 
 
-def test_meta_pairs_from_the_candidates_label_the_neighbors_of_z() -> None:
-    meta_ids = torch.tensor([0, 1, 2, 3])
-    drawn, images = torch.tensor([2]), torch.tensor([20])
-    found = candidate_meta_pairs(meta_ids, PIDS[meta_ids], drawn, images, neighbors(), is_whole=True, draws=draw(1))
-    near = {tuple(pair): bool(label) for pair, label in zip(found.pairs.tolist(), found.is_positive, strict=True)}
-    assert near[(2, 3)] is True
-    assert near[(2, 4)] is False
-    assert near[(2, 5)] is False
-    assert near[(2, 20)] is False
-
-
-def test_candidates_outside_of_a_partly_labeled_z_get_no_label() -> None:
-    # of the identities 0 and 1, with four images each, three and one are listed
-    meta_ids, images = torch.tensor([0, 1, 2, 4]), torch.tensor([9])
-    near = torch.tensor([[1, 3, 4, 20]]).expand(NUM_IMAGES, -1)
-    for is_whole, expected in ((True, {1: True, 3: False, 4: False, 20: False}), (False, {1: True, 4: False})):
-        found = candidate_meta_pairs(
-            meta_ids, PIDS[meta_ids], torch.tensor([0]), images, near, is_whole=is_whole, draws=draw(1)
-        )
-        labels = {pair[1]: bool(label) for pair, label in zip(found.pairs.tolist(), found.is_positive, strict=True)}
-        # besides the random pairs: a mate, another labeled image, and x_j
-        assert expected.items() <= labels.items()
-        assert (3 in labels, 20 in labels) == (is_whole, is_whole)
-
-
 def sources(**changes: object) -> PairSources:
     meta_ids = torch.tensor([0, 1, 2, 3])
     angles = torch.linspace(0, 1, NUM_IMAGES)
     values: dict = {
-        "is_meta_whole": True,
         "positives": PositiveTable(NUM_IMAGES),
         "memory": torch.stack([angles.cos(), angles.sin()], dim=1),
         "neighbor_ids": neighbors(),
         "perturbed": NUM_IMAGES + torch.arange(NUM_IMAGES),
         "meta": MetaSet(meta_ids, PIDS[meta_ids]),
-        "meta_pairs": "random",
         "use": "both",
         "is_first": True,
         "r": 4,
@@ -161,7 +133,7 @@ def test_an_epoch_takes_every_image_once_as_an_anchor() -> None:
 @pytest.mark.parametrize("is_first", [True, False])
 def test_drawing_many_steps_at_once_changes_no_pair(is_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     positives = table({0: [0, 1, 2, 9], 5: [5, 6, 8], 20: [20, 21]})
-    source = sources(positives=positives, is_first=is_first, meta_pairs="candidates")
+    source = sources(positives=positives, is_first=is_first)
     pools = []
     for cells in (1, 400, 2**20):
         monkeypatch.setitem(gcn_sampling.CELLS_AT_ONCE, "cpu", cells)

@@ -18,15 +18,15 @@ from mprd.runtime.device import send
 from tests.conftest import TINY
 from tests.pretended_gpu import Remote, pretended_gpu, zero_gradients_only
 
+from .loop import LIVE
 from .test_trainer import open_data
 
 pretending = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU, and need not pretend")
 
 RULES = ("knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
-LIVE = ("neighbors.source=memory", "neighbors.metric=cosine", "neighbors.standardise=false")
 SETTINGS = {
-    "as recommended": ("gcn.variant=reciprocal", "pairs.decide=agreement", "pairs.mu=0.1", "neighbors.source=mean"),
-    "as in the paper": (*LIVE, "gcn.variant=paper", "meta.pairs=random"),
+    "whitened": ("neighbors.whitening=true", "neighbors.source=mean"),
+    "as in the paper": LIVE,
     "styles by color": ("data.camera_style=colour",),
     **{name: (f"pairs.labeller={name}",) for name in RULES},
     "dbscan": ("pairs.labeller=dbscan", "clusters.eps=0.9"),
@@ -96,8 +96,8 @@ def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(tiny_root: Path)
 @pytest.mark.parametrize(
     ("phase", "settings", "most_waits"),
     [
-        ("gcn", ("gcn.variant=reciprocal", "neighbors.source=mean"), 0),
-        ("cnn", ("pairs.decide=agreement", "pairs.mu=0.1"), 0),
+        ("gcn", ("neighbors.source=mean",), 0),
+        ("cnn", ("pairs.refresh=epoch",), 0),
         # where neighbors and pairs are, and the widths of lists
         ("cnn", SETTINGS["as in the paper"], 8),
     ],

@@ -33,7 +33,7 @@ CALM = ("train.lr_new=0.001",)
 # 7 does not divide 24, so that shards differ in size
 RUNS = (
     ("train.batch_size=7", "pairs.refresh=epoch", "backbone.camera_bn=false"),
-    ("backbone.bn_group=4", "neighbors.source=mean", "pairs.decide=agreement", "pairs.mu=0.1"),
+    ("backbone.bn_group=4", "neighbors.source=mean"),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
     ("neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false"),
 )
@@ -134,7 +134,7 @@ def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> N
         assert labels.positives.tolist() == [[LARGE_ID, -1], [1, 1]]
         assert labels.candidates.tolist() == [[0, 0], [1, -1]]
         assert torch.equal(labels.likelihoods, torch.tensor([[0.1, 0.1], [0.1, 0.0]]))
-        assert labels.agreements is None
+        assert labels.refused is None
         assert labels.is_capped.tolist() == [False, True]
 
 

@@ -44,7 +44,7 @@ def test_other_data_need_query_and_gallery_alone_in_any_layout(
     for folder, name in (("query", "test/Probe"), ("bounding_box_test", "test/Gallery")):
         shutil.copytree(tiny_root / folder, tmp_path / name)
     figures = []
-    for more in ([], ["--data", str(tmp_path)]):
+    for more in ([], ["--data", str(tmp_path), "--same-cameras"]):
         with pytest.raises(SystemExit) as stop:
             app([str(trained_run), "--json", *more])
         assert not stop.value.code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,8 @@ from torch.nn.functional import normalize
 
 from mprd.errors import UserError
 from mprd.gcn import PairGCN
-from mprd.neighbors.reciprocal import SimilarityTable
 from mprd.subgraphs import build_subgraphs
 from tests.graphs import all_pairs, padded, random_lists, unit_rows
-
-VARIANTS = ["paper", "structure", "reciprocal"]
-SETTINGS = list(product(VARIANTS, ["keep", "drop"]))
-for_all_settings = pytest.mark.parametrize(("variant", "link"), SETTINGS)
-
 
 Lists = list[list[int]]
 
@@ -34,24 +27,8 @@ def make_gcn(num_features: int = 7, dtype: torch.dtype = torch.float64, **settin
     return gcn.to(dtype)
 
 
-def draw_similarities(num_images: int) -> Tensor:
-    """Draw a symmetric matrix in which half of the entries are 0 and the diagonal is 1."""
-    drawn = torch.rand(num_images, num_images, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    upper = (2 * drawn - 1).clamp(min=0).triu(1)
-    return upper + upper.T + torch.eye(num_images)
-
-
-def needed(gcn: PairGCN, memory: Tensor) -> dict[str, Any]:
-    """Return the similarities if the variant needs them."""
-    if not gcn.needs_similarities:
-        return {}
-    matrix, num_images = draw_similarities(len(memory)).flatten(), len(memory)
-    keys = matrix.nonzero().squeeze(1)
-    return {"similarities": SimilarityTable(keys, matrix[keys], torch.arange(num_images), num_images)}
-
-
 def logits_of(gcn: PairGCN, memory: Tensor, pairs: Tensor, lists: Lists) -> Tensor:
-    return gcn(memory, build_subgraphs(pairs, padded(lists)), **needed(gcn, memory))
+    return gcn(memory, build_subgraphs(pairs, padded(lists)))
 
 
 def assert_paths_agree(gcn: PairGCN, memory: Tensor, pairs: Tensor, lists: Lists, *, atol: float = 1e-11) -> None:
@@ -61,7 +38,7 @@ def assert_paths_agree(gcn: PairGCN, memory: Tensor, pairs: Tensor, lists: Lists
     subgraphs = build_subgraphs(pairs, padded(lists))
     outcomes = []
     for path in (gcn, gcn.forward_reference):
-        logits = path(memory, subgraphs, **needed(gcn, memory))
+        logits = path(memory, subgraphs)
         loss = (torch.linspace(-1, 1, len(logits), dtype=logits.dtype) * logits).sum() / 100
         inputs = [*gcn.parameters(), raw]
         outcomes.append([logits, *torch.autograd.grad(loss, inputs, materialize_grads=True, retain_graph=True)])
@@ -77,13 +54,7 @@ def slow_logit(gcn: PairGCN, memory: np.ndarray, lists: list[list[int]], i: int,
     for n in nodes:
         label = 1 if n in (i, j) else 2 if n in lists[i] and n in lists[j] else 0
         one_hot = [float(label == value) for value in (0, 1, 2)]
-        if gcn.variant == "paper":
-            y.append([math.sqrt(memory.shape[1]) * x for x in memory[n]] + one_hot)
-        else:
-            y.append([*one_hot, *sorted((float(memory[n] @ memory[i]), float(memory[n] @ memory[j])), reverse=True)])
-        if gcn.variant == "reciprocal":
-            near = draw_similarities(len(memory))[n]
-            y[-1] += [4 * float(x) for x in sorted((near[i], near[j]), reverse=True)]
+        y.append([math.sqrt(memory.shape[1]) * x for x in memory[n]] + one_hot)
     layers = []
     for weights in (theta["theta_1"], theta["theta_2"]):
         rows = []
@@ -91,8 +62,7 @@ def slow_logit(gcn: PairGCN, memory: np.ndarray, lists: list[list[int]], i: int,
             around = [a]
             for b in nodes:
                 is_edge = (a in (i, j) and b in lists[a]) or (b in (i, j) and a in lists[b])
-                is_link = {a, b} == {i, j}
-                if a != b and is_edge and not (is_link and gcn.link == "drop"):
+                if a != b and is_edge:
                     around.append(b)
             mean = sum(np.array(y[nodes.index(b)]) for b in around) / len(around)
             rows.append(np.maximum(mean @ weights, 0))
@@ -108,28 +78,23 @@ def slow_logit(gcn: PairGCN, memory: np.ndarray, lists: list[list[int]], i: int,
     return float(theta["mlp_2.weight"][0] @ hidden + theta["mlp_2.bias"][0])
 
 
-@for_all_settings
-def test_logits_equal_a_loop_written_from_eq_5(variant: str, link: str) -> None:
+def test_logits_equal_a_loop_written_from_eq_5() -> None:
     lists, memory, pairs = random_lists(9, 5, shortest=1), unit_rows(9, 7), all_pairs(9)
-    gcn = make_gcn(variant=variant, link=link)
+    gcn = make_gcn()
     expected = [slow_logit(gcn, memory.numpy(), lists, i, j) for i, j in pairs.tolist()]
     logits = logits_of(gcn, memory, pairs, lists)
     np.testing.assert_allclose(logits.detach().numpy(), expected, atol=1e-12)
     torch.testing.assert_close(logits_of(gcn, memory, pairs.flip(1), lists), logits, atol=1e-12, rtol=0)
 
 
-@for_all_settings
 @pytest.mark.parametrize(("longest", "shortest"), [(8, 8), (7, 1), (6, 0), (1, 1)])
-def test_logits_and_gradients_equal_those_of_the_reference(
-    variant: str, link: str, longest: int, shortest: int
-) -> None:
+def test_logits_and_gradients_equal_those_of_the_reference(longest: int, shortest: int) -> None:
     lists = random_lists(12, longest, shortest=shortest)
-    assert_paths_agree(make_gcn(variant=variant, link=link), unit_rows(12, 7), all_pairs(12), lists)
+    assert_paths_agree(make_gcn(), unit_rows(12, 7), all_pairs(12), lists)
 
 
-@for_all_settings
-def test_single_precision_is_equal_to_1e_5(variant: str, link: str) -> None:
-    gcn = make_gcn(64, torch.float32, variant=variant, link=link)
+def test_single_precision_is_equal_to_1e_5() -> None:
+    gcn = make_gcn(64, torch.float32)
     memory = unit_rows(30, 64, dtype=torch.float32)
     assert_paths_agree(gcn, memory, all_pairs(30)[::7], random_lists(30, 8, shortest=8), atol=1e-5)
 
@@ -147,77 +112,65 @@ SPECIAL = {
 }
 
 
-@for_all_settings
 @pytest.mark.parametrize("lists", SPECIAL.values(), ids=SPECIAL)
-def test_special_pairs_equal_the_reference_and_the_loop(lists: Lists, variant: str, link: str) -> None:
-    gcn, memory = make_gcn(variant=variant, link=link), unit_rows(len(lists), 7)
+def test_special_pairs_equal_the_reference_and_the_loop(lists: Lists) -> None:
+    gcn, memory = make_gcn(), unit_rows(len(lists), 7)
     pairs = torch.tensor([[0, 1], [0, 4]])
     assert_paths_agree(gcn, memory, pairs, lists)
     expected = [slow_logit(gcn, memory.numpy(), lists, i, j) for i, j in pairs.tolist()]
     np.testing.assert_allclose(logits_of(gcn, memory, pairs, lists).detach().numpy(), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("variant", "link"), [("paper", "keep"), ("structure", "keep"), ("reciprocal", "drop")])
-def test_gradcheck(variant: str, link: str) -> None:
-    gcn, memory = make_gcn(3, variant=variant, link=link, hidden=4, mlp_hidden=3), unit_rows(6, 3).requires_grad_()
+def test_gradcheck() -> None:
+    gcn, memory = make_gcn(3, hidden=4, mlp_hidden=3), unit_rows(6, 3).requires_grad_()
     subgraphs = build_subgraphs(all_pairs(6)[::6], padded(random_lists(6, 3, shortest=1)))
     names, values = zip(*gcn.named_parameters(), strict=True)
 
     def logits(memory: Tensor, *values: Tensor) -> Tensor:
         weights = dict(zip(names, values, strict=True))
-        return torch.func.functional_call(gcn, weights, (memory, subgraphs), needed(gcn, memory))
+        return torch.func.functional_call(gcn, weights, (memory, subgraphs))
 
     assert torch.autograd.gradcheck(logits, (memory, *values), atol=1e-6)
 
 
-def test_dropping_the_link_changes_linked_pairs_alone() -> None:
-    subgraphs = build_subgraphs(all_pairs(12), padded(random_lists(12, 5)))
-    keep, drop = (make_gcn(link=link)(unit_rows(12, 7), subgraphs) for link in ("keep", "drop"))
-    assert torch.equal(keep[~subgraphs.link], drop[~subgraphs.link])
-    assert (keep[subgraphs.link] != drop[subgraphs.link]).float().mean() > 0.9
-
-
-@for_all_settings
-def test_chunks_of_any_size_have_the_same_logits(variant: str, link: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gcn = make_gcn(variant=variant, link=link)
+def test_chunks_of_any_size_have_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    gcn = make_gcn()
     memory, lists, pairs = unit_rows(12, 7), random_lists(12, 7), all_pairs(12)
     whole = logits_of(gcn, memory, pairs, lists)
-    likelihoods = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
+    likelihoods = gcn.predict(memory, padded(lists), pairs)
     monkeypatch.setattr("mprd.gcn.node_features.CELLS_PER_CHUNK", {"cpu": 300})
     torch.testing.assert_close(logits_of(gcn, memory, pairs, lists), whole, atol=1e-12, rtol=0)
     # as on an accelerator: absent leaves stay in the middle of rows, and pairs in their order
     monkeypatch.setattr(PairGCN, "fits_at_once", lambda *_, **__: True)
     torch.testing.assert_close(logits_of(gcn, memory, pairs, lists), whole, atol=1e-12, rtol=0)
-    found = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
+    found = gcn.predict(memory, padded(lists), pairs)
     torch.testing.assert_close(found, likelihoods, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_few_pairs_of_a_large_memory(variant: str) -> None:
+def test_a_few_pairs_of_a_large_memory() -> None:
     lists, pairs, memory = (
         random_lists(400, 4, shortest=1),
         torch.tensor([[3, 77], [399, 0], [5, 6]]),
         unit_rows(400, 7),
     )
-    gcn = make_gcn(variant=variant)
+    gcn = make_gcn()
     subgraphs = build_subgraphs(pairs, padded(lists))
-    kept = gcn(memory, subgraphs, projected=gcn.project(memory), **needed(gcn, memory))
+    kept = gcn(memory, subgraphs, projected=gcn.project(memory))
     torch.testing.assert_close(logits_of(gcn, memory, pairs, lists), kept, atol=1e-12, rtol=0)
     assert_paths_agree(gcn, memory, pairs, lists)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_predict_returns_likelihoods_in_the_order_of_the_pairs(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_returns_likelihoods_in_the_order_of_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     lists, pairs, memory = random_lists(25, 16, shortest=1), all_pairs(25), unit_rows(25, 7)
-    gcn = make_gcn(variant=variant)
+    gcn = make_gcn()
     expected = [1 / (1 + math.exp(-slow_logit(gcn, memory.numpy(), lists, i, j))) for i, j in pairs[:40].tolist()]
     for group in (2**15, 10):
         monkeypatch.setattr("mprd.gcn.network.PAIRS_PER_GROUP", group)
-        likelihoods = gcn.predict(memory, padded(lists), pairs, **needed(gcn, memory))
+        likelihoods = gcn.predict(memory, padded(lists), pairs)
         assert not likelihoods.requires_grad
         assert likelihoods[:40].tolist() == pytest.approx(expected, abs=1e-9)
     for pair, likelihood in zip(pairs[40:50], likelihoods[40:50], strict=True):
-        alone = gcn.predict(memory, padded(lists), pair[None], **needed(gcn, memory))
+        alone = gcn.predict(memory, padded(lists), pair[None])
         torch.testing.assert_close(alone[0], likelihood, atol=1e-12, rtol=0)
 
 
@@ -244,7 +197,7 @@ def test_the_same_generator_draws_the_same_weights_and_a_state_dict_holds_them()
 
 def test_weights_of_features_and_labels_start_at_a_scale_at_which_both_count() -> None:
     gcn = PairGCN(2048, generator=torch.Generator().manual_seed(0))
-    feature, label, _ = gcn.theta_1.detach().split(gcn.columns)
+    feature, label = gcn.theta_1.detach().split(gcn.columns)
     memory = unit_rows(50, 2048, dtype=torch.float32)
     assert 0.8 < (math.sqrt(2048) * memory @ feature).std() < 1.2
     assert 0.8 < label.std() < 1.2
@@ -253,5 +206,3 @@ def test_weights_of_features_and_labels_start_at_a_scale_at_which_both_count() -
 def test_what_does_not_fit_is_an_error_that_names_the_setting() -> None:
     with pytest.raises(UserError, match=r"gcn\.hidden must be at least 3, but got 2"):
         PairGCN(7, hidden=2)
-    with pytest.raises(ValueError, match=r"gcn\.variant: reciprocal needs similarities, but got none"):
-        make_gcn(variant="reciprocal")(unit_rows(5, 7), build_subgraphs(all_pairs(5), padded(random_lists(5, 3))))

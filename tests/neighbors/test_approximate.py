@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mprd.config.loading import load_config
 from mprd.errors import UserError
 from mprd.neighbors.approximate import (
     TopK,
@@ -87,14 +86,3 @@ def test_an_index_needs_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
         find_by_index(unit_rows(9), kind="ivf", k=2, similarity=0.6)
-
-
-def test_c_is_searched_exactly_or_by_the_inverted_file() -> None:
-    camera = (*MARKET, "neighbors.source=mean", "neighbors.metric=camera")
-    assert load_config("market1501", overrides=(*camera, "neighbors.search=ivf")).neighbors.search == "ivf"
-    for search in ("hnsw", "sharded"):
-        with pytest.raises(UserError, match=r"neighbors\.metric: camera needs neighbors\.search=exact or ivf, but got"):
-            load_config("market1501", overrides=(*camera, f"neighbors.search={search}"))
-
-
-MARKET = ("data.root=.", "pairs.refresh=epoch")

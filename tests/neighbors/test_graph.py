@@ -41,11 +41,17 @@ def drawn() -> tuple[Tensor, Tensor]:
     return groups(4, 5, spread=0.4), torch.tensor([0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 2, 0, 0, 2, 1])
 
 
+@pytest.fixture(autouse=True)
+def few_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the density of four images, for sets of twenty."""
+    monkeypatch.setattr(graph_module, "DENSITY_K", 4)
+
+
 def in_blocks(monkeypatch: pytest.MonkeyPatch, *, rows: int, num_kept: int) -> None:
     """Search in blocks of so many rows, the first of which are kept from the densities to the lists."""
     bytes_per_block = rows * 20 * 4
     monkeypatch.setattr(graph_module, "rows_at_once", lambda *_: rows)
-    monkeypatch.setattr(CosineBlocks.__init__, "__kwdefaults__", {"memory_mb": num_kept * bytes_per_block / 2**20})
+    monkeypatch.setattr(graph_module, "KEPT_MB", num_kept * bytes_per_block / 2**20)
 
 
 @pytest.mark.parametrize(("rows", "num_kept"), [(20, 1), (7, 0), (7, 2), (7, 3)])
@@ -54,7 +60,7 @@ def test_lists_are_ordered_by_c_with_a_share_of_each_camera(
 ) -> None:
     in_blocks(monkeypatch, rows=rows, num_kept=num_kept)
     features, camids = drawn()
-    graph = find_graph(features, camids, width=10, density_k=4)
+    graph = find_graph(features, camids, width=10)
     c = slow_corrected(features.double().numpy(), camids.numpy(), 4)
     np.fill_diagonal(c, -np.inf)
     assert np.array_equal(graph.ids.numpy(), np.argsort(-c, axis=1)[:, :10])
@@ -65,27 +71,14 @@ def test_lists_are_ordered_by_c_with_a_share_of_each_camera(
 
 def test_without_cameras_all_images_are_one_group() -> None:
     features = unit_rows(20, dtype=torch.float32)
-    c = slow_corrected(features.double().numpy(), np.zeros(20, int), 3)
+    c = slow_corrected(features.double().numpy(), np.zeros(20, int), 4)
     np.fill_diagonal(c, -np.inf)
-    graph = find_graph(features, None, width=6, density_k=3)
+    graph = find_graph(features, None, width=6)
     assert np.array_equal(graph.ids.numpy(), np.argsort(-c, axis=1)[:, :6])
 
 
 def at_degrees(*angles: float) -> Tensor:
     return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in angles])
-
-
-def test_the_score_of_an_image_from_outside_subtracts_both_sides() -> None:
-    features, query = at_degrees(0, 20, 40, 60), at_degrees(10)
-    sim, within = (query @ features.T)[0], features @ features.T
-    # cameras 0, 0, 1, 1; the query is of camera 1: d(q, 0), d(q, 1), and each image's mean to the others of camera 1
-    d_query = [(sim[0] + sim[1]) / 2, (sim[2] + sim[3]) / 2]
-    d_images = [(within[0, 2] + within[0, 3]) / 2, (within[1, 2] + within[1, 3]) / 2, within[2, 3], within[3, 2]]
-    scores = [float(2 * sim[j] - d_query[j // 2] - d_images[j]) for j in range(4)]
-    graph = find_graph(features, torch.tensor([0, 0, 1, 1]), width=2)
-    found = graph.search_outside(query, torch.tensor([1]), width=4)
-    assert found[0].tolist() == sorted(range(4), key=lambda j: -scores[j])
-    assert graph.search_outside(query[:0], torch.tensor([], dtype=torch.long), width=3).shape == (0, 3)
 
 
 def test_the_density_of_an_image_alone_in_its_camera_is_zero_there() -> None:
@@ -105,17 +98,18 @@ def test_an_index_that_misses_nothing_gives_the_exact_graph() -> None:
     """A camera with few images is searched whole, and as candidates all of them are taken."""
     pytest.importorskip("faiss")
     features, camids = drawn()
-    exact = find_graph(features, camids, width=18, density_k=4)
+    exact = find_graph(features, camids, width=18)
     # the index of so few images has one cell; half of the width is more than any camera holds
-    found = find_graph_by_index(features, camids, width=36, density_k=4)
+    found = find_graph_by_index(features, camids, width=36)
     torch.testing.assert_close(found.density.values, exact.density.values, atol=1e-6, rtol=0)
     torch.testing.assert_close(found.scores[:, :18], exact.scores, atol=1e-5, rtol=0)
     assert torch.equal(found.ids[:, :10], exact.ids[:, :10])
     assert not (found.ids == torch.arange(20)[:, None]).any()
 
 
-def test_an_index_finds_most_neighbors_of_a_crowd() -> None:
+def test_an_index_finds_most_neighbors_of_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(graph_module, "DENSITY_K", 20)
     features, camids = groups(60, 8, spread=0.2), torch.arange(480) % 3
     exact = find_graph(features, camids, width=6)
     found = find_graph_by_index(features, camids, width=6)

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from mprd.neighbors import graph as graph_module
 from mprd.neighbors import reciprocal
 from mprd.neighbors.graph import SimilarityGraph, find_graph
-from mprd.neighbors.reciprocal import LEAST, SimilarityTable, measure_similarities
+from mprd.neighbors.reciprocal import LEAST, measure_similarities
 from tests.graphs import slow_jaccard
 from tests.neighbors.test_graph import drawn, slow_corrected
 
 
 @pytest.fixture(scope="module")
 def graph() -> SimilarityGraph:
-    return find_graph(*drawn(), width=10, density_k=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_module, "DENSITY_K", 4)
+        return find_graph(*drawn(), width=10)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +56,3 @@ def test_the_surest_pairs_are_those_of_highest_similarity(graph: SimilarityGraph
     upper = np.sort(np.triu(similarities, 1).ravel())[::-1]
     np.testing.assert_allclose(table.values[table.surest(5)], upper[:5], atol=1e-6)
     assert len(table.surest(1000)) == len(table.keys)
-
-
-def test_a_copy_has_the_similarities_of_its_original(graph: SimilarityGraph) -> None:
-    table = measure_similarities(graph, k1=6, k2=3)
-    with_copies = table.with_copies(torch.tensor([4, 1]))
-    first, second = torch.tensor([20, 0, 21, 20]), torch.tensor([0, 21, 1, 21])
-    assert torch.equal(with_copies.between(first, second), table.between(*torch.tensor([[4, 0, 1, 4], [0, 1, 1, 1]])))
-
-
-def test_the_empty_table_has_nothing() -> None:
-    nothing = torch.zeros(0, 2).long()
-    assert SimilarityTable.empty().between(nothing, nothing[:, :1]).shape == (0, 2)

@@ -12,7 +12,7 @@ from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.lists import FrozenLists
 from mprd.neighbors.similarity import KnownIds, SimilarityChain, fit_chain, fit_whitening
 
-CONFIG = NeighborsConfig(metric="camera", standardise=True, whitening=True, k=4, k_max=12)
+CONFIG = NeighborsConfig(standardise=True, whitening=True, k=4, k_max=12)
 PEOPLE, PER_PERSON, CAMERAS = 60, 6, 3
 
 

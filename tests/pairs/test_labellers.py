@@ -61,7 +61,7 @@ def test_every_name_has_its_labeller() -> None:
 
 def test_similarities_above_a_threshold_are_positives_and_the_limit_refuses_some() -> None:
     camids = torch.zeros(24, dtype=torch.long)
-    lists = FrozenLists(groups(3, 8, spread=0.4), camids, NeighborsConfig(k=3, metric="camera"))
+    lists = FrozenLists(groups(3, 8, spread=0.4), camids, NeighborsConfig(k=3))
     everyone, table = torch.arange(24), lists.similarities
     above = table.between(everyone[:, None], everyone) > 0.4
     free = label_by_similarity(lists, above=0.4, limit=None).label(everyone)

@@ -9,7 +9,6 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -95,17 +94,6 @@ def test_candidates_exclude_the_labeled_images(gcn_run: Path) -> None:
 def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
     config = state.config.model_copy(update={part: getattr(state.config, part).model_copy(update=settings)})
     return dataclasses.replace(state, run=dataclasses.replace(state.run, config=config))
-
-
-def test_candidates_are_decided_by_agreement_if_the_run_does(gcn_run: Path) -> None:
-    state = changed(snapshot(gcn_run), "pairs", limit=False)
-    candidates, by_likelihood = score_candidates(changed(state, "pairs", decide="agreement")), score_candidates(state)
-    assert (by_likelihood.decides, candidates.decides, candidates.threshold) == ("g_ij", "agreement", 0.5)
-    assert len(candidates.scores["agreement"]) == len(candidates)
-    assert np.array_equal(candidates.scores["g_ij"], by_likelihood.scores["g_ij"])
-    assert 0 < candidates.scores["agreement"].min() <= candidates.scores["agreement"].max() <= 1 + 1e-6
-    for found in (candidates, by_likelihood):
-        assert np.array_equal(found.is_positive, found.scores[found.decides] > 0.5)
 
 
 def test_positives_among_the_candidates_keep_to_the_limit(gcn_run: Path, single_run: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_folder_of_crops_trains_in_a_smoke_run_without_cameras_identities_or_e
     assert len(rows) == 2
     assert "mAP" not in rows[-1]
     stored = RunFolder(tmp_path).read_config()
-    assert (stored.data.dataset, stored.neighbors.metric, stored.meta.num_ids) == ("folder", "cosine", 0)
+    assert (stored.data.dataset, stored.neighbors.standardise, stored.meta.num_ids) == ("folder", False, 0)
 
 
 def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +253,7 @@ def test_cut_lists_are_told_once_and_counted_in_each_epoch(
     tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = tmp_path / "run"
-    cosine = ("neighbors.metric=cosine", "neighbors.similarity=-1")
-    launch(settings(tiny_root, *cosine), out=run, resume=None, launcher="local")
+    launch(settings(tiny_root, "neighbors.similarity=-1"), out=run, resume=None, launcher="local")
     assert sum("neighbors.k_max = 6 cut" in message for message in caplog.messages) == 1
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3

@@ -35,8 +35,7 @@ def test_a_span_inside_another_is_subtracted_from_it(tmp_path: Path) -> None:
 def test_a_profiled_run_shows_every_part_and_ends_in_the_same_bits(
     tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:
-    live = ("neighbors.source=memory", "neighbors.metric=cosine", "neighbors.standardise=false")
-    live += ("gcn.variant=structure", "train.epochs=2", "train.batch_size=4")
+    live = ("neighbors.source=memory", "neighbors.standardise=false", "train.epochs=2", "train.batch_size=4")
     config = load_config("demo", overrides=(*TINY, *live), values={"data": {"root": tiny_root}})
     folder = RunFolder(tmp_path / "profiled")
     rows = run_local(config, folder, resume=False, console=Console(quiet=True), profiled=True)

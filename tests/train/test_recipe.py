@@ -63,21 +63,21 @@ def test_what_the_data_cannot_give_is_left_out_and_told(nameless_root: Path, cap
     caplog.set_level(logging.INFO, logger="mprd")
     config = settings(nameless_root)
     assert (config.data.dataset, config.data.name_pattern) == ("folder", ".")
-    assert (config.neighbors.metric, config.neighbors.standardise, config.meta.num_ids) == ("cosine", False, 0)
+    assert (config.neighbors.standardise, config.meta.num_ids) == (False, 0)
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records[1:]] == [
-        "no cameras in the file names, so no camera correction (neighbors.metric=cosine, neighbors.standardise=false)",
+        "no cameras in the file names, so no camera correction (neighbors.standardise=false)",
         "no identities in the file names, so none labeled (meta.num_ids=0)",
     ]
 
 
 def test_what_was_asked_for_stays(nameless_root: Path, tmp_path: Path) -> None:
-    config = settings(nameless_root, "neighbors.metric=camera", "meta.num_ids=2")
-    assert (config.neighbors.metric, config.neighbors.standardise, config.meta.num_ids) == ("camera", False, 2)
+    config = settings(nameless_root, "neighbors.standardise=true", "meta.num_ids=2")
+    assert (config.neighbors.standardise, config.meta.num_ids) == (True, 2)
     file = tmp_path / "mine.yaml"
     file.write_text("neighbors: {standardise: true}\npairs: {labeller: mlcr, relabel_meta: true}\n")
     config = read_settings({"preset": None, "data": nameless_root, "set_": None, "config": file})
     # relabeling needs labels, so that their number is no matter of the recipe
-    assert (config.neighbors.metric, config.neighbors.standardise, config.meta.num_ids) == ("cosine", True, 5)
+    assert (config.neighbors.standardise, config.meta.num_ids) == (True, 5)
     varied = read_settings({"preset": None, "data": nameless_root, "set_": []}, varied=["meta.num_ids"])
     assert varied.meta.num_ids == 5
 
@@ -103,7 +103,7 @@ def test_a_pattern_of_ones_own_makes_a_tree_of_crops(tiny_root: Path) -> None:
 def test_smoke_makes_any_recipe_small_and_the_user_still_wins(tiny_root: Path) -> None:
     config = settings(tiny_root, "train.epochs=3", preset="paper", smoke=True)
     assert (config.backbone.name, config.data.height, config.train.epochs) == ("small", 32, 3)
-    assert (config.data.max_images, config.gcn.variant) == (400, "paper")
+    assert config.data.max_images == 400
     drawn = settings(smoke=True)
     assert (drawn.data.dataset, drawn.data.synthetic.num_train_ids) == ("synthetic", 24)
 
@@ -123,9 +123,9 @@ def test_settings_are_asked_for_by_file_or_option(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("pairs: {mu: 0.4}\n")
     options = {"preset": None, "data": None, "set_": ["train.epochs=2"], "config": file, "seed": 3}
-    config, asked = compose(options, shared={"gcn": {"link": "keep"}})
-    assert asked == {"pairs.mu", "train.epochs", "train.seed", "gcn.link"}
-    assert (config.pairs.mu, config.train.seed, config.gcn.link) == (0.4, 3, "keep")
+    config, asked = compose(options, shared={"gcn": {"batch_size": 16}})
+    assert asked == {"pairs.mu", "train.epochs", "train.seed", "gcn.batch_size"}
+    assert (config.pairs.mu, config.train.seed, config.gcn.batch_size) == (0.4, 3, 16)
     assert read_given(file, ["pairs.mu=0.6"]) == {"pairs": {"mu": 0.6}}
 
 

@@ -191,7 +191,7 @@ def test_the_command_line_overrides_the_objective(tmp_path: Path, nameless_root:
     write_study_file(tmp_path, {**STUDY, "objective": "silhouette"})
     crops = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.standardise=false")
     with pytest.raises(UserError, match=r"--objective mAP: .* has no query and gallery"):
-        run("small", nameless_root, tmp_path / "out", *crops, "neighbors.metric=cosine", changes={"objective": "mAP"})
+        run("small", nameless_root, tmp_path / "out", *crops, changes={"objective": "mAP"})
     assert StudyFolder(tmp_path / "out").read_options().objective == "mAP"
 
 
@@ -208,9 +208,9 @@ def test_a_shared_storage_holds_the_study_under_the_name_of_its_folder(tmp_path:
 def test_figures_of_the_paper_are_shown_beside_the_same_quantity_alone() -> None:
     study = load_study("mu_sweep")
     assert other_quantity(study, load_config("paper", overrides=("data.dataset=synthetic",))) is None
-    line = other_quantity(study, load_config("demo", overrides=("pairs.decide=agreement",)))
+    line = other_quantity(study, load_config("demo", overrides=("pairs.labeller=reciprocal",)))
     assert line is not None
-    assert "pairs.mu under pairs.decide=agreement is not what Fig. 4 of the paper varies" in line
+    assert "pairs.mu under pairs.labeller=reciprocal is not what Fig. 4 of the paper varies" in line
 
 
 def test_a_smoke_study_is_short_and_its_trials_end_with_the_last_point(
