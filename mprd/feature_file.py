@@ -123,7 +123,7 @@ def open_features(path: Path | str) -> FeatureFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file of features; mprd.extract writes one")
+        raise UserError(f"{path}: no such folder or feature file; mprd extract writes one")
     try:
         with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             schema, num_rows = file.schema_arrow, file.metadata.num_rows

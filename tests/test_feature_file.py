@@ -65,7 +65,7 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         "broken": "not a file of features",
         "later": "format 2, wanted 1",
         "wrong": "columns path, camid, feature",
-        "absent": "no such file of features",
+        "absent": "no such folder or feature file",
     }.items():
         with pytest.raises(UserError, match=rf"{name}\.parquet: .*{reason}"):
             open_features(tmp_path / f"{name}.parquet")

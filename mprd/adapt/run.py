@@ -61,11 +61,10 @@ def adapt_run(
     if not config.backbone.camera_bn:
         raise UserError(f"{run.path}: has no statistics of cameras, which backbone.camera_bn=true gives in training")
     set_threads(config.train.threads)
-    pattern = {} if name_pattern is None else {"name_pattern": name_pattern}
     # located, as commands read the names of images by the layout
-    located = locate(elsewhere(config.data, data).model_copy(update=pattern))
+    located = locate(elsewhere(config.data, data, name_pattern=name_pattern))
     config = config.model_copy(update={"data": located})
-    out.check_is_free(config)
+    out.check_is_free(config, goes_on=False)
     dataset = open_dataset(config, needs_train=False)
     images = dataset.train if len(dataset.train) else dataset.gallery
     if len(images) < LEAST_IMAGES:
@@ -86,6 +85,9 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     camids = torch.as_tensor(images.camids)
     order = torch.randperm(len(images), generator=generator(config.train.seed, RngStream.ORDER))
     samples = CameraGroups.of(camids, len(images), least=LEAST_IMAGES).samples(order)
+    few = [number for number, ids in enumerate(samples[:-1]) if len(ids) == 0 and (camids == number).any()]
+    if few:
+        logger.warning("%d cameras have one image each and take the statistics of all", len(few))
     used = torch.cat(samples).unique()
     logger.info("statistics of %d cameras from %d of %d images", len(samples) - 1, len(used), len(images))
     shown, cameras = PlainImages(images.select(used.numpy()), config.data), camids[used]

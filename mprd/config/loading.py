@@ -49,7 +49,10 @@ def build_config(settings: dict[str, Any]) -> Config:
 def read_config(file: Path) -> Config:
     """Read all settings that a run or study folder keeps, also those of earlier versions; raise UserError naming it."""
     try:
-        return build_config(upgrade(read_yaml(file)))
+        settings = read_yaml(file)
+        if missing := {"data", "backbone", "train"} - settings.keys():
+            raise UserError(f"lacks {min(missing)}; cut, or not written by mprd")
+        return build_config(upgrade(settings))
     except UserError as error:
         raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
 

@@ -38,12 +38,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class FixedGcn(Fixed):
-    """A setting of the graph network that is now a constant, and had no effect under another labeler."""
+    """A setting of the graph network that is now a constant: only a run that goes on needs its value."""
 
-    def move(self, name: str, value: Any, settings: Nested) -> None:
-        """Drop the value; raise UserError where it is another and the graph network labels."""
-        if get(settings, "pairs.labeller", "gcn") == "gcn":
-            super().move(name, value, settings)
+    def move(self, _name: str, _value: Any, _settings: Nested) -> None:
+        """Drop the value."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +206,15 @@ def upgrade(settings: Nested) -> Nested:
         if is_drawn or not name.startswith("data.synthetic."):
             rule.move(name, value, settings)
     return settings
+
+
+def check_resumable(settings: Nested) -> None:
+    """Raise UserError where the graph network of a run folder's settings trained in a way that is gone."""
+    if get(settings, "pairs.labeller", "gcn") != "gcn":
+        return
+    for name, rule in OLD.items():
+        if isinstance(rule, FixedGcn) and (value := get(settings, name, rule.value)) != rule.value:
+            raise UserError(f"{rule.tell(name)}, but this run has {show(value)}; resume {REMEDY.removeprefix('read ')}")
 
 
 def upgrade_dotted(settings: dict[str, Any]) -> dict[str, Any]:

@@ -30,10 +30,13 @@ def read_listing(file: Path) -> tuple[Splits, tuple[LeftOut, ...]]:
         if split is None:
             raise UserError(f"{place}: split must be train, query, gallery or val, but got {row['split']!r}")
         name = os.path.normpath((row["file"] or "").strip())
-        if names.setdefault(name, number) != number:
-            raise UserError(f"{place}: {name} is on line {names[name]} too")
+        first = names.setdefault(os.path.abspath(file.parent / name), number)
+        if first != number:
+            raise UserError(f"{place}: {name} is on line {first} too")
         ids = ((row.get(column) or "").strip() or None for column in COLUMNS[2:])
         crops[split].append(Crop(file.parent / name, *ids))
+    if not names:
+        raise UserError(f"{file}: lists no images")
     check_rows(file, [crop for part in crops.values() for crop in part])
     splits = Splits(*(sorted(crops[split], key=lambda crop: crop.path.as_posix()) for split in Splits._fields))
     val = crops["val"]

@@ -138,9 +138,14 @@ def locate(data: DataConfig) -> DataConfig:
     return data.model_copy(update=found)
 
 
-def elsewhere(data: DataConfig, root: Path) -> DataConfig:
-    """Return the settings for another data set, whose layout is recognized; the user's pattern and folders stay."""
+def elsewhere(data: DataConfig, root: Path, *, name_pattern: str | None = None) -> DataConfig:
+    """Return the settings for another data set, whose layout is recognized; the user's pattern and folders stay.
+
+    Args:
+        name_pattern: of this data set, in place of the user's.
+    """
     pattern = MARKET if data.name_pattern in {naming.pattern for naming in NAMINGS} else data.name_pattern
+    pattern = pattern if name_pattern is None else name_pattern
     has_test = all(name and os.path.isdir(root / name) for name in (data.query, data.gallery))
     folders = {"train": None, "query": data.query if has_test else None, "gallery": data.gallery if has_test else None}
     return data.model_copy(update={"dataset": "auto", "root": root, "name_pattern": pattern, **folders})
@@ -268,9 +273,13 @@ def describe_place(root: Path, place: Path) -> str:
     return f"{'one folder' if depth == 1 else 'two folders'} below {root}"
 
 
-def compiled(pattern: str) -> re.Pattern[str]:
-    """Compile `data.name_pattern`; raise UserError where it is no regular expression."""
+def compiled(pattern: str, *, setting: str = "data.name_pattern") -> re.Pattern[str]:
+    """Compile a pattern of names; raise UserError where it is no regular expression, or has another group."""
     try:
-        return re.compile(pattern)
+        found = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"data.name_pattern: not a regular expression: {error}") from None
+        raise UserError(f"{setting}: not a regular expression: {error}") from None
+    others = found.groupindex.keys() - {"pid", "camid"}
+    if others:
+        raise UserError(f"{setting}: unknown group {min(others)}; the groups are pid and camid")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from mprd.data.datasets import ReidDataset
 from mprd.engine.camera_groups import CameraGroups
 from mprd.errors import UserError
 from mprd.runtime.distributed import WorkerGroup
+
+logger = logging.getLogger("mprd")
 
 
 def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroups, workers: WorkerGroup) -> None:
@@ -27,6 +30,13 @@ def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroup
         raise UserError(
             f"{root}: neighbors.k = {config.neighbors.k} needs more training images than that, but there are "
             f"{len(train)}"
+        )
+    small = [name for name, ids in zip(dataset.camera_names, groups.cameras, strict=False) if ids is None]
+    if small and workers.is_first:
+        logger.warning(
+            "fewer than train.batch_size = %d training images, so batch norms take the statistics of all: cameras %s",
+            groups.least,
+            ", ".join(small),
         )
     everyone = torch.arange(len(train))
     estimated = [everyone] if config.backbone.weights == "none" else []

@@ -101,8 +101,8 @@ class TrainState:
             raise UserError(f"{path}: made with other labeled images; meta.labels, or the data set, has changed")
         checkpoint.load_module(self.backbone, state["backbone"], path=path, name="backbone")
         checkpoint.load_module(self.gcn, state["gcn"], path=path, name="GCN")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.gcn_optimizer.load_state_dict(state["gcn_optimizer"])
+        checkpoint.load_optimizer(self.optimizer, state["optimizer"], path=path, setting="train.optimizer")
+        checkpoint.load_optimizer(self.gcn_optimizer, state["gcn_optimizer"], path=path, setting="optimizer of the GCN")
         # bit for bit: normalizing a row again would change its last bits
         self.memory.features = state["memory"].to(device)
         self.positives.ids = state["positives"].to(device)

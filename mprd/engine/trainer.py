@@ -289,6 +289,9 @@ class Trainer:
                 timer()
                 self.callbacks.after_step(self, len(batches))
         self.recalibrate()
+        # the last step's weights have met no loss yet
+        if not self.extract(self.plain_images, ids=self.order[:2]).isfinite().all():
+            raise self.non_finite("CNN", "no longer finite")
         timer()
 
     def find_clusters(self) -> ClusterMemory | None:

@@ -21,8 +21,11 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[Path | None, typer.Option(help="Another data set; query and gallery suffice.")] = None,
     same_cameras: Annotated[
-        bool, typer.Option("--same-cameras", help="The cameras of --data are those trained on, by number.")
+        bool, typer.Option("--same-cameras", help="The cameras of --data are those trained on, by name.")
     ] = False,
+    name_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression with groups pid and camid for the names of --data.")
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     rerank: Annotated[bool, typer.Option("--rerank", help="Also k-reciprocal re-ranking.")] = False,
     standardise: Annotated[
@@ -36,7 +39,7 @@ def evaluate(
     """Report CMC, mAP and mINP of a run."""
     wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise, "whitened": whiten}
     extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
-    options = {"data": data, "same_cameras": same_cameras, "best": best, "extras": extras}
+    options = {"data": data, "same_cameras": same_cameras, "name_pattern": name_pattern, "best": best, "extras": extras}
     run_command(lambda: evaluate_and_print(run, options, as_json=json_))
 
 

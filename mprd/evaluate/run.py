@@ -18,28 +18,41 @@ logger = logging.getLogger("mprd")
 
 
 def evaluate_run(
-    folder: RunFolder, *, data: Path | None, best: bool, extras: Collection[Extra] = (), same_cameras: bool = False
+    folder: RunFolder,
+    *,
+    data: Path | None,
+    best: bool,
+    extras: Collection[Extra] = (),
+    same_cameras: bool = False,
+    name_pattern: str | None = None,
 ) -> dict[str, float]:
     """Return the evaluation of a run's network under the column names of metrics.jsonl.
 
     Args:
         data: another data set, recognized as `mprd doctor` does; query and gallery suffice.
-        same_cameras: its cameras are those trained on, by the numbers in its names.
+        same_cameras: its cameras are those trained on, by their names.
+        name_pattern: the `data.name_pattern` of `data`, in place of the run's or the recognized one.
 
     Raises UserError if the run, its checkpoint, or query and gallery are missing.
     """
     config = folder.read_config()
     set_threads(config.train.threads)
     if data is not None:
-        config = config.model_copy(update={"data": elsewhere(config.data, data)})
+        config = config.model_copy(update={"data": elsewhere(config.data, data, name_pattern=name_pattern)})
     dataset = open_dataset(config, needs_train=False)
     if not dataset.can_evaluate:
-        raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras to evaluate on")
+        raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras in "
+                        "names to evaluate on; --name-pattern says where they are")  # fmt: skip
     is_elsewhere = data is not None and not same_cameras
     model = load_model(folder.path, best=best, device=config.train.device, other_cameras=is_elsewhere)
     if is_elsewhere and model.backbone.num_cameras:
         logger.info(
             "%s: cameras take the statistics of all training images; mprd adapt gives them their own", dataset.root
+        )
+    unknown = [name for name in dataset.camera_names if model.camera_number(name) not in model.camera_numbers]
+    if same_cameras and unknown:
+        logger.warning(
+            "%s: cameras that were not trained on take the statistics of all: %s", dataset.root, ", ".join(unknown)
         )
     chain = model.whitening_chain() if "whitened" in extras else None
     evaluation = evaluate(

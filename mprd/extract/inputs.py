@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mprd.config.schema import DataConfig
 from mprd.data.datasets import to_number
 from mprd.data.layouts import MARKET_NAME, read_lines
+from mprd.data.recognition import compiled
 from mprd.data.scan import IMAGE_SUFFIXES, check_matches, is_image, log_left_out, scan
 from mprd.errors import UserError
 
@@ -69,10 +70,7 @@ def name_patterns(config: DataConfig, pattern: str | None = None) -> list[re.Pat
     if pattern is None and config.dataset != "folder":
         return [MARKET_NAME, MSMT17_IDS]
     setting = "data.name_pattern" if pattern is None else "--name-pattern"
-    try:
-        return [re.compile(config.name_pattern if pattern is None else pattern)]
-    except re.error as error:
-        raise UserError(f"{setting}: not a regular expression: {error}") from None
+    return [compiled(config.name_pattern if pattern is None else pattern, setting=setting)]
 
 
 def ids_from_name(

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from mprd.config.loading import absolute, read_config
+from mprd.config.loading import absolute, read_config, read_yaml
+from mprd.config.old_names import check_resumable
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.runtime.files import replaced
@@ -26,6 +27,10 @@ logger = logging.getLogger("mprd")
 PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
 
 
+OWN_FILES = {"config.yaml", "run.json", ".lock", "log.txt", "metrics.jsonl", "checkpoints", "trial.json"}
+"""Of which a run has at least one from its start."""
+
+
 class RunFolder:
     """Read and write the files of a run."""
 
@@ -38,15 +43,21 @@ class RunFolder:
         self.last = path / "checkpoints" / "last.pt"
         self.best = path / "checkpoints" / "best.pt"
 
-    def check_is_free(self, config: Config) -> None:
-        """Raise UserError if the folder holds the data, or a run that has a checkpoint."""
+    def check_is_free(self, config: Config, *, goes_on: bool = True) -> None:
+        """Raise UserError if the folder holds the data, files of others, or a run that has a checkpoint.
+
+        Args:
+            goes_on: whether such a run could be resumed, which the message then says.
+        """
         root = config.data.root
         if root is not None and self.path.resolve() == root.resolve():
             raise UserError(f"{self.path}: --out must not be the folder of the data")
         if self.last.exists():
-            raise UserError(
-                f"{self.path}: holds a run already; go on with --resume {quoted(self.path)}, or change --out"
-            )
+            advice = f"go on with --resume {quoted(self.path)}, or " if goes_on else ""
+            raise UserError(f"{self.path}: holds a run already; {advice}change --out")
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if names and not names & OWN_FILES:
+            raise UserError(f"{self.path}: holds files that are not of a run, such as {min(names)}; change --out")
         self.check_is_unmeasured()
 
     def check_is_unmeasured(self) -> None:
@@ -80,6 +91,11 @@ class RunFolder:
         write_text(self.config_file, yaml.safe_dump(absolute(config).model_dump(mode="json"), sort_keys=False))
         push(self.path)
 
+    def check_is_resumable(self) -> None:
+        """Raise UserError where an earlier version trained in a way that is gone."""
+        if self.config_file.is_file():
+            check_resumable(read_yaml(self.config_file))
+
     def read_config(self) -> Config:
         """Read the settings; raise UserError if the folder holds no run."""
         if not self.config_file.is_file():
@@ -87,15 +103,16 @@ class RunFolder:
         return read_config(self.config_file)
 
     def read_rows(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl, one row per epoch; a truncated last line is dropped."""
-        rows: list[dict[str, Any]] = []
-        if self.metrics_file.is_file():
-            for line in read_text(self.metrics_file).splitlines():
-                row = parse_object(line)
-                if row is None or "epoch" not in row:
-                    break
-                rows.append(row)
-        return rows
+        """Read metrics.jsonl, one row per epoch; a truncated last line is dropped.
+
+        Raises UserError for another line that is damaged.
+        """
+        lines = read_text(self.metrics_file).splitlines() if self.metrics_file.is_file() else []
+        rows = [parse_object(line) for line in lines]
+        for number, row in enumerate(rows[:-1], 1):
+            if row is None or "epoch" not in row:
+                raise UserError(f"{self.metrics_file}: line {number} is damaged; restore it, or remove the line")
+        return [row for row in rows if row is not None and "epoch" in row]
 
     def write_rows(self, rows: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl, so that readers never see a partial row."""

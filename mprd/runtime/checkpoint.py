@@ -60,4 +60,19 @@ def load_module(module: torch.nn.Module, state: dict[str, Any], *, path: Path, n
         module.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{path}: the {name} of the checkpoint is of another architecture: {reason}") from None
+        raise UserError(
+            f"{path}: the {name} of the checkpoint is of another architecture than config.yaml says, which was changed "
+            f"since, or the file is of another run: {reason}"
+        ) from None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, path: Path, setting: str) -> None:
+    """Load an optimizer's state dict; raise UserError, naming its setting, where it is of another kind."""
+    # Adam has betas, SGD momentum
+    saved, own = (
+        [("betas" in group, len(group["params"])) for group in groups]
+        for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if saved != own:
+        raise UserError(f"{path}: made with another {setting} than config.yaml says, which was changed since")
+    optimizer.load_state_dict(state)

@@ -72,6 +72,7 @@ def launch(
 
     if resume is not None:
         folder = RunFolder(resume)
+        folder.check_is_resumable()
         config = build_config(layered(folder.read_config().model_dump(), read_given(None, changed)))
     else:
         config = read_settings(settings)

@@ -140,7 +140,7 @@ def explained_memory(config: Config) -> Iterator[None]:
 def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> None:
     """Write and print the final table."""
     if not rows:
-        raise UserError(f"{folder.path}: the run has no epochs to report")
+        raise UserError(f"{folder.metrics_file}: has no rows of the epochs of this run; {folder.last.name} is whole")
     table = final_table(rows, folder.read_untrained())
     plain = new_console(record=True, width=100, file=io.StringIO())
     plain.print(table)

@@ -16,6 +16,7 @@ from mprd.config.schema import Config, Preset
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.labeled import read_labels
 from mprd.data.recognition import locate
+from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
 
@@ -53,6 +54,10 @@ def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -
     data: Path | None = settings["data"]
     overrides = settings["set_"] or ()
     given = read_given(settings.get("config"), overrides)
+    for option, name in (("data", "data.root"), ("seed", "train.seed")):
+        value, other = settings.get(option), get(read_given(None, overrides), name)
+        if None not in (value, other) and str(value) != str(other):
+            raise UserError(f"--{option} {value} and --set {name}={other} differ; give one of them")
     if data is not None:
         put(given, "data.root", data)
         # a file such as best.yaml names the layout of the data that it comes from; crops have a pattern of the user's

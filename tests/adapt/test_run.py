@@ -127,7 +127,7 @@ def test_what_cannot_be_adapted_is_refused(
     line = refuse(app, camera_run, tmp_path / "one", *new)
     assert line.endswith("one: statistics need at least 2 images, but there are 1")
     assert not (tmp_path / "new").exists()
-    assert "holds a run already" in refuse(app, camera_run, tiny_root, "--out", trained_run)
+    assert refuse(app, camera_run, tiny_root, "--out", trained_run).endswith("holds a run already; change --out")
     adapt_run(RunFolder(camera_run), tiny_root, RunFolder(tmp_path / "new"))
     line = refuse(train, "--resume", tmp_path / "new", "--launcher", "local")
     assert line.endswith("last.pt: the checkpoint has no memory, so it is not one of a training run of mprd")

@@ -128,15 +128,7 @@ def test_a_renamed_setting_of_a_run_folder_is_moved(
             {"clusters__mu": 0.2},
             "clusters.mu is now fixed at null (clusters beside the GCN",
         ),
-        (
-            {"pairs__labeller": "gcn", "neighbors__metric": "csls"},
-            'neighbors.metric is now fixed at "cosine" (Sec. 5.2), but this run has "csls"; read it with',
-        ),
         ({"pairs__labeller": "jaccard"}, "pairs.labeller: jaccard is gone; read it with"),
-        (
-            {"pairs__labeller": "gcn", "neighbors__metric": "cosine", "gcn__read_out": "scalars"},
-            'gcn.read_out is now fixed at "pooled"',
-        ),
     ],
 )
 def test_a_run_folder_with_another_value_is_refused_by_name(

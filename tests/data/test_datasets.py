@@ -197,6 +197,7 @@ def test_query_and_gallery_without_identities_are_left_out(tmp_path: Path, caplo
     [
         ([], ".", "no images, and no data set one or two folders below"),
         (["1.jpg"], "(", r"data\.name_pattern: not a regular expression"),
+        (["1.jpg"], r"(?P<cam>\d)", r"data\.name_pattern: unknown group cam; the groups are pid and camid"),
         (["query/9_c3.jpg", "gallery/9_c7.jpg"], ".", "query and gallery alone, nothing to train on"),
         # an optional group that does not match
         (["1_c2.jpg", "1.jpg"], r"(?P<pid>\d+)(_c(?P<camid>\d+))?", r"1\.jpg: the name does not parse \(1 of 2"),

@@ -124,6 +124,23 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny_config: Config, ti
         trainer.load_state_dict(checkpoint.load(path), path=path)
 
 
+def test_another_optimizer_is_refused(tiny_config: Config, tiny_root: Path, tmp_path: Path) -> None:
+    saved = train(changed(tiny_config, tiny_root, "train.epochs=1")).state_dict()
+    other = changed(tiny_config, tiny_root, "train.optimizer=adamw")
+    trainer = Trainer(other, open_data(other), device=CPU)
+    with pytest.raises(UserError, match=r"last\.pt: made with another train\.optimizer than config\.yaml says"):
+        trainer.load_state_dict(saved, path=tmp_path / "last.pt")
+
+
+def test_weights_that_the_last_step_has_broken_end_the_run_before_it_is_evaluated(tiny_config: Config) -> None:
+    def break_weights(trainer: Trainer, num_steps: int) -> None:
+        if trainer.state.phase == "cnn" and trainer.state.step == num_steps:
+            trainer.state.backbone.neck.weight.data.fill_(float("inf"))
+
+    with pytest.raises(NonFiniteLoss, match=r"the CNN loss is no longer finite in epoch 0, step 4; .* learning rate"):
+        train(tiny_config, callbacks=Callbacks(after_step=break_weights))
+
+
 def test_a_loss_found_broken_late_is_never_saved(tiny_config: Config) -> None:
     trainer = Trainer(tiny_config, open_data(tiny_config), device=CPU)
     trainer.state_dict()

@@ -144,7 +144,7 @@ def test_a_batch_smaller_than_the_number_of_workers_is_refused(tiny_config: Conf
         Trainer(tiny_config, dataset, device=CPU, workers=WorkerGroup(0, 9))
 
 
-def test_batches_of_statistics_are_checked_as_they_are(tiny_config: Config) -> None:
+def test_batches_of_statistics_are_checked_as_they_are(tiny_config: Config, caplog: pytest.LogCaptureFixture) -> None:
     dataset = load_dataset(tiny_config.data)
 
     def sized(train: int, evaluation: int) -> Config:
@@ -158,8 +158,14 @@ def test_batches_of_statistics_are_checked_as_they_are(tiny_config: Config) -> N
     # two images of the third camera join the first one's batches, but not its statistics
     config = sized(3, 3)
     camids = torch.tensor([0] * 4 + [1] * 6 + [2] * 2)
+    caplog.set_level("WARNING", logger="mprd")
     with pytest.raises(UserError, match=r"^eval\.batch_size: a batch of 2 is too small for 3 workers"):
         check_requirements(config, dataset, CameraGroups.of(camids, 12, least=3), WorkerGroup(0, 3))
+    assert caplog.messages == []
+    check_requirements(config, dataset, CameraGroups.of(camids[:10], 10, least=5), WorkerGroup())
+    assert caplog.messages == [
+        "fewer than train.batch_size = 5 training images, so batch norms take the statistics of all: cameras 1"
+    ]
 
 
 def test_a_normalization_group_of_one_image_is_refused() -> None:

@@ -167,6 +167,13 @@ def test_names_are_text_on_the_page_and_never_markup(compared: str) -> None:
     assert "&lt;br" not in compared
 
 
+@pytest.mark.parametrize("text", ["{}", '{"command": ["mprd'])
+def test_a_cut_record_of_the_command_is_as_none(text: str, gcn_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(gcn_run, tmp_path / "run"))
+    (run / "run.json").write_text(text)
+    assert "<code>unknown</code>" in page_of(tmp_path / "page.html", run)
+
+
 def test_one_run_shows_the_choices_of_an_epoch_side_by_side(gcn_run: Path) -> None:
     table = result_table(read_folders([gcn_run])[0])
     assert [name for name, _ in table.columns] == ["last epoch", "by label-free score", "best on test", "untrained"]

@@ -38,6 +38,40 @@ def test_a_truncated_last_row_is_dropped(trained_run: Path, tmp_path: Path) -> N
     assert [row["epoch"] for row in RunFolder(tmp_path).read_rows()] == [0, 1]
 
 
+def test_a_damaged_row_and_settings_that_were_cut_are_named(trained_run: Path, tmp_path: Path) -> None:
+    lines = (trained_run / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:20], lines[2]]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged; restore it, or remove the line"):
+        RunFolder(tmp_path).read_rows()
+    settings = (trained_run / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(settings[: settings.index("backbone:")])
+    with pytest.raises(UserError, match=r"config\.yaml: lacks backbone; cut, or not written by mprd"):
+        RunFolder(tmp_path).read_config()
+
+
+def test_a_graph_network_that_is_gone_is_read_and_not_resumed(trained_run: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load((trained_run / "config.yaml").read_text())
+    settings["gcn"]["variant"] = "reciprocal"
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_text(yaml.safe_dump(settings))
+    assert folder.read_config() == RunFolder(trained_run).read_config()
+    with pytest.raises(UserError, match=r'gcn\.variant is now fixed at "paper" .* resume it with the version of mprd'):
+        folder.check_is_resumable()
+    settings["pairs"]["labeller"] = "reciprocal"
+    folder.config_file.write_text(yaml.safe_dump(settings))
+    folder.check_is_resumable()
+
+
+def test_a_run_is_not_written_among_the_files_of_others(trained_run: Path, tmp_path: Path) -> None:
+    config = RunFolder(trained_run).read_config()
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match=r"holds files that are not of a run, such as notes\.txt; change --out"):
+        RunFolder(tmp_path).create(config)
+    # of a run that ended before its first checkpoint
+    (tmp_path / ".lock").write_text("")
+    RunFolder(tmp_path).create(config)
+
+
 def test_the_table_names_each_column(trained_run: Path) -> None:
     table = (trained_run / "table.txt").read_text()
     for name in ("last", "label-free", "best on test", "untrained", "mAP, trapezoid"):

@@ -64,11 +64,12 @@ def test_mistakes_are_refused_in_one_line(args: list[str], message: str, refuse:
 def test_a_folder_of_crops_trains_in_a_smoke_run_without_cameras_identities_or_evaluation(
     nameless_root: Path, tmp_path: Path
 ) -> None:
-    app(["--smoke", "--launcher", "local", "--data", str(nameless_root), "--out", str(tmp_path)], standalone_mode=False)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    run = tmp_path / "run"
+    app(["--smoke", "--launcher", "local", "--data", str(nameless_root), "--out", str(run)], standalone_mode=False)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert "mAP" not in rows[-1]
-    stored = RunFolder(tmp_path).read_config()
+    stored = RunFolder(run).read_config()
     assert (stored.data.dataset, stored.neighbors.standardise, stored.meta.num_ids) == ("folder", False, 0)
 
 

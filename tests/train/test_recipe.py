@@ -46,8 +46,8 @@ def test_without_imagenet_weights_the_demo_recipe_trains_and_a_warning_says_so(
     caplog.clear()
     weights = tmp_path / "weights.pth"
     for asked in (f"backbone.weights={weights}", "backbone.name=resnet18"):
-        assert settings(tiny_root, asked).train.optimizer == "adamw"
-    assert settings(tiny_root, preset="recommended").train.optimizer == "adamw"
+        assert settings(tiny_root, asked).pairs.labeller == "reciprocal"
+    assert settings(tiny_root, preset="recommended").pairs.labeller == "reciprocal"
     assert not [record for record in caplog.records if "--preset demo" in record.getMessage()]
 
 
@@ -127,6 +127,8 @@ def test_settings_are_asked_for_by_file_or_option(tmp_path: Path) -> None:
     assert asked == {"pairs.mu", "train.epochs", "train.seed", "gcn.batch_size"}
     assert (config.pairs.mu, config.train.seed, config.gcn.batch_size) == (0.4, 3, 16)
     assert read_given(file, ["pairs.mu=0.6"]) == {"pairs": {"mu": 0.6}}
+    with pytest.raises(UserError, match=r"--seed 3 and --set train\.seed=4 differ; give one of them"):
+        compose(options | {"set_": ["train.seed=4"]})
 
 
 @pytest.mark.parametrize("named", ["synthetic", "msmt17"])
