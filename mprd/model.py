@@ -102,6 +102,11 @@ class Model:
         ):
             yield ids.numpy(), features.float().numpy(force=True)
 
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """The names in file names of the training's cameras 0, 1, ..."""
+        return self.camera_words or tuple(map(str, self.camera_numbers))
+
     def camera_number(self, name: str) -> int | None:
         """Return the number of a camera as named in file names; None where it has none and was not trained on."""
         if name in self.camera_words:
@@ -115,20 +120,19 @@ class Model:
         rows = {number: row for row, number in enumerate(self.camera_numbers)}
         return torch.tensor([-1 if number is None else rows.get(number, -1) for number in cameras], dtype=torch.int64)
 
-    def has_own(self, number: int) -> bool:
-        """Return whether batch norms have statistics of a camera, by its number in file names, of its own."""
-        moments = getattr(self.backbone.neck, "camera_moments", None)
-        return moments is not None and not torch.equal(moments[self.camera_numbers.index(number)], moments[-1])
-
     def tell_cameras(self, cameras: Sequence[int | None], *, is_whitened: bool) -> None:
         """Log which cameras, as numbered in file names, features will take the statistics of."""
-        names = dict(zip(self.camera_numbers, self.camera_words or self.camera_numbers, strict=True))
-        known = sorted({number for number in cameras if number in names and (is_whitened or self.has_own(number))})
+        seen = {*cameras}
+        known = [
+            name
+            for row, (number, name) in enumerate(zip(self.camera_numbers, self.camera_names, strict=True))
+            if number in seen and (is_whitened or self.backbone.has_own_statistics(row))
+        ]
         if known:
             logger.info(
                 "features take the statistics of the cameras %s in the images' names; --other-cameras if these are not "
                 "the cameras that %s was trained on",
-                ", ".join(str(names[number]) for number in known), self.name,
+                ", ".join(known), self.name,
             )  # fmt: skip
 
     def whitening_chain(self) -> SimilarityChain:

@@ -84,10 +84,10 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     assert images.camids is not None
     camids = torch.as_tensor(images.camids)
     order = torch.randperm(len(images), generator=generator(config.train.seed, RngStream.ORDER))
-    samples = CameraGroups.of(camids, len(images), least=LEAST_IMAGES).samples(order)
-    few = [number for number, ids in enumerate(samples[:-1]) if len(ids) == 0 and (camids == number).any()]
-    if few:
-        logger.warning("%d cameras have one image each and take the statistics of all", len(few))
+    groups = CameraGroups.of(camids, len(images), least=LEAST_IMAGES)
+    if groups.small:
+        logger.warning("%d cameras have one image each and take the statistics of all", len(groups.small))
+    samples = groups.samples(order)
     used = torch.cat(samples).unique()
     logger.info("statistics of %d cameras from %d of %d images", len(samples) - 1, len(used), len(images))
     shown, cameras = PlainImages(images.select(used.numpy()), config.data), camids[used]

@@ -108,10 +108,20 @@ class Backbone(nn.Module):
         return after, pooled
 
     @property
+    def neck_moments(self) -> Tensor | None:
+        """Statistics of each camera and of all images in the appended batch norm, `[K + 1, 2, D]`; None without."""
+        return getattr(self.neck, "camera_moments", None)
+
+    @property
     def num_cameras(self) -> int:
         """K, the cameras that batch norms have statistics of."""
-        moments = getattr(self.neck, "camera_moments", None)
+        moments = self.neck_moments
         return 0 if moments is None else len(moments) - 1
+
+    def has_own_statistics(self, camera: int) -> bool:
+        """Return whether batch norms have other statistics of a camera than of all images."""
+        moments = self.neck_moments
+        return moments is not None and camera < len(moments) - 1 and not torch.equal(moments[camera], moments[-1])
 
     def camera_rows(self, cameras: Tensor | None) -> Tensor | None:
         """Return the row of each camera's statistics `[B]`, the last for cameras that are not known."""

@@ -375,11 +375,6 @@ class Config(Section):
         return not self.pairs.is_once_an_epoch and self.neighbors.source == "memory"
 
     @property
-    def needs_cameras(self) -> str | None:
-        """The setting that needs the images' cameras, where one does."""
-        return "neighbors.standardise" if self.neighbors.standardise else None
-
-    @property
     def num_actors(self) -> int:
         """The logical CPUs that each training worker needs in addition to its own."""
         needs_actors = self.subgraphs.executor == "ray" or self.neighbors.search == "sharded"

@@ -25,6 +25,8 @@ class CameraGroups:
     """The ids of all other images, ascending."""
     least: int
     """The number of images that is enough."""
+    small: tuple[int, ...] = ()
+    """The cameras that have images, but too few."""
 
     @classmethod
     def of(cls, camids: Tensor | None, num_images: int, *, least: int) -> CameraGroups:
@@ -32,9 +34,9 @@ class CameraGroups:
         if camids is None:
             return cls([], torch.arange(num_images), least)
         ids = [(camids.cpu() == camera).nonzero().squeeze(1) for camera in range(int(camids.max()) + 1)]
-        few = [own for own in ids if len(own) < least]
-        rest = torch.cat([ids[0][:0], *few]).sort().values
-        return cls([own if len(own) >= least else None for own in ids], rest, least)
+        small = tuple(camera for camera, own in enumerate(ids) if 0 < len(own) < least)
+        rest = torch.cat([ids[0][:0], *(ids[camera] for camera in small)]).sort().values
+        return cls([own if len(own) >= least else None for own in ids], rest, least, small)
 
     def batched(self) -> list[Tensor]:
         """Return the ids of the images that may share a batch; each image is in one group.

@@ -18,11 +18,14 @@ logger = logging.getLogger("mprd")
 
 
 def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroups, workers: WorkerGroup) -> None:
-    """Raise UserError for data too small for its settings, or without the cameras or identities they need."""
+    """Raise UserError for data too small for its settings, or without the cameras or identities they need.
+
+    Cameras too small for statistics of their own are logged.
+    """
     train, root = dataset.train, dataset.root
-    if train.camids is None and config.needs_cameras is not None:
+    if train.camids is None and config.neighbors.standardise:
         raise UserError(
-            f"{config.needs_cameras} needs cameras, and {root} has none; neighbors.standardise=false does without"
+            f"neighbors.standardise needs cameras, and {root} has none; neighbors.standardise=false does without"
         )
     if config.pairs.labeller == "supervised" and train.pids is None:
         raise UserError(f"pairs.labeller: supervised needs identities, and {root} has none")
@@ -31,12 +34,11 @@ def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroup
             f"{root}: neighbors.k = {config.neighbors.k} needs more training images than that, but there are "
             f"{len(train)}"
         )
-    small = [name for name, ids in zip(dataset.camera_names, groups.cameras, strict=False) if ids is None]
-    if small and workers.is_first:
+    if groups.small and workers.is_first:
         logger.warning(
             "fewer than train.batch_size = %d training images, so batch norms take the statistics of all: cameras %s",
             groups.least,
-            ", ".join(small),
+            ", ".join(dataset.camera_names[camera] for camera in groups.small),
         )
     everyone = torch.arange(len(train))
     estimated = [everyone] if config.backbone.weights == "none" else []

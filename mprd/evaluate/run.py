@@ -49,7 +49,8 @@ def evaluate_run(
         logger.info(
             "%s: cameras take the statistics of all training images; mprd adapt gives them their own", dataset.root
         )
-    unknown = [name for name in dataset.camera_names if model.camera_number(name) not in model.camera_numbers]
+    camera_rows = model.camera_rows([*map(model.camera_number, dataset.camera_names)])
+    unknown = [name for name, row in zip(dataset.camera_names, camera_rows, strict=True) if row < 0]
     if same_cameras and unknown:
         logger.warning(
             "%s: cameras that were not trained on take the statistics of all: %s", dataset.root, ", ".join(unknown)
@@ -62,6 +63,6 @@ def evaluate_run(
         device=model.device,
         extras=extras,
         chain=chain,
-        camera_rows=model.camera_rows([*map(model.camera_number, dataset.camera_names)]),
+        camera_rows=camera_rows,
     )
     return evaluation.row()

@@ -126,7 +126,7 @@ def camera_row(model: Model, camera: str | None) -> int:
         return -1
     number = model.camera_number(camera)
     if number is None or number not in model.camera_numbers:
-        known = ", ".join(model.camera_words or map(str, model.camera_numbers))
+        known = ", ".join(model.camera_names)
         raise UserError(f"--camera must be one of {known}, the cameras of {model.name}, but got {camera}")
     return model.camera_numbers.index(number)
 

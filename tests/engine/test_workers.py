@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,10 @@ def test_batches_of_statistics_are_checked_as_they_are(tiny_config: Config, capl
     # two images of the third camera join the first one's batches, but not its statistics
     config = sized(3, 3)
     camids = torch.tensor([0] * 4 + [1] * 6 + [2] * 2)
+    dataset = replace(dataset, camera_numbers=(1, 2, 3))
     caplog.set_level("WARNING", logger="mprd")
     with pytest.raises(UserError, match=r"^eval\.batch_size: a batch of 2 is too small for 3 workers"):
-        check_requirements(config, dataset, CameraGroups.of(camids, 12, least=3), WorkerGroup(0, 3))
+        check_requirements(config, dataset, CameraGroups.of(camids, 12, least=3), WorkerGroup(1, 3))
     assert caplog.messages == []
     check_requirements(config, dataset, CameraGroups.of(camids[:10], 10, least=5), WorkerGroup())
     assert caplog.messages == [
