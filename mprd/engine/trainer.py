@@ -168,11 +168,11 @@ class Trainer:
 
     # -- features, memory, neighbor lists --------------------------------------------------------------
 
-    def extract(self, images: Any, *, ids: Tensor | None = None, mode: str = "eval") -> Tensor:
-        """Return unit features `[n, D]` of training images."""
+    def extract(self, images: Any, *, ids: Tensor | None = None, mode: str = "eval", **changed: Any) -> Tensor:
+        """Return unit features `[n, D]` of training images, by `passes` with what is changed in them."""
+        how = {"ids": ids, "cameras": self.camids, "mode": mode} | self.passes | changed
         with span("extraction"):
-            after, _ = extract(self.state.backbone, images, ids=ids, cameras=self.camids, mode=mode, **self.passes)
-        return after
+            return extract(self.state.backbone, images, **how)[0]
 
     def batches(self, images: Any, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this worker's images of each batch and the ids of the whole batch."""
@@ -289,8 +289,8 @@ class Trainer:
                 timer()
                 self.callbacks.after_step(self, len(batches))
         self.recalibrate()
-        # the last step's weights have met no loss yet
-        if not self.extract(self.plain_images, ids=self.order[:2]).isfinite().all():
+        # the last step's weights have met no loss yet; two images are not worth the start of a loader
+        if not self.extract(self.plain_images, ids=self.order[:2], num_workers=0).isfinite().all():
             raise self.non_finite("CNN", "no longer finite")
         timer()
 
