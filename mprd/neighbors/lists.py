@@ -31,10 +31,6 @@ class NeighborLists(Protocol):
     def ids(self) -> Tensor:
         """The lists `[N, K]`, padded with -1; live lists hold those of the images searched so far."""
 
-    @property
-    def similarities(self) -> SimilarityTable:
-        """k-reciprocal similarities of all images."""
-
     def of_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the lists `[B, K]` of the images `rows` `[B]`, and which of them `k_max` cut, bool `[B]`.
 
@@ -82,6 +78,7 @@ class FrozenLists:
 
     @cached_property
     def similarities(self) -> SimilarityTable:
+        """J, the k-reciprocal similarities of all images."""
         return measure_similarities(self.graph, k1=self.chain.k1)
 
     def of_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,10 +97,6 @@ class LiveLists:
         self.features = memory
         self.config = config
         self.ids = torch.full((len(memory), config.k), PADDING, device=memory.device)
-
-    @property
-    def similarities(self) -> SimilarityTable:
-        raise RuntimeError("k-reciprocal similarities need a pass over all images: lists must be frozen")
 
     def of_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         batch = self.search(rows)

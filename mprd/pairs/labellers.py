@@ -17,7 +17,7 @@ from torch import Tensor
 from mprd.config.schema import Config, Labeller, PairsConfig
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
-from mprd.neighbors.lists import NeighborLists
+from mprd.neighbors.lists import FrozenLists, NeighborLists
 from mprd.pairs import rules
 from mprd.pairs.clusters import ClusterMemory, same_cluster
 from mprd.pairs.positives import MetaSet, PositiveLimit, split_by_limit
@@ -150,11 +150,13 @@ def choose_labeller(
     if name == "gcn":
         return CandidateLabeller(gcn, lists, config.pairs.mu, limit)
     if name == "reciprocal":
+        # all images are labeled at once, so lists are not live
+        assert isinstance(lists, FrozenLists)
         return label_by_similarity(lists, above=config.pairs.threshold_of("reciprocal"), limit=limit)
     return RuleLabeller(choose_rule(name, config.pairs, lists.features, pids, meta, clusters))
 
 
-def label_by_similarity(lists: NeighborLists, *, above: float, limit: PositiveLimit | None) -> RuleLabeller:
+def label_by_similarity(lists: FrozenLists, *, above: float, limit: PositiveLimit | None) -> RuleLabeller:
     """Label by a threshold of the k-reciprocal similarity of all pairs, once, when a label is first read."""
 
     @cache

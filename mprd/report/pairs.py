@@ -35,11 +35,10 @@ class CandidateScores:
     similarity."""
     is_true: np.ndarray | None
     """Whether both images show one identity, boolean `[P]`; None without identities."""
-    decides: str | None
-    """The score whose threshold makes positives; None under a labeler that uses none of them."""
     threshold: float | None
+    """Of g_ij, above which pairs are positives; None under a labeler that does not read it."""
     is_positive: np.ndarray | None
-    """Which pairs the labeler makes positive, boolean `[P]`, after limit and clusters; None under such a labeler."""
+    """Which pairs the labeler makes positive, boolean `[P]`, after the limit; None under such a labeler."""
 
     def __len__(self) -> int:
         return len(self.scores["cosine"])
@@ -85,13 +84,12 @@ def score_candidates(snapshot: Snapshot) -> CandidateScores:
         where &= ~torch.isin(lists.ids, meta.ids)
     pairs = torch.stack([where.nonzero()[:, 0], lists.ids[where]], dim=1)
     scores = pair_scores(lists, pairs)
-    decides, threshold, is_positive = None, None, None
+    threshold, is_positive = None, None
     if isinstance(labeller, CandidateLabeller):
-        decides, threshold = "g_ij", labeller.mu
-        is_positive = tables["is_positive"][where].cpu().numpy()
-        scores = {decides: tables["likelihoods"][where], **scores}
+        threshold, is_positive = labeller.mu, tables["is_positive"][where].cpu().numpy()
+        scores = {"g_ij": tables["likelihoods"][where], **scores}
     found = {name: part.cpu().numpy() for name, part in scores.items()}
-    return CandidateScores(found, same_identity(snapshot, pairs), decides, threshold, is_positive)
+    return CandidateScores(found, same_identity(snapshot, pairs), threshold, is_positive)
 
 
 def has_gcn(snapshot: Snapshot) -> bool:

@@ -99,7 +99,7 @@ def draw_histogram(axes: Axes, *, candidates: CandidateScores, name: str) -> Non
             shares = 100 * counts / chosen.sum()
             axes.stairs(shares, edges, fill=True, color=color, alpha=0.35)
             axes.stairs(shares, edges, color=color, linewidth=1.6, label=f"{kind}, {chosen.sum():,}")
-    threshold = candidates.threshold if name == candidates.decides else None
+    threshold = candidates.threshold if name == "g_ij" else None
     if threshold is not None:
         axes.axvline(threshold, color=INK, linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
     # room for the legend

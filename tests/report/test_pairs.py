@@ -24,12 +24,12 @@ def test_pairs_are_counted_by_the_cameras_of_their_images() -> None:
 def test_the_precision_of_the_positives_is_that_of_the_accepted_candidates() -> None:
     scores = {"g_ij": np.array([0.9, 0.6, 0.5, 0.1]), "cosine": np.zeros(4)}
     is_true, is_positive = np.array([True, False, True, False]), np.array([True, True, False, False])
-    candidates = CandidateScores(scores, is_true, "g_ij", 0.5, is_positive)
+    candidates = CandidateScores(scores, is_true, 0.5, is_positive)
     assert (candidates.precision, candidates.positive_precision, candidates.auc("g_ij")) == (0.5, 0.5, 0.75)
     assert candidates.positive_share == 0.5
-    assert CandidateScores(scores, None, "g_ij", 0.5, is_positive).positive_precision is None
-    assert CandidateScores(scores, is_true, "g_ij", 0.5, np.zeros(4, bool)).positive_precision is None
-    assert CandidateScores(scores, is_true, None, None, None).positive_share is None
+    assert CandidateScores(scores, None, 0.5, is_positive).positive_precision is None
+    assert CandidateScores(scores, is_true, 0.5, np.zeros(4, bool)).positive_precision is None
+    assert CandidateScores(scores, is_true, None, None).positive_share is None
 
 
 def test_candidates_in_p_are_found_in_any_order_and_padding_is_not() -> None:
