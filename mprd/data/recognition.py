@@ -144,11 +144,11 @@ def elsewhere(data: DataConfig, root: Path, *, name_pattern: str | None = None) 
     Args:
         name_pattern: of this data set, in place of the user's.
     """
-    pattern = MARKET if data.name_pattern in {naming.pattern for naming in NAMINGS} else data.name_pattern
-    pattern = pattern if name_pattern is None else name_pattern
+    if name_pattern is None:
+        name_pattern = MARKET if data.name_pattern in {naming.pattern for naming in NAMINGS} else data.name_pattern
     has_test = all(name and os.path.isdir(root / name) for name in (data.query, data.gallery))
     folders = {"train": None, "query": data.query if has_test else None, "gallery": data.gallery if has_test else None}
-    return data.model_copy(update={"dataset": "auto", "root": root, "name_pattern": pattern, **folders})
+    return data.model_copy(update={"dataset": "auto", "root": root, "name_pattern": name_pattern, **folders})
 
 
 def named_folders(tree: Scan, folders: SplitFolders) -> SplitFolders:

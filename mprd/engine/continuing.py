@@ -25,11 +25,10 @@ def follow_images(
     Raises UserError with what has changed, unless `on_changed` is `continue`.
     """
     nothing = torch.zeros(0, dtype=torch.long)
-    if "images" not in saved and "memory" in saved:
-        logger.warning("%s: made by an earlier version, so that only the number of images can be compared", path)
-        return saved, nothing
     if "images" not in saved:
-        # of no training, which is refused for what it lacks
+        # one of no training is refused for what it lacks
+        if "memory" in saved:
+            logger.warning("%s: made by an earlier version, so that only the number of images can be compared", path)
         return saved, nothing
     changes = find_changes(ImageRecord.from_state_dict(saved["images"]), images)
     if not changes:

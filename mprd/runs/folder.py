@@ -14,6 +14,7 @@ import yaml
 from mprd.config.loading import absolute, read_config, read_yaml
 from mprd.config.old_names import check_resumable
 from mprd.config.schema import Config
+from mprd.data.own_files import RUN_FILES
 from mprd.errors import UserError
 from mprd.runtime.files import replaced
 from mprd.runtime.machine import num_cores
@@ -27,7 +28,7 @@ logger = logging.getLogger("mprd")
 PACKAGES = ("mprd", "torch", "torchvision", "numpy", "torch-geometric", "ray", "faiss-cpu", "optuna")
 
 
-OWN_FILES = {"config.yaml", "run.json", ".lock", "log.txt", "metrics.jsonl", "checkpoints", "trial.json"}
+OWN_FILES = RUN_FILES | {".lock", "log.txt", "metrics.jsonl", "checkpoints"}
 """Of which a run has at least one from its start."""
 
 

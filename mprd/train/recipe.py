@@ -53,15 +53,15 @@ def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -
     """Lay a study's and the user's settings over a recipe; return them, and the dotted names that were asked for."""
     data: Path | None = settings["data"]
     overrides = settings["set_"] or ()
-    given = read_given(settings.get("config"), overrides)
+    given, typed = (read_given(file, overrides) for file in (settings.get("config"), None))
     for option, name in (("data", "data.root"), ("seed", "train.seed")):
-        value, other = settings.get(option), get(read_given(None, overrides), name)
+        value, other = settings.get(option), get(typed, name)
         if None not in (value, other) and str(value) != str(other):
             raise UserError(f"--{option} {value} and --set {name}={other} differ; give one of them")
     if data is not None:
         put(given, "data.root", data)
         # a file such as best.yaml names the layout of the data that it comes from; crops have a pattern of the user's
-        is_asked = get(read_given(None, overrides), "data.dataset") is not None
+        is_asked = get(typed, "data.dataset") is not None
         if get(given, "data.dataset") not in (None, "folder") and not is_asked:
             put(given, "data.dataset", "auto")
     if settings.get("seed") is not None:
