@@ -35,7 +35,7 @@ DOORS = {
     "ray": {
         *("parallel/cluster", "parallel/ray_actors", "parallel/ray_neighbors", "parallel/ray_subgraphs"),
         "parallel/resources",
-        *("train/mailbox", "train/ray_workers", "tune/ray_trials"),
+        *("train/mailbox", "train/notice", "train/ray_workers", "tune/ray_trials"),
     },
     "optuna": {"tune/optuna_backend"},
     "faiss": {"neighbors/approximate", "search/index"},

@@ -11,6 +11,7 @@ from mprd.storage.copies import changed_at
 
 LOSSES = {
     r"low on memory|OUT_OF_MEMORY": "{} ran out of memory: run fewer processes there, or smaller sizes",
+    "will be taken": "{} will be taken",
     r"node has died|node was terminated|node died|Node failure": "{} went away",
     # Ray's list of causes for a closed connection
     r"OOM killer": "its process on {} was killed, perhaps as memory ran out",
@@ -22,7 +23,7 @@ def explain_loss(error: BaseException) -> str:
     """Return in one line why a process was lost, or what it raised."""
     error = getattr(error, "health_check_failure", error)
     text = str(error)
-    host = re.search(r"ip[:=] ?([\w.:]+)", text)
+    host = re.search(r"(?:ip[:=]|machine) ?([\w.:]+)", text)
     for pattern, meaning in LOSSES.items():
         if re.search(pattern, text):
             return meaning.format(f"machine {host[1]}" if host else "its machine")

@@ -31,7 +31,7 @@ from mprd.storage.copies import push
 from mprd.text import new_console, quoted
 from mprd.train.profiler import Profile
 from mprd.train.recorder import Recorder
-from mprd.train.signals import watch_signals
+from mprd.train.signals import StopRequest, watch_signals
 from mprd.train.trackers import check_tracker
 
 
@@ -44,6 +44,7 @@ def run_local(
     on_row: Callable[[dict[str, Any]], None] = ignore,
     profiled: bool = False,
     threads: CpuThreads | None = None,
+    stop: StopRequest | None = None,
 ) -> list[dict[str, Any]]:
     """Train to the last epoch and write the table and the curves; return the rows of all epochs.
 
@@ -51,8 +52,9 @@ def run_local(
         on_row: called with each epoch's row once it is written; what it raises ends the run.
         profiled: also write and print the seconds of each part, and keep a trace of a few steps.
         threads: of this process, where others share the machine.
+        stop: a request to stop, in place of signals.
 
-    Raises UserError for errors caused by user input, Interrupted after a signal (the state is saved).
+    Raises UserError for errors caused by user input, Interrupted after a stop (the state is saved).
     """
     set_threads(*(threads or CpuThreads(config.train.threads)))
     keep_freed_memory()
@@ -67,11 +69,11 @@ def run_local(
         if not resume:
             folder.create(config)
         with (
-            watch_signals(console, is_limited=True) as signals,
+            watch_signals(console, is_limited=True) if stop is None else nullcontext(stop) as requested,
             EpochLines(console, num_epochs=config.train.epochs) as lines,
             nullcontext() if profile is None else profile.listening(),
         ):
-            recorder = Recorder(config, folder, stop=signals, lines=lines, on_row=on_row)
+            recorder = Recorder(config, folder, stop=requested, lines=lines, on_row=on_row)
             callbacks = recorder.callbacks() if profile is None else profile.traced(recorder.callbacks())
             try:
                 train(config, dataset, folder, callbacks, device=device, recorder=recorder, resume=resume)

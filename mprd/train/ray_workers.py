@@ -33,7 +33,8 @@ from mprd.storage.copy import LARGE
 from mprd.storage.places import place_of, shown
 from mprd.text import explain, quoted
 from mprd.train.mailbox import FLUSH_SECONDS, Mailbox
-from mprd.train.signals import STEP_SECONDS, NoStop, Signals, watch_signals
+from mprd.train.notice import Notice
+from mprd.train.signals import STEP_SECONDS, Signals, watch_signals
 
 # other imports are local: Ray's controller process imports this file too
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from mprd.config.schema import Config
     from mprd.runs.folder import RunFolder
     from mprd.runtime.distributed import WorkerGroup
+    from mprd.train.signals import StopRequest
 
 logger = logging.getLogger("mprd")
 
@@ -314,13 +316,18 @@ def work(task: dict[str, Any]) -> None:
     set_threads(*choose_threads(config, task["bundle"], most=task["num_workers"]))
     keep_freed_memory()
     mailbox, workers = task["mailbox"], joined_workers(get_device())
+    notice = Notice(mailbox)
     if differing := other_versions(task["versions"]):
         mailbox.post("log", level=logging.WARNING, text=differing)
     try:
         with copies.sent([folder.path] if workers.is_first else []):
-            train_shard(config, folder, mailbox, workers)
+            train_shard(config, folder, mailbox, workers, notice)
     except Interrupted as stop:
-        if workers.is_first:
+        # behind the first worker, which has saved and sent
+        is_taken = workers.any(notice.is_given)
+        if notice.is_given:
+            raise notice.error() from None
+        if workers.is_first and not is_taken:
             mailbox.post("stopped", text=str(stop))
     except UserError as error:
         # of this machine are the paths of working copies
@@ -333,7 +340,7 @@ def work(task: dict[str, Any]) -> None:
         mailbox.flush()
 
 
-def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: WorkerGroup) -> None:
+def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: WorkerGroup, stop: StopRequest) -> None:
     """Train this worker's shard of every batch; the first worker writes the run folder."""
     from mprd.runs.dataset import open_dataset
     from mprd.train.local import train
@@ -357,7 +364,6 @@ def train_shard(config: Config, folder: RunFolder, mailbox: Mailbox, workers: Wo
     if workers.is_first:
         mailbox.post("started", device=workers.device.type, size=workers.size, pid=os.getpid())
         mailbox.listen()
-    stop = mailbox if workers.is_first else NoStop()
     recorder = Recorder(config, folder, stop=stop, lines=PostedLines(mailbox), workers=workers)
     callbacks = recorder.callbacks()
     device = workers.device

@@ -32,12 +32,6 @@ class StopRequest(Protocol):
         """True from the request on."""
 
 
-class NoStop:
-    """A rank that never asks: it learns of a request from the first one."""
-
-    stop = False
-
-
 class Signals:
     """A request to stop by Ctrl-C or SIGTERM."""
 

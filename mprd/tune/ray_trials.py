@@ -27,7 +27,7 @@ from rich.console import Console
 
 from mprd.config.loading import absolute
 from mprd.config.schema import Config
-from mprd.errors import UserError
+from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
 from mprd.parallel.resources import (
@@ -48,13 +48,8 @@ from mprd.storage.copy import LARGE
 from mprd.storage.places import local_path, place_of
 from mprd.text import new_console
 from mprd.train.mailbox import Mailbox
-from mprd.tune.outcome import (
-    TrialStopped,
-    prepare_folder,
-    stop_reason,
-    trial_line,
-    write_error,
-)
+from mprd.train.notice import Notice
+from mprd.tune.outcome import TrialStopped, prepare_folder, stop_reason, trial_line, write_error
 from mprd.tune.trial import State, Trial, trial_config
 from mprd.tune.trial_queue import TrialQueue
 
@@ -204,6 +199,7 @@ def run_trial(spec: dict[str, Any]) -> None:
     check_shared(local_path(spec["study"]), spec["mark"])
     folder, config = RunFolder(spec["folder"]), Config.model_validate(json.loads(spec["config"]))
     bundle, mailbox = spec["bundle"], spec["mailbox"]
+    notice = Notice(mailbox)
     # Ray's own default is WARNING
     logging.getLogger("mprd").setLevel(logging.INFO)
     if "GPU" not in bundle:
@@ -219,9 +215,12 @@ def run_trial(spec: dict[str, Any]) -> None:
         with sent([folder.path]):
             resume = prepare_folder(folder)
             threads = choose_threads(config, bundle, most=spec["most"])
-            run_local(config, folder, resume=resume, console=new_console(quiet=True), on_row=report, threads=threads)
+            console = new_console(quiet=True)
+            run_local(config, folder, resume=resume, console=console, on_row=report, threads=threads, stop=notice)
     except TrialStopped:
         return
+    except Interrupted:
+        raise notice.error() from None
     except Exception as error:
         tune.report({"error": write_error(folder, error)})
 

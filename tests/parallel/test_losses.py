@@ -19,6 +19,7 @@ from mprd.parallel.losses import Losses, explain_loss
             "machine 10.0.0.1 ran out of memory: run fewer processes there, or smaller sizes",
         ),
         ("The actor died because its node has died. Node Id: ab", "its machine went away"),
+        ("MachineTaken: machine 10.0.0.1 will be taken", "machine 10.0.0.1 will be taken"),
         ("(1) The process is killed by SIGKILL by OOM killer", "its process on its machine was killed, perhaps as"),
         ("It failed:\n  File x\n  ValueError: no crop\n", "RuntimeError: ValueError: no crop"),
         ("", "RuntimeError: no message"),

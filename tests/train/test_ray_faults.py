@@ -8,18 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from mprd.parallel.ray_actors import actor_options
 from mprd.train.cli import launch
 from tests.parallel.machines import MACHINE, head_alone, take_machines
 
 from .test_cli import arguments, one_thread, settings
-from .test_ray_workers import assert_same_bits, finish, until
+from .test_ray_workers import assert_same_bits, finish, num_rows, until, wait_for
 
 pytestmark = pytest.mark.ray
 SHORT = ("train.epochs=1",)
@@ -112,6 +115,37 @@ def test_two_studies_and_a_run_on_one_cpu_all_end(cluster: Cluster, tiny_root: P
     outputs = [process.communicate(timeout=500)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert "Ray: trials with 1 CPU each, 1 side by side on 1 machine of 1 CPU, 1 machine of no CPU" in outputs[1]
+
+
+def take(cluster: Cluster, machine: Any) -> None:
+    """Give Ray the notice that a machine will be taken in a minute."""
+    accepted, why = GcsClient(address=cluster.address).drain_node(
+        machine.node_id, DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot", int(1000 * (time.time() + 60))
+    )
+    assert accepted, why
+
+
+def test_what_runs_on_a_machine_that_will_be_taken_saves_and_goes_on_elsewhere(
+    cluster: Cluster, tiny_root: Path, tmp_path: Path
+) -> None:
+    alone, run, study = tmp_path / "alone", tmp_path / "run", tmp_path / "study"
+    long = ("train.epochs=40", "eval.every=40", "train.checkpoint_seconds=0")
+    launch(settings(tiny_root, *long), out=alone, resume=None, launcher="local")
+    machine = cluster.add_node(num_cpus=1, **MACHINE)
+    process = start(cluster, *arguments(tiny_root, run, *long))
+    wait_for(process, lambda: num_rows(run) > 0)
+    take(cluster, machine)
+    machine = cluster.add_node(num_cpus=1, **MACHINE)
+    output = finish(process)
+    assert "will be taken); going on from the last checkpoint (1 of 3 times)" in output
+    assert_same_bits(alone, run)
+    process = start(
+        cluster, "--study", "mu_sweep", "--trials", "1", *arguments(tiny_root, study, *long), command="tune"
+    )
+    wait_for(process, lambda: any(num_rows(trial) > 0 for trial in (study / "trials").glob("*")))
+    take(cluster, machine)
+    cluster.add_node(num_cpus=1, **MACHINE)
+    assert "will be taken); going on from the last checkpoint (1 of 3 times)" in finish(process)
 
 
 def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(
