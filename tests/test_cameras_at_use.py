@@ -27,7 +27,9 @@ from mprd.extract.run import extract_run
 from mprd.feature_file import open_features
 from mprd.metrics import rank_features
 from mprd.runs.folder import RunFolder
+from mprd.search.page import render_search
 from mprd.search.run import SearchOptions, search_run
+from mprd.search.tables import print_tables
 from mprd.train.local import run_local
 from tests.conftest import BY_CAMERA, TINY
 
@@ -126,7 +128,9 @@ def test_an_export_has_the_features_of_the_model_under_one_camera(camera_run: Pa
         export_network(model, tmp_path / "net.pt", kind="torchscript", whiten=True, camera="9")
 
 
-def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cameras_may_be_words(
+    tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("bounding_box_train", "query", "bounding_box_test"):
         for file in files(tiny_root, split):
             camera = "north" if "_c1" in file.name else "south"
@@ -151,6 +155,15 @@ def test_cameras_may_be_words(tiny_root: Path, tmp_path: Path, monkeypatch: pyte
     assert [model.camera_number(name) for name in ("north", "south", "2", "7", "west")] == [1, 2, None, 7, None]
     with pytest.raises(UserError, match="--camera must be one of north, south, the cameras of words, but got west"):
         export_network(model, tmp_path / "net.pt", kind="torchscript", camera="west")
+
+    found = search_run(folder.path, tmp_path / "data" / "query", [rows.paths[0]], SearchOptions(device="cpu"))
+    assert {hit.camid: found.camera_name(hit.camid) for hit in found.answers[0].hits} == {1: "north", 2: "south"}
+    print_tables(found)
+    printed, page = capsys.readouterr().out, render_search(found)
+    assert ", camera north" in printed
+    assert " south " in printed
+    assert "· camera north" in page
+    assert " cam south<br>" in page
 
     # in another data set statistics go to cameras of the same names, whatever their places there
     for split in ("query", "bounding_box_test"):

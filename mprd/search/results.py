@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -77,6 +77,12 @@ class SearchResult:
     distance: str
     """Description of the distance."""
     answers: list[Answer]
+    camera_words: dict[int, str] = field(default_factory=dict)
+    """The names of cameras by number, where they are not numbers."""
+
+    def camera_name(self, camid: int) -> str:
+        """Return a camera as file names have it."""
+        return self.camera_words.get(camid, str(camid))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""

@@ -85,7 +85,9 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)
     if gallery.is_file():
         warn_of_newer_images(answers, gallery)
-    return SearchResult(model.name, str(gallery), len(opened), kind, cameras, options.describe_distance(), answers)
+    words = dict(zip(model.camera_numbers, model.camera_words, strict=False))
+    distance = options.describe_distance()
+    return SearchResult(model.name, str(gallery), len(opened), kind, cameras, distance, answers, words)
 
 
 def warn_of_newer_images(answers: Sequence[Answer], file: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -20,7 +20,7 @@ def print_tables(result: SearchResult) -> None:
     screen = new_console()
     names = relative_names([hit.path for answer in result.answers for hit in answer.hits])
     for answer in result.answers[:MAX_TABLES]:
-        screen.print(answer_table(answer, names))
+        screen.print(answer_table(answer, names, result.camera_name))
     num_more = len(result.answers) - MAX_TABLES
     if num_more > 0:
         screen.print(f"and {num_more} more queries: --html FILE shows all, --json prints all")
@@ -29,16 +29,22 @@ def print_tables(result: SearchResult) -> None:
         screen.print(f"the first image is right for {num_right} of {num_judged} queries with known identities")
 
 
-def answer_table(answer: Answer, names: Mapping[str, str]) -> Table:
+def answer_table(answer: Answer, names: Mapping[str, str], camera_name: Callable[[int], str]) -> Table:
     """Return the hits of a query; `names` are the paths as shown."""
+
+    def camera(camid: int | None) -> str:
+        return "-" if camid is None else camera_name(camid)
+
     query = answer.query
-    title = f"{Path(query.path).name}, identity {format_id(query.pid)}, camera {format_id(query.camid)}"
+    title = f"{Path(query.path).name}, identity {format_id(query.pid)}, camera {camera(query.camid)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("rank", "distance", "camera", "identity", "right"):
         table.add_column(column, justify="right")
     table.add_column("image", overflow="fold")
+    if not answer.hits:
+        table.caption = "no images left"
     for hit in answer.hits:
-        ids = (format_id(hit.camid), format_id(hit.pid))
+        ids = (camera(hit.camid), format_id(hit.pid))
         table.add_row(str(hit.rank), f"{hit.distance:.3f}", *ids, MARKS[hit.is_right], names[hit.path])
     return table
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mprd.search.page import render_search
 from mprd.search.results import Answer, QueryImage, SearchHit, SearchResult
+from mprd.search.tables import print_tables
 
 
 def result_of(path: Path, num_queries: int, top: int) -> SearchResult:
@@ -28,3 +30,8 @@ def test_names_are_escaped_and_missing_files_marked(tmp_path: Path) -> None:
     text = render_search(result_of(tmp_path / "<script>alert(1)</script>.jpg", 1, 2))
     assert "<script>alert" not in text
     assert text.count(">file not found</span>") == 3
+
+
+def test_a_query_without_hits_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables(result_of(tmp_path / "a.jpg", 1, 0))
+    assert "no images left" in capsys.readouterr().out
