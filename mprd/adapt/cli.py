@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,15 +22,16 @@ def adapt(
     name_pattern: Annotated[
         str | None, typer.Option(help="Regular expression for names, with groups pid and camid, both optional.")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Give the network of a run the statistics of other cameras, without labels or training."""
-    run_command(lambda: adapt_and_print(run, data, out, best=best, name_pattern=name_pattern))
+    options = {"best": best, "name_pattern": name_pattern, "device": device}
+    run_command(lambda: adapt_and_print(run, data, out, options))
 
 
-def adapt_and_print(run: Path, data: Path, out: Path, *, best: bool, name_pattern: str | None) -> None:
-    """Adapt, and print the cameras."""
+def adapt_and_print(run: Path, data: Path, out: Path, options: dict[str, Any]) -> None:
+    """Adapt with the keyword arguments `options` of `adapt_run`, and print the cameras."""
     from mprd.adapt.run import adapt_run
     from mprd.runs.folder import RunFolder
 
-    console = new_console(stderr=True)
-    print(adapt_run(RunFolder(run), data, RunFolder(out), best=best, name_pattern=name_pattern, console=console))
+    print(adapt_run(RunFolder(run), data, RunFolder(out), console=new_console(stderr=True), **options))

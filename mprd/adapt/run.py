@@ -45,6 +45,7 @@ def adapt_run(
     *,
     best: bool = False,
     name_pattern: str | None = None,
+    device: str = "auto",
     console: Console | None = None,
 ) -> str:
     """Write a run folder with the network of `run` for the cameras of `data`; return its cameras in words.
@@ -71,7 +72,7 @@ def adapt_run(
         raise UserError(f"{data}: statistics need at least {LEAST_IMAGES} images, but there are {len(images)}")
     if images.camids is None:
         raise UserError(f"{data}: no cameras in the names of its images; --name-pattern says where they are")
-    model = load_model(run.path, best=best, device=config.train.device)
+    model = load_model(run.path, best=best, device=device)
     adapted = adapt(model, images, config, console=console or new_console(quiet=True))
     out.create(config)
     out.save(checkpoint_of(adapted) | dataset.cameras_of(images))

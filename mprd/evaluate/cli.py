@@ -34,12 +34,14 @@ def evaluate(
     whiten: Annotated[
         bool, typer.Option("--whiten", help="Also by features whitened as the training images were.")
     ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
     wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise, "whitened": whiten}
     extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
     options = {"data": data, "same_cameras": same_cameras, "name_pattern": name_pattern, "best": best, "extras": extras}
+    options |= {"device": device}
     run_command(lambda: evaluate_and_print(run, options, as_json=json_))
 
 

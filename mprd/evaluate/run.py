@@ -25,6 +25,7 @@ def evaluate_run(
     extras: Collection[Extra] = (),
     same_cameras: bool = False,
     name_pattern: str | None = None,
+    device: str = "auto",
 ) -> dict[str, float]:
     """Return the evaluation of a run's network under the column names of metrics.jsonl.
 
@@ -44,7 +45,7 @@ def evaluate_run(
         raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras in "
                         "names to evaluate on; --name-pattern says where they are")  # fmt: skip
     is_elsewhere = data is not None and not same_cameras
-    model = load_model(folder.path, best=best, device=config.train.device, other_cameras=is_elsewhere)
+    model = load_model(folder.path, best=best, device=device, other_cameras=is_elsewhere)
     if is_elsewhere and model.backbone.num_cameras:
         logger.info(
             "%s: cameras take the statistics of all training images; mprd adapt gives them their own", dataset.root

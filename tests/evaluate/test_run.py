@@ -11,6 +11,7 @@ import pytest
 
 from mprd.config.loading import load_config
 from mprd.evaluate.cli import app
+from mprd.evaluate.run import evaluate_run
 from mprd.runs.folder import RunFolder
 from tests.conftest import NAMELESS, TINY
 
@@ -28,6 +29,17 @@ def test_the_table_shows_percent_of_the_best_checkpoint(trained_run: Path, capfd
     best = max(RunFolder(trained_run).read_rows(), key=lambda row: row["label_free_score"])
     (line,) = [line for line in capfd.readouterr().out.splitlines() if "mAP, trapezoid" in line]
     assert f"{100 * best['mAP_trapezoid']:.1f}" in line
+
+
+def test_a_run_trained_on_a_gpu_is_evaluated_where_there_is_none(
+    trained_run: Path, tmp_path: Path, refuse: Callable[..., str]
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    settings = (run / "config.yaml").read_text()
+    assert settings.count("device: auto") == 1
+    (run / "config.yaml").write_text(settings.replace("device: auto", "device: cuda:99"))
+    assert evaluate_run(RunFolder(run), data=None, best=False)["mAP"] == RunFolder(run).read_rows()[-1]["mAP"]
+    assert "device: cuda:99 is not on this machine" in refuse(app, run, "--device", "cuda:99")
 
 
 def test_data_without_query_and_gallery_are_refused(
