@@ -12,11 +12,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -191,7 +192,7 @@ class Copy:
         with ThreadPoolExecutor(NUM_THREADS) as pool:
             done = map(lambda name: self.fetch(name, files[name]), names[:late])
             rest = pool.map(lambda name: self.fetch(name, files[name]), names[late:])
-            for count, (name, stats) in enumerate(zip(names, chained(done, rest), strict=True), 1):
+            for count, (name, stats) in enumerate(zip(names, chain(done, rest), strict=True), 1):
                 state.files[name] = stats
                 if time.monotonic() - saved > SAY_SECONDS:
                     saved = time.monotonic()
@@ -358,11 +359,6 @@ def sending_order(name: str) -> tuple[int, str]:
 def stat_of(path: Path) -> Stat:
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
-
-
-def chained(*parts: Iterable[T]) -> Iterator[T]:
-    for part in parts:
-        yield from part
 
 
 @cache

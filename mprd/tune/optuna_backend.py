@@ -128,16 +128,18 @@ class OptunaStudy:
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Record the objective of an epoch; return whether the pruner stops the trial."""
         with logged_errors():
-            trial = self.find(number)
+            trial, known = self.find(number), self.study.trials[number]
             # pruners count completed epochs
-            if epoch + 1 not in self.study.trials[number].intermediate_values:
+            if not known.state.is_finished() and epoch + 1 not in known.intermediate_values:
                 trial.report(value, epoch + 1)
             return bool(trial.should_prune())
         return False
 
     def tell(self, number: int, state: State, value: float | None, reason: str | None) -> None:
-        """Close a trial."""
+        """Close a trial, unless an earlier process has, which ended before trials.json had it."""
         with logged_errors():
+            if self.study.trials[number].state.is_finished():
+                return
             if reason is not None:
                 self.find(number).set_user_attr("reason", reason)
             self.study.tell(number, value if state == "finished" else None, state=STATES[state])

@@ -33,7 +33,8 @@ def draw_plots(
 ) -> dict[str, Path]:
     """Draw the plots that the results allow; return their files by title."""
     folder.mkdir(exist_ok=True)
-    finished = [row for row in rows if row["state"] == "finished"]
+    # a run folder may have been removed
+    finished = [row for row in rows if row["state"] == "finished" and row[objective] is not None]
     plots: dict[str, Path] = {}
     # a curve over points that a sampler drew would mean nothing
     if points and study.sampler == "grid":

@@ -30,16 +30,7 @@ from mprd.config.schema import Config
 from mprd.errors import Interrupted, UserError
 from mprd.parallel.cluster import cluster, find_address
 from mprd.parallel.losses import Losses, explain_loss
-from mprd.parallel.resources import (
-    Bundle,
-    Waiting,
-    choose_bundle,
-    choose_threads,
-    count_fits,
-    describe_machines,
-    has_autoscaler,
-    name_bundle,
-)
+from mprd.parallel.resources import Waiting, choose_bundle, choose_threads, name_bundle
 from mprd.parallel.shared_folder import check_shared, mark_shared
 from mprd.runs.folder import RunFolder
 from mprd.runtime.machine import num_cores
@@ -50,19 +41,18 @@ from mprd.text import new_console
 from mprd.train.mailbox import Mailbox
 from mprd.train.notice import Notice
 from mprd.tune.outcome import TrialStopped, prepare_folder, stop_reason, trial_line, write_error
+from mprd.tune.slots import Slots, check_options
 from mprd.tune.trial import State, Trial, trial_config
 from mprd.tune.trial_queue import TrialQueue
 
-AHEAD = 4
-"""Trials that wait for the machines of an autoscaler: at most so many start at a time."""
-COUNT_SECONDS = 5
-"""Interval in which the cluster is counted."""
 TUNE_SETTINGS = {
     # the run folders hold all that these would write
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # a trial that fails early reports nothing, and epochs without evaluation report no mAP
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # else Tune itself starts a trial again whose machine was taken with notice
+    "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",
     # a line per trial replaces Tune's tables
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -111,17 +101,8 @@ def run_trials_on_ray(
         searcher = QueueSearcher(queue, absolute(config), console, slots)
         watch = Watch(searcher)
         make_tuner(searcher, watch, own_files).fit()
-        if watch.error is not None:
-            raise watch.error
-
-
-def check_options(concurrency: int | None, gpus_per_trial: float | None) -> None:
-    """Raise UserError for numbers that no cluster could meet."""
-    if concurrency is not None and concurrency < 1:
-        raise UserError(f"--concurrency must be at least 1, but got {concurrency}")
-    gpus = gpus_per_trial or 0
-    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
-        raise UserError(f"--gpus-per-trial must be a share below 1 or a whole number, but got {gpus}")
+        if searcher.error is not None:
+            raise searcher.error
 
 
 def make_tuner(searcher: QueueSearcher, watch: Watch, own_files: Path) -> tune.Tuner:
@@ -140,7 +121,7 @@ def make_tuner(searcher: QueueSearcher, watch: Watch, own_files: Path) -> tune.T
         run_config=tune.RunConfig(
             name=f"{time.time_ns()}",
             storage_path=str(own_files),
-            callbacks=[TrialEvents(searcher, watch)],
+            callbacks=[TrialEvents(searcher)],
             stop=watch,
             verbose=0,
         ),
@@ -163,29 +144,6 @@ def sigterm_as_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, old)
-
-
-class Slots:
-    """The trials that may run side by side, as the cluster grows and shrinks."""
-
-    def __init__(self, bundle: Bundle, concurrency: int | None) -> None:
-        self.bundle, self.concurrency = bundle, concurrency
-        # trials that wait make an autoscaler start machines
-        self.num_ahead = AHEAD if has_autoscaler() else 0
-        self.fits, self.counted = count_fits(bundle), time.monotonic()
-
-    def count(self) -> int:
-        """Return their number, at least one, which waits where none fits."""
-        if time.monotonic() - self.counted > COUNT_SECONDS:
-            self.fits, self.counted = count_fits(self.bundle), time.monotonic()
-        fits = max(1, self.fits + self.num_ahead)
-        return min(fits, self.concurrency or fits)
-
-    def describe(self) -> str:
-        """Return in words what fits now, on which machines, and whether it may grow."""
-        fits = min(self.fits, self.concurrency or self.fits)
-        grow = ", and more on machines of the autoscaler" if self.num_ahead and fits != self.concurrency else ""
-        return f"{fits} side by side on {describe_machines()}{grow}"
 
 
 def run_trial(spec: dict[str, Any]) -> None:
@@ -230,7 +188,6 @@ class Watch(tune.Stopper):
 
     def __init__(self, searcher: QueueSearcher) -> None:
         self.searcher, self.waiting = searcher, Waiting("trials", searcher.slots.bundle)
-        self.error: UserError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing, as Tune saves its stopper."""
@@ -247,15 +204,15 @@ class Watch(tune.Stopper):
         try:
             self.waiting.check()
         except UserError as error:
-            self.error = self.error or error
-        return self.error is not None
+            self.searcher.fail(error)
+        return self.searcher.error is not None
 
 
 class TrialEvents(tune.Callback):
     """Hand on what the searcher does not hear: the start of trials, and why they were lost."""
 
-    def __init__(self, searcher: QueueSearcher, watch: Watch) -> None:
-        self.searcher, self.watch = searcher, watch
+    def __init__(self, searcher: QueueSearcher) -> None:
+        self.searcher = searcher
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Note that a trial has its resources."""
@@ -263,10 +220,13 @@ class TrialEvents(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Queue a lost trial again, or end the study where its machine cannot run any."""
+        if trial.trial_id not in self.searcher.running:
+            # an error of its end, which ends the study
+            return
         with Path(trial.pickled_error_file).open("rb") as file:
             error = pickle.load(file)
         if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
-            self.watch.error = error.cause
+            self.searcher.fail(error.cause)
         self.searcher.lose(trial.trial_id, error)
 
 
@@ -298,6 +258,8 @@ class QueueSearcher(Searcher):
         self.losses: dict[int, Losses] = {}
         """By number of the trial."""
         self.is_exhausted = False
+        self.error: UserError | None = None
+        """Ends the study."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing: Tune saves its searcher, but the study folder holds the state."""
@@ -342,7 +304,8 @@ class QueueSearcher(Searcher):
         if self.is_exhausted and not self.queue.to_retry:
             return None
         trial = self.queue.next()
-        self.is_exhausted = trial is None
+        # that trials failed alike is not final while others run
+        self.is_exhausted = trial is None and self.queue.repeated_failure is None
         return trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -375,6 +338,10 @@ class QueueSearcher(Searcher):
         self.console.print(f"{trial.point}, seed {trial.seed}: {line}", highlight=False, soft_wrap=True)
         self.queue.to_retry.insert(0, trial)
 
+    def fail(self, error: UserError) -> None:
+        """End the study, for the first error."""
+        self.error = self.error or error
+
     def outcome(self, running: RunningTrial) -> tuple[State, str | None]:
         """Return how a trial ended, and why."""
         try:
@@ -391,6 +358,11 @@ class QueueSearcher(Searcher):
 
     def finish(self, running: RunningTrial, state: State, reason: str | None) -> None:
         """Record the end of a trial, and print its line."""
-        trial = self.queue.finish(running.trial, state, reason)
+        try:
+            trial = self.queue.finish(running.trial, state, reason)
+        except UserError as error:
+            # Tune would take it for one of the trial
+            self.fail(error)
+            return
         seconds = time.monotonic() - running.started
         self.console.print(trial_line(self.queue, trial, seconds), highlight=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from mprd.storage.places import place_of
 from mprd.tune.folder import StudyFolder
 from mprd.tune.results import average_points, is_number, rank_points, trial_row
 from mprd.tune.study import Objective, Point, Study, name_point
@@ -228,7 +229,7 @@ class TrialQueue:
             state, reason = "failed", f"the run ended without {self.objective}"
         trial = dataclasses.replace(trial, state=state, reason=reason)
         # the own folder of a trial makes no other reason
-        place = str(self.folder.run_folder(trial).path)
+        place = place_of(self.folder.run_folder(trial).path)
         self.reasons.append((reason or state).replace(place, "") if state == "failed" else None)
         if self.optuna is not None and trial.optuna_number is not None:
             self.optuna.tell(trial.optuna_number, state, value, reason)

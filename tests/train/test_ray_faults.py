@@ -137,7 +137,7 @@ def test_what_runs_on_a_machine_that_will_be_taken_saves_and_goes_on_elsewhere(
     take(cluster, machine)
     machine = cluster.add_node(num_cpus=1, **MACHINE)
     output = finish(process)
-    assert "will be taken); going on from the last checkpoint (1 of 3 times)" in output
+    assert output.count("will be taken); going on from the last checkpoint (1 of 3 times)") == 1
     assert_same_bits(alone, run)
     process = start(
         cluster, "--study", "mu_sweep", "--trials", "1", *arguments(tiny_root, study, *long), command="tune"
@@ -145,7 +145,7 @@ def test_what_runs_on_a_machine_that_will_be_taken_saves_and_goes_on_elsewhere(
     wait_for(process, lambda: any(num_rows(trial) > 0 for trial in (study / "trials").glob("*")))
     take(cluster, machine)
     cluster.add_node(num_cpus=1, **MACHINE)
-    assert "will be taken); going on from the last checkpoint (1 of 3 times)" in finish(process)
+    assert finish(process).count("will be taken); going on from the last checkpoint (1 of 3 times)") == 1
 
 
 def test_a_machine_without_memory_is_named_and_the_run_ends_with_how_to_go_on(

@@ -28,8 +28,9 @@ from mprd.runs.folder import RunFolder
 from mprd.tune.cli import app
 from mprd.tune.folder import StudyFolder
 from mprd.tune.outcome import write_error
+from mprd.tune.plots import draw_plots
 from mprd.tune.report import other_quantity
-from mprd.tune.study import load_study
+from mprd.tune.study import build_study, load_study
 from mprd.tune.trial import Trial, trial_config
 
 from .conftest import (
@@ -91,6 +92,16 @@ def test_results_and_best_settings_agree_with_the_metrics(finished: Path) -> Non
     config = load_config("demo", file=finished / "best.yaml")
     assert means[config.pairs.mu] == max(means.values())
     assert config == build_config(yaml.safe_load((finished / "best.yaml").read_text()))
+
+
+def test_a_drawn_study_without_one_of_its_run_folders_is_drawn(finished: Path, tmp_path: Path) -> None:
+    study = build_study(
+        {**STUDY, "space": {"pairs.mu": {"choice": [0.3, 0.5]}}, "sampler": "tpe", "trials": 4}, source="test"
+    )
+    rows = pq.read_table(finished / "results.parquet").to_pylist()
+    rows[0] |= dict.fromkeys(("label_free_score", "mAP"))
+    plots = draw_plots(study, [], rows, {}, objective="label_free_score", folder=tmp_path / "plots")
+    assert plots["Slices"].stat().st_size > 1000
 
 
 def test_the_page_contains_its_plots_and_loads_nothing(finished: Path) -> None:

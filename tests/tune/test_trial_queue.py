@@ -14,6 +14,7 @@ import pytest
 
 from mprd.config.loading import load_config
 from mprd.errors import UserError
+from mprd.storage.places import local_path, place_of
 from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.report import read_results
 from mprd.tune.run import check_end, open_queue
@@ -105,6 +106,20 @@ def test_trials_that_a_kill_left_in_optuna_alone_are_closed(tmp_path: Path) -> N
     opened = open_study(tmp_path, num_trials=2).optuna
     assert opened is not None
     assert {trial.state.name for trial in opened.study.trials} == {"FAIL"}
+
+
+def test_a_trial_that_ended_in_optuna_alone_is_ended_once_more(tmp_path: Path) -> None:
+    queue = open_study(tmp_path, num_trials=1)
+    trial = queue.next()
+    assert trial is not None
+    running = queue.folder.trials_file.read_bytes()
+    finish(queue, trial, 0.4, 0.6)
+    # as a kill between both leaves it
+    queue.folder.trials_file.write_bytes(running)
+    queue = open_study(tmp_path, num_trials=1)
+    (trial,) = queue
+    assert finish(queue, trial, 0.4, 0.6) == [False, False]
+    assert [trial.state for trial in queue.trials] == ["finished"]
 
 
 def end_two(path: Path) -> TrialQueue:
@@ -239,6 +254,16 @@ def test_no_trial_starts_after_the_timeout(tmp_path: Path) -> None:
         check_end(late)
 
 
+def test_reasons_that_name_the_urls_of_run_folders_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPRD_CACHE", str(tmp_path / "cache"))
+    queue = open_study(local_path("s3://bucket"), num_trials=4)
+    for trial in islice(queue, 3):
+        url = place_of(queue.folder.run_folder(trial).path)
+        assert url.startswith("s3://bucket/study/trials/")
+        queue.finish(trial, "failed", f"UserError: {url}: could not be sent")
+    assert queue.repeated_failure == "UserError: : could not be sent"
+
+
 def test_a_study_ends_after_three_trials_that_failed_alike(tmp_path: Path) -> None:
     queue = open_study(tmp_path, num_trials=4)
     for trial in islice(queue, 3):
@@ -248,6 +273,9 @@ def test_a_study_ends_after_three_trials_that_failed_alike(tmp_path: Path) -> No
         UserError, match=r"stopped after 3 trials that failed alike, 1 are left: UserError: .*disk is full"
     ):
         check_end(queue)
+    # one that ran beside them and ended well lets the study go on
+    queue.reasons.append(None)
+    assert queue.repeated_failure is None
     # resumed, it tries again
     queue = open_study(tmp_path, num_trials=4)
     for number, trial in enumerate(queue):
