@@ -1,7 +1,7 @@
 """Settings of earlier versions: what a refused name is told, and how their run folders are read.
 
 A name that is gone is refused from users. In a run folder it is dropped where it says what is now fixed, and moved
-where it has a new name.
+where it has a new name. What training alone reads is dropped or replaced, and such a run is not resumed.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class FixedGcn(Fixed):
-    """A setting of the graph network that is now a constant: only a run that goes on needs its value."""
+class FixedInTraining(Fixed):
+    """A setting that is now a constant, and that training alone reads: only a run that goes on needs its value."""
+
+    labeller: str | None = None
+    """The labeler under which it is read; None: any."""
 
     def move(self, _name: str, _value: Any, _settings: Nested) -> None:
         """Drop the value."""
@@ -128,26 +131,26 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "memory.gamma_end": Fixed(0.5, SEC_5_2),
     "memory.start_mode": Gone("train for random weights (backbone.weights=none), else eval"),
     "neighbors.num_shards": Moved("neighbors.search=sharded with subgraphs.num_actors", move_shards),
-    "neighbors.metric": FixedGcn("cosine", SEC_5_2),
+    "neighbors.metric": FixedInTraining("cosine", SEC_5_2, "gcn"),
     "neighbors.density_k": Gone("the density that J is corrected for is of 20 images"),
     "neighbors.memory_mb": Gone("blocks take 256 MB, and the results do not depend on it"),
     "gcn.hidden": Fixed(64, "not stated in the paper"),
     "gcn.conv_channels": Fixed(4, "not stated in the paper"),
     "gcn.mlp_hidden": Fixed(64, "not stated in the paper"),
-    "gcn.read_out": FixedGcn("pooled", "Sec. 3.2"),
-    "gcn.variant": FixedGcn("paper", "Sec. 3.2"),
-    "gcn.link": FixedGcn("keep", "Eq. 4"),
-    "gcn.optimizer": FixedGcn("sgd", SEC_5_2),
+    "gcn.read_out": FixedInTraining("pooled", "Sec. 3.2", "gcn"),
+    "gcn.variant": FixedInTraining("paper", "Sec. 3.2", "gcn"),
+    "gcn.link": FixedInTraining("keep", "Eq. 4", "gcn"),
+    "gcn.optimizer": FixedInTraining("sgd", SEC_5_2, "gcn"),
     "gcn.momentum": Fixed(0.9, SEC_5_2),
     "gcn.weight_decay": Fixed(5e-4, "MLCReID's value"),
     "gcn.passes": Fixed(1, "Alg. 1 lines 3-7"),
-    "pairs.decide": FixedGcn("likelihood", "Eq. 7"),
+    "pairs.decide": FixedInTraining("likelihood", "Eq. 7", "gcn"),
     "pairs.knn_k": Fixed(8, "Sec. 5.3"),
     "pairs.ss_similarity": threshold("ss"),
     "pairs.mplp_t": threshold("mplp", "mlcr"),
     "pairs.jaccard": Gone("it was of the labeller list_overlap, which is gone"),
     "pairs.reciprocal": threshold("reciprocal"),
-    "meta.pairs": FixedGcn("random", "Sec. 4.2"),
+    "meta.pairs": FixedInTraining("random", "Sec. 4.2", "gcn"),
     "meta.eta.start": Fixed(1.0, "Eq. 10"),
     "meta.eta.step_epoch": Fixed(0.5, "half of the epochs"),
     "clusters.mu": Fixed(None, "clusters beside the GCN brought nothing on two sets"),
@@ -177,6 +180,9 @@ OLD: dict[str, Fixed | Gone | Moved] = {
 GONE_VALUES = [("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")]
 """Values that no setting has any more."""
 
+GONE_IN_TRAINING = [("data.camera_style", "colour", "none")]
+"""The same for settings that training alone reads, with the value that their run folders are read with."""
+
 
 def tell_old(name: str) -> str | None:
     """Return why a setting's dotted name is refused; None where no version had it."""
@@ -192,6 +198,9 @@ def upgrade(settings: Nested) -> Nested:
     for name, value in GONE_VALUES:
         if get(settings, name) == value:
             raise UserError(f"{name}: {value} is gone; {REMEDY}")
+    for name, value, other in GONE_IN_TRAINING:
+        if get(settings, name) == value:
+            put(settings, name, other)
     if get(settings, "data.cache") in ("ram", "device"):
         put(settings, "data.cache", "auto")
     if get(settings, "pairs.refresh") == "batch" and get(settings, "pairs.labeller") == "reciprocal":
@@ -209,12 +218,17 @@ def upgrade(settings: Nested) -> Nested:
 
 
 def check_resumable(settings: Nested) -> None:
-    """Raise UserError where the graph network of a run folder's settings trained in a way that is gone."""
-    if get(settings, "pairs.labeller", "gcn") != "gcn":
-        return
+    """Raise UserError where a run folder's settings train in a way that is gone."""
+    remedy = REMEDY.replace("read", "resume", 1)
+    for name, value, _ in GONE_IN_TRAINING:
+        if get(settings, name) == value:
+            raise UserError(f"{name}: {value} is gone; {remedy}")
+    labeller = get(settings, "pairs.labeller", "gcn")
     for name, rule in OLD.items():
-        if isinstance(rule, FixedGcn) and (value := get(settings, name, rule.value)) != rule.value:
-            raise UserError(f"{rule.tell(name)}, but this run has {show(value)}; resume {REMEDY.removeprefix('read ')}")
+        if isinstance(rule, FixedInTraining) and rule.labeller in (None, labeller):
+            value = get(settings, name, rule.value)
+            if value != rule.value:
+                raise UserError(f"{rule.tell(name)}, but this run has {show(value)}; {remedy}")
 
 
 def upgrade_dotted(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
-from mprd.data.camera_style import CameraColors, StyleFiles
+from mprd.data.camera_style import StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.decode import read_image, to_rgb
 from mprd.data.loaders import Item
 from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
-from mprd.data.transforms_batch import BatchParams, apply_color_tables, augment_batch, draw_batch, normalize_batch
+from mprd.data.transforms_batch import BatchParams, augment_batch, draw_batch, normalize_batch
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
@@ -35,7 +35,7 @@ class TrainImages:
 
     Args:
         images: the training images; their pids are not kept.
-        style: the camera style transfer, from `choose_style`.
+        style: CamStyle's images of them; None: no camera style transfer.
         view: `train`, or `perturbed` for the copy with grayscale and blur in place of erasing (Sec. 4.2, 5.2).
         packs: the cache of decoded images; None: files are decoded on each access.
 
@@ -47,7 +47,7 @@ class TrainImages:
         images: ImageSet,
         config: DataConfig,
         *,
-        style: StyleFiles | CameraColors | None,
+        style: StyleFiles | None,
         seed: int,
         view: View = "train",
         packs: Packs | None = None,
@@ -63,7 +63,7 @@ class TrainImages:
 
     def files(self) -> list[Path]:
         """Return every file that may be read, CamStyle's included."""
-        if not isinstance(self.style, StyleFiles) or self.camids is None:
+        if self.style is None or self.camids is None:
             return list(self.paths)
         names = self.style.all_names(self.paths, self.camids)
         return [*self.paths, *(self.style.folder / name for name in names if name not in self.style.missing)]
@@ -88,17 +88,15 @@ class TrainImages:
 
     def read(self, index: int, camera: int) -> Image.Image:
         """Return an image in the style of one of the training cameras, given by its index in `cameras`."""
-        path, camid, target = self.find(index, camera)
-        image = read_image(path) if self.pack is None else self.pack.read(path)
-        return self.style.transfer(image, camid, target) if isinstance(self.style, CameraColors) else image
+        path = self.find(index, camera)
+        return read_image(path) if self.pack is None else self.pack.read(path)
 
-    def find(self, index: int, camera: int) -> tuple[Path, int, int]:
-        """Return the file of an image in the style of a training camera, and the source and target camid."""
+    def find(self, index: int, camera: int) -> Path:
+        """Return the file of an image in the style of a training camera."""
         path = self.paths[index]
         if self.style is None or self.camids is None:
-            return path, 0, 0
-        camid, target = int(self.camids[index]), int(self.cameras[camera])
-        return self.style.find(path, camid, target) if isinstance(self.style, StyleFiles) else path, camid, target
+            return path
+        return self.style.find(path, int(self.camids[index]), int(self.cameras[camera]))
 
     def is_batched(self, device: torch.device) -> bool:
         """Return whether to use `batch` instead of a loader, which is faster on a CPU."""
@@ -109,11 +107,8 @@ class TrainImages:
         assert self.pack is not None
         params = self.draw().rows(ids)
         found = [self.find(index, camera) for index, camera in zip(ids.tolist(), params.camera.tolist(), strict=True)]
-        rows = np.array([self.pack.rows[path] for path, _, _ in found])
+        rows = np.array([self.pack.rows[path] for path in found])
         pixels = self.pack.gather(rows, device=device).permute(0, 3, 1, 2)
-        if isinstance(self.style, CameraColors):
-            tables = np.stack([self.style.table(camid, target) for _, camid, target in found])
-            pixels = apply_color_tables(pixels, tables)
         return augment_batch(pixels, params, height=self.config.height, width=self.config.width)
 
     def draw(self) -> BatchParams:

@@ -125,12 +125,6 @@ def augment_batch(pixels: Tensor, params: BatchParams, *, height: int, width: in
     return erase_batch(normalize_batch(maps), params.erase)
 
 
-def apply_color_tables(pixels: Tensor, tables: np.ndarray) -> Tensor:
-    """Map the levels of uint8 images `[B, 3, h, w]` by each image's table, uint8 `[B, 3, 256]`."""
-    levels = send(tables, pixels.device)
-    return levels.gather(2, pixels.flatten(2).long()).view(pixels.shape)
-
-
 def per_image(values: np.ndarray, device: torch.device) -> Tensor:
     """Return one number per image as float32 `[B, 1, 1, 1]`."""
     return send(values, device, dtype=torch.float32).view(-1, 1, 1, 1)

@@ -223,8 +223,8 @@ def find_camera_styles(dataset: ReidDataset) -> Finding:
     if style is None:
         place = next((folder for folder in train.paths[0].parents if (folder / STYLE_FOLDER).is_dir()), None)
         if place is None or not place.is_relative_to(dataset.root):
-            return Finding("note", f"CamStyle: no folder {STYLE_FOLDER}; per-camera colors are used instead")
-        text = f"CamStyle: {place / STYLE_FOLDER} has no image of an expected name; per-camera colors are used"
+            return Finding("note", f"CamStyle: no folder {STYLE_FOLDER}, so no style is transferred")
+        text = f"CamStyle: {place / STYLE_FOLDER} has no image of an expected name, so no style is transferred"
         return Finding("warning", text)
     wanted = style.all_names(train.paths, train.camids)
     if style.missing:

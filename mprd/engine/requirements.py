@@ -20,7 +20,7 @@ logger = logging.getLogger("mprd")
 def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroups, workers: WorkerGroup) -> None:
     """Raise UserError for data too small for its settings, or without the cameras or identities they need.
 
-    Cameras too small for statistics of their own are logged.
+    Absent CamStyle files and cameras too small for statistics of their own are logged.
     """
     train, root = dataset.train, dataset.root
     if train.camids is None and config.neighbors.standardise:
@@ -34,6 +34,8 @@ def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroup
             f"{root}: neighbors.k = {config.neighbors.k} needs more training images than that, but there are "
             f"{len(train)}"
         )
+    if config.data.camera_style == "camstyle" and dataset.style_paths is None and workers.is_first:
+        logger.warning("data.camera_style: no CamStyle files, so no style is transferred (MPRD#)")
     if groups.small and workers.is_first:
         logger.warning(
             "fewer than train.batch_size = %d training images, so batch norms take the statistics of all: cameras %s",

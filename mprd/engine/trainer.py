@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from mprd.backbone.features import extract, recalibrate, sharded_batches
 from mprd.config.schema import Config, Labeller
-from mprd.data.camera_style import choose_style
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.same_images import record_images
@@ -91,9 +90,10 @@ class Trainer:
         self.backends = backends
         self.workers = workers or WorkerGroup()
         train = dataset.train
-        style = choose_style(config.data.camera_style, train.paths, train.camids, files=dataset.style_paths)
         self.train_images, self.perturbed_images = (
-            TrainImages(train, config.data, style=style, seed=config.train.seed, view=view, packs=dataset.packs)
+            TrainImages(
+                train, config.data, style=dataset.style_paths, seed=config.train.seed, view=view, packs=dataset.packs
+            )
             for view in ("train", "perturbed")
         )
         self.plain_images = PlainImages(train, config.data, packs=dataset.packs)

@@ -91,11 +91,11 @@ def test_points_that_the_preset_makes_the_same_share_their_runs(tables: ModuleTy
     jobs = tables.list_jobs(points, [0, 1], args)
     assert [job.seed for job in jobs] == [0] * len(points) + [1] * len(points)
     folders = {job.point.name: job.folder.name for job in jobs[: len(points)]}
-    # the preset carries no colours, which the paper calls MPRD#
+    # the preset transfers no styles, which the paper calls MPRD#
     assert folders["MPRD#"] == folders.pop("MPRD") == "MPRD#_seed0"
     assert folders["MPRD w/o"] == "MPRD_wo_seed0"
     assert len(set(folders.values())) == len(folders)
-    # the paper's preset carries them
+    # the paper's preset does
     args.preset, args.data = "market1501", tmp_path
     folders = {job.point.name: job.folder.name for job in tables.list_jobs(points, [0], args)}
     assert (folders["MPRD"], folders["MPRD#"]) == ("MPRD_seed0", "MPRD#_seed0")

@@ -11,7 +11,7 @@ import yaml
 
 from mprd.config.loading import load_config, read_config, setting_names
 from mprd.config.nested import put
-from mprd.config.old_names import OLD
+from mprd.config.old_names import GONE_IN_TRAINING, OLD, FixedInTraining, check_resumable
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.tune.folder import StudyFolder
@@ -137,6 +137,29 @@ def test_a_run_folder_with_another_value_is_refused_by_name(
     with pytest.raises(UserError, match=r"config\.yaml: ") as error:
         read_config(write_old(tmp_path / "config.yaml", **changes))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value", "other"), GONE_IN_TRAINING)
+def test_a_value_that_training_alone_read_is_refused_from_users_and_read_as_another(
+    name: str, value: str, other: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=rf"^{name} must be .* but got '{value}'$"):
+        load_config("demo", overrides=(f"{name}={value}",))
+    file = write_old(tmp_path / "config.yaml", **{name.replace(".", "__"): value})
+    assert read_config(file) == load_config("demo", overrides=(J, f"{name}={other}"))
+    with pytest.raises(UserError) as error:
+        check_resumable(yaml.safe_load(file.read_text()))
+    assert str(error.value) == f"{name}: {value} is gone; resume it with the version of mprd that wrote it"
+
+
+def test_a_run_is_resumed_unless_it_trains_in_a_way_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OLD, "pairs.flag", FixedInTraining(False, "it did not pay"))
+    check_resumable({"pairs": {"flag": False}, "gcn": {"variant": "paper"}})
+    # the graph network's, which no other labeler reads
+    check_resumable({"pairs": {"labeller": "knn"}, "gcn": {"variant": "reciprocal"}})
+    for labeller in ("knn", "gcn"):
+        with pytest.raises(UserError, match=r"^pairs\.flag is now fixed at false .* has true; resume it with"):
+            check_resumable({"pairs": {"labeller": labeller, "flag": True}})
 
 
 def test_a_study_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:

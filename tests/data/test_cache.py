@@ -15,11 +15,11 @@ from mprd.backbone.features import image_batches
 from mprd.config.schema import DataConfig
 from mprd.data import cache
 from mprd.data.cache import Mode, Pack, Packs, Purpose
-from mprd.data.camera_style import CameraColors, StyleFiles
+from mprd.data.camera_style import StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages, TrainImages
 from mprd.errors import UserError
-from tests.trees import write_noise
+from tests.trees import write_image, write_noise
 
 CPU = torch.device("cpu")
 CONFIG = DataConfig(height=32, width=16)
@@ -58,23 +58,24 @@ def test_training_images_of_one_size_are_not_resized_unless_large(tmp_path: Path
 
 @pytest.mark.parametrize("size", [(16, 32), (40, 25)])
 def test_packed_images_are_bitwise_equal_to_decoded_files(tmp_path: Path, size: tuple[int, int]) -> None:
-    images = ImageSet(write_noise(tmp_path / "a", 7, size=size), None, np.array([0, 1] * 3 + [0]))
-    colors = CameraColors(np.array([[100.0] * 3, [90.0] * 3]), np.array([[50.0] * 3, [60.0] * 3]))
+    images = ImageSet(write_noise(tmp_path / "a", 7, size=size), None, None)
     packs = Packs(tmp_path / "packs", mode="auto")
     plain, packed_plain = PlainImages(images, CONFIG), PlainImages(images, CONFIG, packs=packs)
     assert all(torch.equal(plain[i][0], packed_plain[i][0]) for i in range(7))
     assert torch.equal(packed_plain.batch(np.array([3, 1]), CPU), torch.stack([plain[3][0], plain[1][0]]))
     if size == (16, 32):
-        train = TrainImages(images, CONFIG, style=colors, seed=0)
-        packed = TrainImages(images, CONFIG, style=colors, seed=0, packs=packs)
+        train = TrainImages(images, CONFIG, style=None, seed=0)
+        packed = TrainImages(images, CONFIG, style=None, seed=0, packs=packs)
         assert all(torch.equal(train[i][0], packed[i][0]) for i in range(7))
 
 
 def test_a_batch_has_each_image_in_the_style_of_its_drawn_camera(tmp_path: Path) -> None:
-    images = ImageSet(write_noise(tmp_path / "a", 7), None, np.array([0, 1, 2, 0, 1, 2, 0]))
-    mean, std = np.array([[100.0] * 3, [90.0] * 3, [150.0] * 3]), np.array([[50.0] * 3, [60.0] * 3, [9.0] * 3])
-    colors = CameraColors(mean, std)
-    train = TrainImages(images, CONFIG, style=colors, seed=0, packs=Packs(tmp_path / "packs", mode="auto"))
+    camids = np.array([0, 1, 2, 0, 1, 2, 0])
+    images = ImageSet(write_noise(tmp_path / "a", 7), None, camids)
+    style = StyleFiles(tmp_path, (1, 2, 3), True)
+    for level, name in enumerate(style.all_names(images.paths, camids)):
+        write_image(tmp_path / name, (10 * level, 20, 30), size=(16, 32))
+    train = TrainImages(images, CONFIG, style=style, seed=0, packs=Packs(tmp_path / "packs", mode="auto"))
     for epoch in (0, 1):
         train.set_epoch(epoch)
         ids = np.array([6, 2, 5, 0])

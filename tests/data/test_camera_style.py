@@ -1,4 +1,4 @@
-"""CamStyle's files are found by name, and color statistics replace them."""
+"""CamStyle's files are found by name."""
 
 from __future__ import annotations
 
@@ -6,19 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mprd.config.schema import DataConfig
-from mprd.data.camera_style import (
-    CameraColors,
-    StyleFiles,
-    check_style_files,
-    choose_style,
-    find_style_files,
-    measure_colors,
-)
+from mprd.data.camera_style import StyleFiles, check_style_files, find_style_files
 from mprd.data.datasets import load_dataset
-from mprd.errors import UserError
 from tests.trees import CAMSTYLE, write_image, write_images, write_market
 
 FOLDER = "bounding_box_train_camstyle"
@@ -78,37 +69,3 @@ def test_unreadable_files_count_as_missing(tmp_path: Path, caplog: pytest.LogCap
     style = check_style_files(StyleFiles(tmp_path, (1, 2), True), paths, np.array([0, 1]))
     assert style.missing == {"1_c2_fake_2to1.jpg"}
     assert "left out 1 of 2 unreadable CamStyle files" in caplog.text
-
-
-def test_colors_are_measured_over_all_pixels_of_a_camera(tmp_path: Path) -> None:
-    colors = ((50, 10, 0), (150, 10, 0), (1, 2, 3))
-    paths = [write_image(tmp_path / f"{number}.png", color) for number, color in enumerate(colors)]
-    measured = measure_colors(paths, np.array([0, 0, 2]))
-    np.testing.assert_allclose(measured.mean[[0, 2]], [[100, 10, 0], [1, 2, 3]], atol=1e-9)
-    # a single color has no deviation to divide by, and gets 1
-    np.testing.assert_allclose(measured.std[[0, 2]], [[50, 1, 1], [1, 1, 1]], atol=1e-9)
-    assert np.isnan(measured.mean[1]).all()
-    assert measure_colors([], np.empty(0, dtype=np.int64)).mean.shape == (0, 3)
-
-
-def test_colors_are_mapped_by_mean_and_deviation_and_clipped() -> None:
-    colors = CameraColors(np.array([[100.0, 100, 100], [50, 200, 100]]), np.array([[10.0, 10, 10], [20, 20, 5]]))
-    image = Image.new("RGB", (1, 1), (110, 130, 92))
-    # (110 - 100) / 10 * 20 + 50; (130 - 100) / 10 * 20 + 200 > 255; (92 - 100) / 10 * 5 + 100
-    assert colors.transfer(image, 0, 1).getpixel((0, 0)) == (70, 255, 96)
-    assert colors.transfer(image, 0, 0).getpixel((0, 0)) == (110, 130, 92)
-
-
-def test_the_setting_chooses_the_style(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    paths, camids = [write_image(tmp_path / "a.png"), write_image(tmp_path / "b.png")], np.array([0, 1])
-    files = StyleFiles(Path("styles"), (1, 2), True)
-    assert choose_style("camstyle", paths, camids, files=files) is files
-    assert isinstance(choose_style("colour", paths, camids, files=files), CameraColors)
-    assert choose_style("none", paths, camids, files=files) is None
-    assert caplog.text == ""
-    assert isinstance(choose_style("camstyle", paths, camids, files=None), CameraColors)
-    assert "no CamStyle files; using per-camera colors" in caplog.text
-    assert choose_style("colour", paths, None, files=None) is None
-    assert "no cameras in the file names" in caplog.text
-    with pytest.raises(UserError, match="but got 'gan'"):
-        choose_style("gan", paths, camids, files=None)

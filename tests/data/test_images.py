@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mprd.config.schema import DataConfig
-from mprd.data.camera_style import CameraColors, StyleFiles
+from mprd.data.camera_style import StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.decode import read_image
 from mprd.data.images import InferenceImages, PlainImages, TrainImages
@@ -112,7 +112,9 @@ def holds_labels(thing: Any) -> bool:
 
 def test_labels_cannot_be_reached_from_training_images(tmp_path: Path) -> None:
     source = image_set(tmp_path)
-    images = train_images(source, style=CameraColors(np.ones((2, 3)), np.ones((2, 3))))
+    camids = source.camids
+    assert camids is not None
+    images = train_images(source, style=check_style_files(StyleFiles(tmp_path, (1, 2), True), source.paths, camids))
     assert len(images[0]) == 2
     assert not holds_labels(images)
     pids = source.pids
@@ -136,14 +138,6 @@ def test_the_style_is_drawn_among_all_training_cameras(tmp_path: Path) -> None:
         num_black += bool((images[0][0][0, 16, 8] < -0.5).item())
     # half of 40; four standard deviations are 13
     assert 7 < num_black < 33
-
-
-def test_colors_are_mapped_from_the_own_camera_to_the_drawn_one(tmp_path: Path) -> None:
-    source = ImageSet((write_image(tmp_path / "a.png", (110, 110, 110)),) * 2, None, np.array([0, 1]))
-    colors = CameraColors(np.array([[100.0] * 3, [50.0] * 3]), np.array([[10.0] * 3, [20.0] * 3]))
-    for style, expected in ((colors, [(110,) * 3, (70,) * 3]), (None, [(110,) * 3] * 2)):
-        images = train_images(source, style=style)
-        assert [images.read(0, camera).getpixel((0, 0)) for camera in (0, 1)] == expected
 
 
 def test_plain_images_are_resized_and_normalized(tmp_path: Path) -> None:

@@ -214,9 +214,9 @@ def test_square_crops_unreadable_styles_and_a_large_estimate_are_reported(
 @pytest.mark.parametrize(
     ("names", "level", "message"),
     [
-        ([], "warning", "has no image of an expected name"),
+        ([], "warning", "has no image of an expected name, so no style is transferred"),
         (["0001_c1s1_000001_01_fake_1to2.jpg"], "warning", "incomplete, 23 of 24 images are missing"),
-        (None, "note", "no folder bounding_box_train_camstyle"),
+        (None, "note", "no folder bounding_box_train_camstyle, so no style is transferred"),
         ("all", "note", "complete, 24 images"),
     ],
 )

@@ -27,7 +27,6 @@ RULES = ("knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
 SETTINGS = {
     "whitened": ("neighbors.whitening=true", "neighbors.source=mean"),
     "as in the paper": LIVE,
-    "styles by color": ("data.camera_style=colour",),
     **{name: (f"pairs.labeller={name}",) for name in RULES},
     "dbscan": ("pairs.labeller=dbscan", "clusters.eps=0.9"),
 }

@@ -48,7 +48,6 @@ def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, t
     [
         ("gcn.sources=meta",),
         ("gcn.sources=unlabelled", "meta.num_ids=0"),
-        ("data.camera_style=colour",),
         ("pairs.labeller=mlcr", "pairs.relabel_meta=true"),
         ("memory.update=before",),
         LIVE,
@@ -67,6 +66,17 @@ def test_every_variant_of_the_tables_trains(overrides: tuple[str, ...], tiny_con
     assert torch.isfinite(trainer.state.memory.features).all()
     norms = trainer.state.memory.features.norm(dim=1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+
+def test_without_camstyle_files_no_style_is_transferred(
+    tiny_config: Config, tiny_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", logger="mprd")
+    once = ("train.epochs=1",)
+    plain = train(changed(tiny_config, tiny_root, *once))
+    assert "CamStyle" not in caplog.text
+    assert_same_state(plain, train(changed(tiny_config, tiny_root, *once, "data.camera_style=camstyle")))
+    assert caplog.text.count("no CamStyle files, so no style is transferred (MPRD#)") == 1
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_config: Config, tiny_root: Path) -> None:

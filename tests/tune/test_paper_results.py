@@ -31,9 +31,9 @@ def test_the_tables_hold_the_printed_figures() -> None:
 @pytest.mark.parametrize(
     ("overrides", "method"),
     [
-        (("data.camera_style=colour",), "MPRD"),
-        (("data.camera_style=colour", "meta.num_ids=0"), "MPRD(0id)"),
-        (("data.camera_style=colour", "gcn.sources=meta"), "MPRD w/o"),
+        (("data.camera_style=camstyle",), "MPRD"),
+        (("data.camera_style=camstyle", "meta.num_ids=0"), "MPRD(0id)"),
+        (("data.camera_style=camstyle", "gcn.sources=meta"), "MPRD w/o"),
         ((), "MPRD#"),
         (("pairs.labeller=mlcr", "pairs.relabel_meta=true"), "MLCR(+5id)"),
         (("pairs.labeller=supervised",), "Super."),
