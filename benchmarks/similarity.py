@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=6660)
     parser.add_argument("--features", type=int, default=1280)
-    parser.add_argument("--search", choices=["exact", "ivf", "hnsw"], default="exact")
+    parser.add_argument("--search", choices=["exact", "ivf"], default="exact")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compare", action="store_true", help="with the exact search, which takes N^2")
     options = parser.parse_args()

@@ -177,8 +177,8 @@ class NeighborsConfig(Section):
     """Then whiten them by the differences of the surest pseudo pairs, fitted once an epoch."""
     source: ListSource = "memory"
     """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
-    search: Literal["exact", "ivf", "hnsw", "sharded"] = "exact"
-    """How all lists of an epoch are searched: exactly, or through a faiss index (`ivf` finds the pairs of J as well).
+    search: Literal["exact", "ivf", "sharded"] = "exact"
+    """How all lists of an epoch are searched: exactly, or through faiss' inverted file (`ivf`; the pairs of J as well).
     `sharded` searches exactly, by `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's own
     lists are always exact."""
 

@@ -1,11 +1,11 @@
-"""NN_k of all images when one exact pass is too slow: over shards, merged exactly, or through a faiss index."""
+"""NN_k of all images when one exact pass is too slow: over shards, merged exactly, or through faiss' inverted file."""
 
 # B rows of a block, N images, D feature size, S rows of a shard, W results of a row
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_counts, check_fe
 
 logger = logging.getLogger("mprd")
 
-Index = Literal["ivf", "hnsw"]
 NeighborSearch = Callable[..., NeighborTable]
 """Searches the lists of all images; called like `find_neighbors`, without rows and queries."""
 SAMPLE_ROWS = 256
@@ -25,7 +24,6 @@ IMAGES_PER_CELL = 39
 """Training images per cell of the inverted file; faiss warns below this number."""
 CELLS_PER_PROBE = 16
 """Cells of the inverted file per cell that a row is compared with."""
-HNSW_LINKS = 32
 
 
 class TopK(NamedTuple):
@@ -71,7 +69,6 @@ def to_table(found: TopK, *, similarity: float, k: int, k_max: int) -> NeighborT
 def find_by_index(
     features: Tensor,
     *,
-    kind: Index,
     k: int,
     similarity: float,
     k_max: int = 64,
@@ -84,46 +81,41 @@ def find_by_index(
     """
     check_features(features, "features")
     width = list_width(len(features), k=k, k_max=k_max)
-    found = without_self(search_index(features, kind, width + 1), width)
+    found = without_self(search_index(features, width + 1), width)
     table = to_table(found, similarity=similarity, k=k, k_max=k_max)
     # faiss returns id -1 where the searched cells hold too few images
     table = NeighborTable(table.ids, (table.ids >= 0).sum(1), table.is_capped)
     recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max, block_rows=block_rows)
-    logger.info("neighbors.search = %s: recall %.3f against exact lists of a sample", kind, recall)
+    logger.info("neighbors.search = ivf: recall %.3f against exact lists of a sample", recall)
     return table
 
 
-def import_faiss(kind: Index) -> Any:
+def import_faiss() -> Any:
     """Import faiss; raise UserError if it is not installed."""
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:
         import faiss
     except ModuleNotFoundError:
-        raise UserError(f"neighbors.search: {kind} needs faiss (pip install faiss-cpu); or use exact") from None
+        raise UserError("neighbors.search: ivf needs faiss (pip install faiss-cpu); or use exact") from None
     return faiss
 
 
-def search_index(features: Tensor, kind: Index, width: int) -> TopK:
+def search_index(features: Tensor, width: int) -> TopK:
     """Build an index over all images and search each of them; missing results have id -1 and value -inf."""
     rows = features.detach().float().cpu().contiguous().numpy()
-    values, ids = build_index(rows, kind, width=width).search(rows, width)
+    values, ids = build_index(rows).search(rows, width)
     values[ids < 0] = -float("inf")
     return TopK(torch.from_numpy(values).to(features.device), torch.from_numpy(ids).to(features.device))
 
 
-def build_index(rows: np.ndarray, kind: Index, *, width: int) -> Any:
-    """Build an index over rows `[n, D]`, to be searched for `width` results."""
-    faiss = import_faiss(kind)
+def build_index(rows: np.ndarray) -> Any:
+    """Build an inverted file over rows `[n, D]`."""
+    faiss = import_faiss()
     num_images, num_features = rows.shape
-    index: Any
-    if kind == "ivf":
-        num_cells = max(1, min(int(4 * num_images**0.5), num_images // IMAGES_PER_CELL))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(num_features), num_features, num_cells, faiss.METRIC_INNER_PRODUCT)
-        index.train(rows)
-        index.nprobe = -(-num_cells // CELLS_PER_PROBE)
-    else:
-        index = faiss.IndexHNSWFlat(num_features, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efSearch = 2 * width
+    num_cells = max(1, min(int(4 * num_images**0.5), num_images // IMAGES_PER_CELL))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(num_features), num_features, num_cells, faiss.METRIC_INNER_PRODUCT)
+    index.train(rows)
+    index.nprobe = -(-num_cells // CELLS_PER_PROBE)
     index.add(rows)
     return index
 

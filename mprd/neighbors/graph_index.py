@@ -66,7 +66,7 @@ class Cells:
     @classmethod
     def divide(cls, features: Tensor, group_ids: Tensor) -> Cells:
         """Divide images with features `[N, D]` under the cameras `group_ids` `[N]`."""
-        faiss = import_faiss("ivf")
+        faiss = import_faiss()
         reduced = project(features)
         rows, num_cells = reduced.float().numpy(force=True), max(1, len(features) // CELL_IMAGES)
         means = faiss.Kmeans(

@@ -49,8 +49,8 @@ def choose_search(config: NeighborsConfig, *, num_actors: int = 1, num_workers: 
     """Return the search of all lists for each of `num_workers` training workers; raise UserError if Ray lacks CPUs."""
     if config.search == "exact":
         return find_neighbors
-    if config.search != "sharded":
-        return partial(find_by_index, kind=config.search)
+    if config.search == "ivf":
+        return find_by_index
     check_ray("neighbors.search=sharded")
     from mprd.parallel.ray_actors import check_budget, join_ray
     from mprd.parallel.ray_neighbors import find_in_shards

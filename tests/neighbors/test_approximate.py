@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
 
 import pytest
 import torch
@@ -59,30 +58,28 @@ def test_the_own_image_is_removed_wherever_it_is() -> None:
     assert without_self(found, 2).ids.tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_index_finds_most_neighbors_and_logs_its_recall(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_finds_most_neighbors_and_logs_its_recall(caplog: pytest.LogCaptureFixture) -> None:
     features = clusters(30, 12)
     rule = {"k": 4, "similarity": 0.8, "k_max": 20}
     with caplog.at_level(logging.INFO, logger="mprd"):
-        table = find_by_index(features, kind=kind, **rule)
+        table = find_by_index(features, **rule)
     exact, lists = find_neighbors(features, **rule), as_lists(table.ids)
     hits = sum(len({*a} & {*b}) for a, b in zip(lists, as_lists(exact.ids), strict=True))
     assert hits / int(exact.counts.sum()) > 0.9
-    assert f"neighbors.search = {kind}: recall" in caplog.text
+    assert "neighbors.search = ivf: recall" in caplog.text
     assert not any(image in ids for image, ids in enumerate(lists))
     assert table.counts.tolist() == [*map(len, lists)]
     assert (table.ids[:, 1:] >= 0).le(table.ids[:, :-1] >= 0).all()  # padding is at the end
 
 
-@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
-def test_an_index_that_searches_everything_gives_the_exact_lists(kind: Any) -> None:
-    # so few images that the inverted file has one cell and the graph is complete
+def test_an_index_that_searches_everything_gives_the_exact_lists() -> None:
+    # so few images that the inverted file has one cell
     features = clusters(4, 5)
     rule = {"k": 3, "similarity": 0.9, "k_max": 8}
-    assert torch.equal(find_by_index(features, kind=kind, **rule).ids, find_neighbors(features, **rule).ids)
+    assert torch.equal(find_by_index(features, **rule).ids, find_neighbors(features, **rule).ids)
 
 
 def test_an_index_needs_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="pip install faiss-cpu"):
-        find_by_index(unit_rows(9), kind="ivf", k=2, similarity=0.6)
+        find_by_index(unit_rows(9), k=2, similarity=0.6)

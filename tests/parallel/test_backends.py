@@ -58,7 +58,7 @@ def test_without_ray_auto_builds_serially_and_other_settings_name_it(monkeypatch
 
 def test_an_index_is_chosen_by_name() -> None:
     features = unit_rows(20, 4)
-    table = choose_search(NeighborsConfig(search="hnsw"))(features, k=2, similarity=1.0)
+    table = choose_search(NeighborsConfig(search="ivf"))(features, k=2, similarity=1.0)
     assert table.ids.tolist() == find_neighbors(features, k=2, similarity=1.0).ids.tolist()
 
 
