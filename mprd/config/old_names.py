@@ -180,7 +180,11 @@ OLD: dict[str, Fixed | Gone | Moved] = {
 GONE_VALUES = [("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")]
 """Values that no setting has any more."""
 
-GONE_IN_TRAINING = [("data.camera_style", "colour", "none"), ("neighbors.search", "hnsw", "exact")]
+GONE_IN_TRAINING = [
+    ("data.camera_style", "colour", "none"),
+    ("neighbors.search", "hnsw", "exact"),
+    ("neighbors.source", "clean", "mean"),
+]
 """The same for settings that training alone reads, with the value that their run folders are read with."""
 
 

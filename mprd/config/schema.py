@@ -25,7 +25,6 @@ Preset = Literal[
     "luperson_vit",
     "clip",
 ]
-ListSource = Literal["memory", "clean", "mean"]
 Labeller = Literal["gcn", "reciprocal", "knn", "ss", "mplp", "mlcr", "dbscan", "supervised", "single"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[
@@ -175,8 +174,8 @@ class NeighborsConfig(Section):
     """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
     whitening: bool = False
     """Then whiten them by the differences of the surest pseudo pairs, fitted once an epoch."""
-    source: ListSource = "memory"
-    """Lists from the memory (Alg. 1), features extracted without augmentation each epoch, or the mean of both."""
+    source: Literal["memory", "mean"] = "memory"
+    """Lists from the memory (Alg. 1), or from the mean of it and features extracted without augmentation each epoch."""
     search: Literal["exact", "ivf", "sharded"] = "exact"
     """How all lists of an epoch are searched: exactly, or through faiss' inverted file (`ivf`; the pairs of J as well).
     `sharded` searches exactly, by `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's own
@@ -404,5 +403,5 @@ class Config(Section):
         }
         for setting, is_asked in of_all_images.items():
             if is_asked and self.searches_live:
-                raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=clean or mean")
+                raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=mean")
         return self

@@ -148,7 +148,7 @@ def run_seconds(trainer: Trainer, *, train: float, extract: float, load: float) 
     step = max(train, load) if is_overlapped else train + load
     look = max(extract, load) if is_overlapped else extract + load
     # perturbed copies of the images without a positive, at first all of them; clean features for frozen lists
-    plain = num_images * (1 + (config.neighbors.source != "memory"))
+    plain = num_images * (1 + (config.neighbors.source == "mean"))
     tested = num_tested(trainer)
     epoch = num_images * step + plain * look + tested * look / config.eval.every
     return config.train.epochs * epoch + (num_images + tested) * look
@@ -168,7 +168,7 @@ def run_bytes(trainer: Trainer, *, activation_bytes: int) -> int:
     weights *= 4 if config.train.optimizer == "adamw" else 3
     batch = min(config.train.batch_size, num_images)
     # the memory, again with the perturbed copies appended, and features for lists and evaluation
-    rows = 3 * num_images + (config.neighbors.source != "memory") * num_images + 2 * num_tested(trainer)
+    rows = 3 * num_images + (config.neighbors.source == "mean") * num_images + 2 * num_tested(trainer)
     similarities = 4 * batch * num_images * FLOAT
     held = weights + batch * activation_bytes + rows * backbone.num_features * FLOAT + similarities
     return held + (0 if trainer.device.type == "cuda" else process_bytes() + LIBRARIES)

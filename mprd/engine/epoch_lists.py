@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mprd.config.schema import Config
 from mprd.engine.stats import EpochStats
-from mprd.neighbors.lists import FrozenLists, list_features
+from mprd.neighbors.lists import FrozenLists, mean_features
 from mprd.neighbors.similarity import KnownIds, SimilarityChain, Whitening, fit_chain
 from mprd.runtime.spans import span
 
@@ -77,13 +77,15 @@ class EpochLists:
     def features(self) -> Tensor:
         """Return the features `[N, D]` that the epoch's lists are drawn from."""
         state, memory = self.state, self.state.memory.features
-        # Cluster-Contrast clusters clean features
-        source = "clean" if self.config.pairs.labeller == "dbscan" else self.config.neighbors.source
         if state.list_features is None:
-            # the memory moves during the epoch
-            state.list_features = (
-                memory.clone() if source == "memory" else list_features(source, memory, self.extract())
-            )
+            if self.config.pairs.labeller == "dbscan":
+                # Cluster-Contrast clusters clean features
+                state.list_features = self.extract()
+            elif self.config.neighbors.source == "mean":
+                state.list_features = mean_features(memory, self.extract())
+            else:
+                # the memory moves during the epoch
+                state.list_features = memory.clone()
         return state.list_features
 
     def fit(self, features: Tensor) -> SimilarityChain:

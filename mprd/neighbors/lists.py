@@ -125,6 +125,6 @@ def search_rule(config: NeighborsConfig, features: Tensor) -> dict[str, Any]:
     return rule | {"block_rows": rows_at_once(len(features), features.device)}
 
 
-def list_features(source: str, memory: Tensor, clean: Tensor) -> Tensor:
-    """Return the features `[N, D]` that `neighbors.source` `clean` or `mean` draws lists from."""
-    return clean if source == "clean" else F.normalize(clean + memory, dim=1)
+def mean_features(memory: Tensor, clean: Tensor) -> Tensor:
+    """Return the unit features `[N, D]` that `neighbors.source: mean` draws lists from."""
+    return F.normalize(clean + memory, dim=1)

@@ -12,7 +12,7 @@ from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
-from mprd.neighbors.lists import FrozenLists, list_features
+from mprd.neighbors.lists import FrozenLists, mean_features
 from mprd.neighbors.similarity import SimilarityChain
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
@@ -100,8 +100,8 @@ def has_gcn(snapshot: Snapshot) -> bool:
 def build_lists(snapshot: Snapshot) -> FrozenLists:
     """Return the neighbor lists of all images in the state's features."""
     config, features = snapshot.config.neighbors, snapshot.memory
-    if config.source != "memory":
-        features = list_features(config.source, features, snapshot.extract(snapshot.need_train()))
+    if config.source == "mean":
+        features = mean_features(features, snapshot.extract(snapshot.need_train()))
     saved = snapshot.state.get("chain")
     chain = None if saved is None else SimilarityChain.from_state_dict(saved, features.device)
     return FrozenLists(features, snapshot.camids(), config, chain=chain)

@@ -280,7 +280,7 @@ def test_the_bytes_that_autograd_saves_are_counted() -> None:
     assert 2 * 3 * 4 * 4 * 4 <= saved < 2 * 3 * 4 * 4 * 4 + 40 * 3 * 4
 
 
-@pytest.mark.parametrize(("source", "num_extracted"), [("memory", 24), ("clean", 48), ("mean", 48)])
+@pytest.mark.parametrize(("source", "num_extracted"), [("memory", 24), ("mean", 48)])
 def test_an_estimate_leaves_the_network_as_it_was(source: str, num_extracted: int, tiny_root: Path) -> None:
     overrides = (*TINY, "pairs.refresh=epoch", f"neighbors.source={source}")
     config = load_config("demo", overrides=overrides, values={"data": {"root": tiny_root}})

@@ -24,7 +24,7 @@ from tests.conftest import NAMELESS, NUM_IDS, TINY
 from .loop import CPU, WHITENING, changed, open_data, train
 
 
-@pytest.mark.parametrize("source", ["clean", "memory"])
+@pytest.mark.parametrize("source", ["mean", "memory"])
 def test_lists_are_searched_once_an_epoch(source: str, tiny_config: Config, tiny_root: Path) -> None:
     searched: list[Tensor] = []
 
@@ -40,7 +40,7 @@ def test_lists_are_searched_once_an_epoch(source: str, tiny_config: Config, tiny
 
 
 def test_lists_are_drawn_from_the_mean_of_memory_and_clean_features(tiny_config: Config, tiny_root: Path) -> None:
-    config = changed(tiny_config, tiny_root, "neighbors.source=mean", "train.epochs=2")
+    config = changed(tiny_config, tiny_root, "train.epochs=2")
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def look(trainer: Trainer, _num_steps: int) -> None:
@@ -126,7 +126,7 @@ def test_cluster_contrast_labels_and_remembers_all_images_of_one_state(
     labels = torch.arange(4 * NUM_IDS) // 4
     labels[-4:] = -1
     monkeypatch.setattr(clusters_module, "cluster_images", lambda *_, **__: labels)
-    config = changed(tiny_config, tiny_root, "pairs.labeller=dbscan", "neighbors.source=mean", "train.epochs=2")
+    config = changed(tiny_config, tiny_root, "pairs.labeller=dbscan", "train.epochs=2")
     clean: list[Tensor] = []
 
     class Watched(Trainer):

@@ -25,7 +25,7 @@ pretending = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU, an
 
 RULES = ("knn", "ss", "mplp", "mlcr", "reciprocal", "supervised")
 SETTINGS = {
-    "whitened": ("neighbors.whitening=true", "neighbors.source=mean"),
+    "whitened": ("neighbors.whitening=true",),
     "as in the paper": LIVE,
     **{name: (f"pairs.labeller={name}",) for name in RULES},
     "dbscan": ("pairs.labeller=dbscan", "clusters.eps=0.9"),
@@ -95,7 +95,7 @@ def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(tiny_root: Path)
 @pytest.mark.parametrize(
     ("phase", "settings", "most_waits"),
     [
-        ("gcn", ("neighbors.source=mean",), 0),
+        ("gcn", (), 0),
         ("cnn", ("pairs.refresh=epoch",), 0),
         # where neighbors and pairs are, and the widths of lists
         ("cnn", SETTINGS["as in the paper"], 8),

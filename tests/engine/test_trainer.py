@@ -52,7 +52,6 @@ def test_every_labeller_trains_and_reports(labeller: str, tiny_config: Config, t
         ("memory.update=before",),
         LIVE,
         ("neighbors.source=memory", "pairs.refresh=epoch"),
-        ("neighbors.source=mean",),
         ("neighbors.whitening=true",),
         ("train.optimizer=adamw", "train.lr_new=0.001", "backbone.camera_bn=false"),
         ("train.warmup_epochs=2",),

@@ -34,9 +34,9 @@ CALM = ("train.lr_new=0.001",)
 # 7 does not divide 24, so that shards differ in size
 RUNS = (
     ("train.batch_size=7", "pairs.refresh=epoch", "backbone.camera_bn=false"),
-    ("backbone.bn_group=4", "neighbors.source=mean"),
+    ("backbone.bn_group=4",),
     ("backbone.bn_group=6", "pairs.labeller=mplp", "memory.update=before"),
-    ("neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false"),
+    (*CALM, "neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false"),
 )
 
 
