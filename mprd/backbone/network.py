@@ -49,7 +49,6 @@ class Backbone(nn.Module):
         num_channels: int,
         *,
         num_stripes: int = 1,
-        bn_bias: bool = True,
         uses_gem: bool = False,
         pixel_affine: Tensor | None = None,
         layers: dict[str, int] | None = None,
@@ -63,7 +62,6 @@ class Backbone(nn.Module):
         register_optional(self, "pixel_affine", pixel_affine)
         self.num_features = num_channels * num_stripes
         self.neck = nn.BatchNorm1d(self.num_features)
-        self.neck.bias.requires_grad_(bn_bias)
         self.is_bf16 = False
         """Whether the trunk computes in bfloat16; pooling and what follows are float32."""
         self.batch_split = BatchSplit(WorkerGroup(), 0)
@@ -161,7 +159,6 @@ def build_backbone(config: BackboneConfig, *, size: tuple[int, int], workers: Wo
         trunk.network,
         trunk.num_channels,
         num_stripes=config.num_stripes,
-        bn_bias=config.bn_bias,
         uses_gem=config.pool == "gem",
         pixel_affine=affine if config.pixels == "auto" else pixel_affine(PIXELS[config.pixels]),
         layers=trunk.layers,

@@ -126,6 +126,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "data.synthetic.lookalike_share": Fixed(0.5, "only tests varied it"),
     "data.synthetic.camera_gap": Fixed(0.6, "the demo's value"),
     "data.synthetic.seed": Fixed(0, "only tests varied it"),
+    "backbone.bn_bias": FixedInTraining(True, "a frozen one brought nothing"),
     "backbone.freeze_bn": Fixed(False, "no recipe froze them"),
     "memory.gamma_start": Fixed(1.0, SEC_5_2),
     "memory.gamma_end": Fixed(0.5, SEC_5_2),

@@ -135,8 +135,6 @@ class BackboneConfig(Section):
     projection); `auto` is the class token where there is one, else the mean."""
     num_stripes: int = Field(1, ge=1, le=16)
     """Horizontal stripes pooled separately; 1 is the paper's global pooling."""
-    bn_bias: bool = True
-    """Whether the bias of the appended batch normalization is trained."""
     camera_bn: bool = False
     """Normalize by camera: batches of one camera, and statistics of clean images of each, renewed after each epoch."""
     bn_group: int = Field(0, ge=0)
