@@ -18,9 +18,9 @@ class MachineTaken(Exception):
 
 
 class Notice:
-    """A request to stop: another one, or Ray's notice that this machine will be taken (`ray drain-node`)."""
+    """A request to stop: a given one, or Ray's notice that this machine will be taken (`ray drain-node`)."""
 
-    def __init__(self, request: StopRequest) -> None:
+    def __init__(self, request: StopRequest | None = None) -> None:
         self.request = request
         self.machine = ray.get_runtime_context().get_node_id()
         self.is_given, self.looked_at = False, 0.0
@@ -30,7 +30,7 @@ class Notice:
         """True from the request on."""
         if not self.is_given and time.monotonic() - self.looked_at > LOOK_SECONDS:
             self.is_given, self.looked_at = self.machine in state.get_draining_nodes(), time.monotonic()
-        return self.is_given or self.request.stop
+        return self.is_given or (self.request is not None and self.request.stop)
 
     def error(self) -> MachineTaken:
         """Return the error that names this machine."""

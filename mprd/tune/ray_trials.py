@@ -157,7 +157,7 @@ def run_trial(spec: dict[str, Any]) -> None:
     check_shared(local_path(spec["study"]), spec["mark"])
     folder, config = RunFolder(spec["folder"]), Config.model_validate(json.loads(spec["config"]))
     bundle, mailbox = spec["bundle"], spec["mailbox"]
-    notice = Notice(mailbox)
+    notice = Notice()
     # Ray's own default is WARNING
     logging.getLogger("mprd").setLevel(logging.INFO)
     if "GPU" not in bundle:
