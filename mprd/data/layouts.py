@@ -219,18 +219,22 @@ def read_folders(tree: Scan, folders: SplitFolders, pattern: re.Pattern[str]) ->
 
 
 def read_names(folder: Path, names: Sequence[str], root: Path, pattern: re.Pattern[str]) -> list[Crop]:
-    """Return the images of a folder, given relative to the root, with the ids in their names."""
+    """Return the images of a folder, given relative to the root, with the ids in their names.
+
+    Raises UserError where there is no such folder or no image, and for names that do not parse.
+    """
     if not os.path.isdir(folder):
         raise UserError(f"{folder}: no such folder")
     if not names:
         raise UserError(f"{folder}: no images; looked for {', '.join('*' + suffix for suffix in IMAGE_SUFFIXES)}")
-    bad = misnamed(folder, names, root, pattern)
+    matches = find_ids(folder, names, root, pattern)
+    bad = [root / name for name, match in zip(names, matches, strict=True) if match is None]
     if bad:
         raise UserError(
             f"{bad[0]}: the name does not parse ({len(bad)} of {len(names)} do not); "
             f"wanted {pattern.pattern} (for other names: data.dataset=folder and data.name_pattern)"
         )
-    ids = [match.groupdict() for match in find_ids(folder, names, root, pattern) if match is not None]
+    ids = [match.groupdict() for match in matches if match is not None]
     return [Crop(root / name, id.get("pid"), id.get("camid")) for name, id in zip(names, ids, strict=True)]
 
 
@@ -240,12 +244,6 @@ def find_ids(folder: Path, names: Sequence[str], root: Path, pattern: re.Pattern
     groups = [name for name in ("pid", "camid") if name in pattern.groupindex]
     found = [pattern.search(name[start:]) for name in names]
     return [None if match is None or any(match[group] is None for group in groups) else match for match in found]
-
-
-def misnamed(folder: Path, names: Sequence[str], root: Path, pattern: re.Pattern[str]) -> list[Path]:
-    """Return the images whose names do not parse."""
-    matches = find_ids(folder, names, root, pattern)
-    return [root / name for name, match in zip(names, matches, strict=True) if match is None]
 
 
 def describe_rest(names: Sequence[str]) -> list[LeftOut]:

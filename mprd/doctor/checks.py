@@ -25,7 +25,6 @@ from mprd.doctor.files import (
     find_in_files,
     find_in_ids,
     find_left_out,
-    find_misnamed,
     list_style_files,
     read_files,
     split_files,
@@ -114,13 +113,12 @@ def examine(
 
 
 def check_layout(report: DatasetReport, layout: Layout) -> None:
-    """Add the findings about folders and file names."""
+    """Add the findings about folders."""
     if layout.remark:
         level: Level = "warning" if "nothing is evaluated" in layout.remark else "note"
         report.findings.append(Finding(level, layout.remark))
     if layout.problem:
         report.findings.append(Finding("problem", layout.problem))
-    report.findings += find_misnamed(layout)
 
 
 def check_images(report: DatasetReport, layout: Layout, track: Track, backbone: str | None) -> None:

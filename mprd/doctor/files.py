@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,8 @@ import numpy as np
 
 from mprd.data.datasets import JUNK_PID, PUBLISHED_COUNTS, ImageSet, ReidDataset
 from mprd.data.decode import read_image, reading_pool
-from mprd.data.layouts import MARKET_NAME, STYLE_FOLDER, misnamed
-from mprd.data.naming import MSMT17_NAME
+from mprd.data.layouts import STYLE_FOLDER
 from mprd.data.recognition import Layout
-from mprd.data.scan import scan
 from mprd.errors import UserError
 
 Level = Literal["problem", "warning", "note"]
@@ -95,25 +92,6 @@ def find_left_out(dataset: ReidDataset, layout: Layout) -> list[Finding]:
     """Report what training and evaluation pass over."""
     parts = (*([layout.outside] if layout.outside else []), *dataset.left_out)
     return [Finding("note" if part.is_expected else "warning", f"left out: {part}") for part in parts]
-
-
-def find_misnamed(layout: Layout) -> list[Finding]:
-    """Find images whose names do not follow the layout's convention."""
-    if layout.dataset == "list":
-        return []
-    pattern = re.compile(layout.pattern) if layout.pattern else MSMT17_NAME if layout.is_msmt17 else MARKET_NAME
-    parts = layout.folders.names(scan(layout.root))
-    bad = [
-        path
-        for split, folder in vars(layout.folders).items()
-        for path in misnamed(layout.root / (folder or ""), parts[split], layout.root, pattern)
-    ]
-    if not bad:
-        return []
-    # MSMT17's lists define the images
-    level: Level = "note" if layout.is_msmt17 else "problem"
-    remedy = "" if layout.is_msmt17 else "; rename them or move them out of the folder"
-    return [found(level, f"{count(bad)} with a name that does not parse{remedy}", bad)]
 
 
 def find_in_files(dataset: ReidDataset, files: Sequence[File]) -> list[Finding]:

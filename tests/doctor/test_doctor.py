@@ -127,7 +127,7 @@ def empty_the_images(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (misname, "1 image with a name that does not parse; rename"),
+        (misname, "query/portrait.jpg: the name does not parse (1 of 9 do not)"),
         (keep_a_few, "neighbors.k = 8 needs more training images"),
         (use_one_camera, "no query has a match in the gallery under another camera"),
         (empty_the_images, "no image of query can be read"),
@@ -141,6 +141,11 @@ def test_what_would_fail_is_a_problem_and_exits_with_1(
     assert code == 1
     assert message in printed
     assert "mprd.train" not in printed
+
+
+def test_a_pattern_that_is_no_expression_is_a_problem(root: Path) -> None:
+    found = examine(root, settings=["data.name_pattern=(['"])
+    assert texts(found, "problem").startswith("data.name_pattern: not a regular expression")
 
 
 def test_without_queries_a_data_set_is_read_as_a_tree_and_not_evaluated(root: Path) -> None:
