@@ -22,7 +22,8 @@ class Naming(NamedTuple):
 
 NO_IDS = "."
 CAMERA_FOLDER = r"^(?i:c|cam|camera)[-_ ]?(?P<camid>\d+)/"
-FOLDER_IS_IDENTITY = r"^(?P<pid>[^/]+)/[^/]+$"
+IDENTITY_FOLDER = r"^(?P<pid>[^/]+)/"
+"""The beginning of the conventions by which the first folder is a person."""
 MARKET = r"(?P<pid>-?\d+)_c(?P<camid>\d+)"
 NAMINGS = (
     # the number is the person in both views, what follows is the angle
@@ -39,10 +40,10 @@ NAMINGS = (
     Naming(MARKET),
     Naming(r"(?P<pid>\d+)_\d{3}_(?P<camid>\d{2})_"),
     Naming(r"(?:^|/)(?P<pid>\d{8})_(?P<camid>\d{2})_\d{4}\."),
-    Naming(r"^(?P<pid>[^/]+)/c(?P<camid>\d+)[^/]*$"),
+    Naming(IDENTITY_FOLDER + r"c(?P<camid>\d+)[^/]*$"),
     Naming(CAMERA_FOLDER),
     Naming(r"^(?i:cam|camera)[-_ ]?(?P<camid>[a-zA-Z])/"),
-    Naming(FOLDER_IS_IDENTITY),
+    Naming(IDENTITY_FOLDER + "[^/]+$"),
     Naming(NO_IDS),
 )
 """The first that matches all names is used."""
@@ -70,7 +71,7 @@ def choose_naming(names: Sequence[str]) -> Naming:
 
 def is_plausible(naming: Naming, names: Sequence[str]) -> bool:
     """Return whether folders may be persons, where a convention takes them for that."""
-    if naming.pattern != FOLDER_IS_IDENTITY:
+    if not naming.pattern.startswith(IDENTITY_FOLDER):
         return True
     return not any(NO_IDENTITY.fullmatch(folder) for folder in {name.split("/")[0] for name in names})
 

@@ -147,6 +147,9 @@ def test_splits_are_told_by_the_names_of_their_folders(
         # places, dates and containers are not persons
         (["site1/a.jpg", "site2/a.jpg"], "folder of crops", None, None),
         (["2024-05-01/a.jpg", "2024-05-02/a.jpg"], "folder of crops", None, None),
+        (["cam1/c1_000123.jpg", "cam2/c2_000124.jpg"], "folder of crops", None, [0, 1]),
+        (["2024-05-01/c1_1.jpg", "2024-05-02/c2_1.jpg"], "folder of crops", None, None),
+        (["images/c1_0001.jpg", "images/c2_0001.jpg"], "folder of crops", None, None),
         (["ann/a.jpg", "bob/a.jpg"], "folder of crops", [0, 1], None),
     ],
 )  # fmt: skip
