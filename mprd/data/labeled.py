@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +43,13 @@ def choose_labeled(train: ImageSet, root: Path, config: MetaConfig, *, seed: int
 
 
 def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the identities of training images from a CSV with the header `file,identity`; paths are relative to `root`.
+    """Read the identities of training images from a CSV with the header `file,identity`; paths are absolute or start
+    at `root`.
 
     Returns rows of `train`, sorted int64 `[m]`, and identities counted from 0 in sorted order `[m]`.
     Raises UserError naming the file and the faulty line.
     """
-    numbers = {path.relative_to(root).as_posix(): row for row, path in enumerate(train.paths)}
+    numbers = {os.path.relpath(path, root): row for row, path in enumerate(train.paths)}
     header, *lines = read_lines(file) or [(1, [])]
     if header[1] != HEADER:
         raise UserError(f"meta.labels: {file}: wanted the header file,identity, but got {','.join(header[1])!r}")
@@ -55,7 +57,7 @@ def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np
     for number, cells in lines:
         if cells:
             place = f"meta.labels: {file}, line {number}"
-            row, identity = read_cells(cells, numbers, place=place)
+            row, identity = read_cells(cells, numbers, root, place=place)
             if found.setdefault(row, identity) != identity:
                 raise UserError(f"{place}: {cells[0]} has two identities")
     rows = np.array(sorted(found), dtype=np.int64)
@@ -78,11 +80,11 @@ def read_lines(file: Path) -> list[tuple[int, list[str]]]:
         raise UserError(f"meta.labels: {file} is no CSV: {error}") from None
 
 
-def read_cells(cells: list[str], numbers: dict[str, int], *, place: str) -> tuple[int, str]:
+def read_cells(cells: list[str], numbers: dict[str, int], root: Path, *, place: str) -> tuple[int, str]:
     """Return a line's image, as a row of the training set, and its identity."""
     if len(cells) != len(HEADER) or not cells[1].strip():
         raise UserError(f"{place}: wanted a file and an identity, but got {','.join(cells)!r}")
-    name = Path(cells[0].strip()).as_posix()
+    name = os.path.relpath(root / cells[0].strip(), root)
     if name not in numbers:
-        raise UserError(f"{place}: {name} is no training image; paths start below data.root")
+        raise UserError(f"{place}: {name} is no training image; paths are absolute or start below data.root")
     return numbers[name], cells[1].strip()

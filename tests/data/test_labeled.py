@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mprd.config.loading import load_config
-from mprd.config.schema import Config, MetaConfig
+from mprd.config.schema import Config, DataConfig, MetaConfig
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.labeled import choose_labeled
 from mprd.engine.trainer import Trainer, fit
@@ -19,6 +19,7 @@ from mprd.neighbors.exact import PADDING
 from mprd.runs.console import epoch_cells
 from mprd.runtime import checkpoint
 from tests.conftest import TINY
+from tests.trees import write_images
 
 ROOT = Path("/data")
 NAMES = ("train/a.jpg", "train/b.jpg", "train/c.jpg", "train/d.jpg", "train/e.jpg")
@@ -78,6 +79,20 @@ def test_a_file_lists_the_identities_of_some_images(text: str, labels: Path) -> 
     assert choose(NAMELESS, 2, labels=labels) == ([0, 2, 3], [1, 0, 0])
     # the file has precedence over names
     assert choose(ImageSet(NAMELESS.paths, np.arange(5), None), 2, labels=labels) == ([0, 2, 3], [1, 0, 0])
+
+
+def test_images_of_a_list_elsewhere_are_named_by_whole_paths_or_from_the_lists_folder(
+    labels: Path, tmp_path: Path
+) -> None:
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
+    (tmp_path / "lists").mkdir()
+    file = tmp_path / "lists" / "list.csv"
+    rows = [f"{tmp_path}/images/{name}.jpg,train" for name in "abc"]
+    file.write_text("\n".join(["file,split", *rows]))
+    data = load_dataset(DataConfig(dataset="auto", root=file))
+    labels.write_text(f"file,identity\n{tmp_path}/images/c.jpg,ann\n../images/a.jpg,ann\n")
+    found = choose_labeled(data.train, data.root, MetaConfig(num_ids=1, labels=labels), seed=0)
+    assert [ids.tolist() for ids in found] == [[0, 2], [0, 0]]
 
 
 @pytest.mark.parametrize(
