@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mprd.data.datasets import JUNK_PID, PUBLISHED_COUNTS, ImageSet, ReidDataset
+from mprd.data.datasets import PUBLISHED_COUNTS, ImageSet, ReidDataset
 from mprd.data.decode import read_image, reading_pool
 from mprd.data.layouts import STYLE_FOLDER
 from mprd.data.recognition import Layout
@@ -153,7 +153,9 @@ def find_in_ids(dataset: ReidDataset, layout: Layout) -> list[Finding]:
     test_pids = [images.pids for images in (query, gallery) if images.pids is not None and len(images)]
     # MSMT17's lists number training and test identities separately from 0
     if train.pids is not None and test_pids and not layout.is_msmt17:
-        both = np.setdiff1d(np.intersect1d(train.pids, np.concatenate(test_pids)), [DISTRACTOR_PID, JUNK_PID])
+        # elsewhere 0 is a person, such as the first of those that are words
+        distractors = [DISTRACTOR_PID] if dataset.name in PUBLISHED_COUNTS else []
+        both = np.setdiff1d(np.intersect1d(train.pids, np.concatenate(test_pids)), distractors)
         if len(both):
             rows = np.flatnonzero(np.isin(train.pids, both))[:NUM_SHOWN]
             text = f"{len(both)} of {len(np.unique(train.pids))} training identities are in query or gallery too"

@@ -184,6 +184,16 @@ def test_faults_that_do_not_stop_a_run_are_warnings_with_their_files(root: Path)
     assert [Path(file).name for file in double.files] == ["0001_c1s1_000001_01.jpg", "0001_c1s1_000009_01.jpg"]
 
 
+def test_the_first_person_of_a_tree_is_no_distractor(root: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    for split, people in (("train", ("ann", "bob")), ("query", ("ann",)), ("gallery", ("ann", "eve"))):
+        write_images(words / split, [f"{name}/c{camera}_1.jpg" for name in people for camera in (1, 2)])
+    assert "1 of 2 training identities are in query or gallery too" in texts(examine(words), "warning")
+    for folder in ("bounding_box_train", "query", "bounding_box_test"):
+        write_images(root / folder, [f"0000_c{camera}s1_000001_01.jpg" for camera in (1, 2)])
+    assert "training identities" not in texts(examine(root), "warning")
+
+
 def test_counts_and_sizes_are_reported(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     write_image(root / "bounding_box_train" / "0001_c1s1_000009_01.jpg", size=(30, 90))
     code, printed = doctor(capfd, str(root), "--json")
