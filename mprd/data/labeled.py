@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from pathlib import Path
 
@@ -11,10 +9,10 @@ import numpy as np
 
 from mprd.config.schema import MetaConfig
 from mprd.data.datasets import ImageSet
+from mprd.data.listing import read_rows
 from mprd.errors import UserError
-from mprd.text import read_text
 
-HEADER = ["file", "identity"]
+HEADER = ("file", "identity")
 
 
 def choose_labeled(train: ImageSet, root: Path, config: MetaConfig, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,41 +48,22 @@ def read_labels(file: Path, train: ImageSet, root: Path) -> tuple[np.ndarray, np
     Raises UserError naming the file and the faulty line.
     """
     numbers = {os.path.relpath(path, root): row for row, path in enumerate(train.paths)}
-    header, *lines = read_lines(file) or [(1, [])]
-    if header[1] != HEADER:
-        raise UserError(f"meta.labels: {file}: wanted the header file,identity, but got {','.join(header[1])!r}")
+    try:
+        lines = read_rows(file, required=HEADER, allowed=HEADER)
+    except UserError as error:
+        raise UserError(f"meta.labels: {error}") from None
     found: dict[int, str] = {}
     for number, cells in lines:
-        if cells:
-            place = f"meta.labels: {file}, line {number}"
-            row, identity = read_cells(cells, numbers, root, place=place)
-            if found.setdefault(row, identity) != identity:
-                raise UserError(f"{place}: {cells[0]} has two identities")
+        place = f"meta.labels: {file}, line {number}"
+        name, identity = os.path.relpath(root / cells["file"], root), cells["identity"]
+        if name not in numbers:
+            raise UserError(f"{place}: {name} is no training image; paths are absolute or start below data.root")
+        if not identity:
+            raise UserError(f"{place}: {name} has no identity")
+        if found.setdefault(numbers[name], identity) != identity:
+            raise UserError(f"{place}: {name} has two identities")
     rows = np.array(sorted(found), dtype=np.int64)
     names, pids = np.unique([found[row] for row in rows.tolist()], return_inverse=True)
     if len(names) == len(rows):
         raise UserError(f"meta.labels: {file}: no identity has two images, so there is no pair of one person to learn")
     return rows, pids.astype(np.int64)
-
-
-def read_lines(file: Path) -> list[tuple[int, list[str]]]:
-    """Return line number and cells of each line of a CSV."""
-    try:
-        table = csv.reader(io.StringIO(read_text(file)))
-        return [(table.line_num, cells) for cells in table]
-    except UserError as error:
-        raise UserError(f"meta.labels: {error}") from None
-    except OSError as error:
-        raise UserError(f"meta.labels: cannot read {file}: {error.strerror}") from None
-    except csv.Error as error:
-        raise UserError(f"meta.labels: {file} is no CSV: {error}") from None
-
-
-def read_cells(cells: list[str], numbers: dict[str, int], root: Path, *, place: str) -> tuple[int, str]:
-    """Return a line's image, as a row of the training set, and its identity."""
-    if len(cells) != len(HEADER) or not cells[1].strip():
-        raise UserError(f"{place}: wanted a file and an identity, but got {','.join(cells)!r}")
-    name = os.path.relpath(root / cells[0].strip(), root)
-    if name not in numbers:
-        raise UserError(f"{place}: {name} is no training image; paths are absolute or start below data.root")
-    return numbers[name], cells[1].strip()

@@ -100,12 +100,13 @@ def test_images_of_a_list_elsewhere_are_named_by_whole_paths_or_from_the_lists_f
     [
         ("", r"wanted the header file,identity, but got ''"),
         ("train/a.jpg,ann\n", r"wanted the header file,identity, but got 'train/a.jpg,ann'"),
-        ("file,identity\ntrain/a.jpg\n", r"line 2: wanted a file and an identity, but got 'train/a.jpg'"),
-        ("file,identity\ntrain/a.jpg, \n", r"line 2: wanted a file and an identity"),
+        ("file,identity\ntrain/a.jpg\n", r"line 2: train/a.jpg has no identity"),
+        ("file,identity\ntrain/a.jpg,ann,1\n", r"line 2: wanted file,identity, but got 'train/a.jpg,ann,1'"),
+        ("file,identity\ntrain/a.jpg, \n", r"line 2: train/a.jpg has no identity"),
         ("file,identity\ntrain/a.jpg,x\nquery/a.jpg,x\n", r"line 3: query/a.jpg is no training image"),
         ("file,identity\ntrain/a.jpg,x\ntrain/a.jpg,y\n", r"line 3: train/a.jpg has two identities"),
         ("file,identity\ntrain/a.jpg,x\ntrain/b.jpg,y\n", r"no identity has two images"),
-        (None, r"cannot read .*labels.csv: No such file"),
+        (None, r"labels.csv: cannot read the list: No such file"),
         (b"\xff\xfe\x00", r"labels.csv: not text"),
     ],
 )

@@ -247,6 +247,7 @@ def test_a_list_names_images_splits_and_ids(tmp_path: Path, caplog: pytest.LogCa
         ("file,split\nall/0.jpg,train\nall/../all/0.jpg,query\n", r"line 3: all/0\.jpg is on line 2 too"),
         (f"file,split\nall/0.jpg,train\n{tmp_path}/all/0.jpg,query\n", r"line 3: .*all/0\.jpg is on line 2 too"),
         ("file,split\n", r"list\.csv: lists no images"),
+        ("file,split\nall/0.jpg,train,ann\n", r"line 2: wanted file,split, but got 'all/0\.jpg,train,ann'"),
         ("file,split\nall/9.jpg,train\n", r"all/9\.jpg: named in .*list\.csv, but missing \(1 of 1 are\)"),
         (
             "file,split,identity\nall/0.jpg,train,a\nall/1.jpg,train,\n",
