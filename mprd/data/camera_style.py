@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mprd.data.decode import find_unreadable
+from mprd.data.layouts import STYLE_FOLDER
 
 logger = logging.getLogger("mprd")
 
@@ -46,12 +47,16 @@ class StyleFiles:
         return [self.name(path, camid, target) for path, camid in pairs for target in cameras if target != camid]
 
 
+def style_folder(paths: Sequence[Path], root: Path) -> Path | None:
+    """Return the folder of CamStyle's images, beside the training images or above them, up to the root."""
+    places = [place / STYLE_FOLDER for path in paths[:1] for place in path.parents if place.is_relative_to(root)]
+    return next((place for place in places if place.is_dir()), None)
+
+
 def find_style_files(
     folder: Path, paths: Sequence[Path], camids: np.ndarray, *, camera_numbers: tuple[int, ...], names_source: bool
 ) -> StyleFiles | None:
     """Find the CamStyle images of the training images; log how many are missing, return None when all are."""
-    if not folder.is_dir():
-        return None
     files = StyleFiles(folder, camera_numbers, names_source)
     wanted = files.all_names(paths, camids)
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mprd.config.schema import DataConfig, SyntheticConfig
 from mprd.data.cache import Packs
-from mprd.data.camera_style import StyleFiles, find_style_files
+from mprd.data.camera_style import StyleFiles, find_style_files, style_folder
 from mprd.data.layouts import (
     MARKET_NAME,
     STYLE_FOLDER,
@@ -144,9 +144,10 @@ def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset
     root = root.parent if config.dataset == "list" else root
     camera_numbers, camera_words = list_cameras(splits)
     train, query, gallery = number_splits(splits, cameras=camera_words or camera_numbers)
-    style = None
-    if config.camera_style == "camstyle":
-        style = find_style(train, root, camera_numbers=camera_numbers, names_source=config.dataset != "msmt17")
+    style, folder = None, style_folder(train.paths, root)
+    if config.camera_style == "camstyle" and folder is not None and train.camids is not None:
+        named = config.dataset != "msmt17"
+        style = find_style_files(folder, train.paths, train.camids, camera_numbers=camera_numbers, names_source=named)
     dataset = ReidDataset(
         config.dataset,
         root,
@@ -299,17 +300,6 @@ def some_rows(pids: np.ndarray | None, num_images: int, most: int) -> np.ndarray
     known = np.unique(pids)
     count = max(2, most * len(known) // num_images)
     return np.flatnonzero(np.isin(pids, known[np.linspace(0, len(known) - 1, count).astype(int)]))
-
-
-def find_style(
-    train: ImageSet, root: Path, *, camera_numbers: tuple[int, ...], names_source: bool
-) -> StyleFiles | None:
-    """Find CamStyle's files, in a folder beside the training images or above them, up to the root."""
-    places = [place for path in train.paths[:1] for place in path.parents if place.is_relative_to(root)]
-    folder = next((place / STYLE_FOLDER for place in places if (place / STYLE_FOLDER).is_dir()), None)
-    if train.camids is None or folder is None:
-        return None
-    return find_style_files(folder, train.paths, train.camids, camera_numbers=camera_numbers, names_source=names_source)
 
 
 def log_warnings(dataset: ReidDataset, *, needs_train: bool = True) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mprd.data.camera_style import style_folder
 from mprd.data.datasets import PUBLISHED_COUNTS, ImageSet, ReidDataset
 from mprd.data.decode import read_image, reading_pool
 from mprd.data.layouts import STYLE_FOLDER
@@ -201,10 +202,10 @@ def find_camera_styles(dataset: ReidDataset) -> Finding:
         return Finding("note", "CamStyle: not used, names hold no cameras")
     style = dataset.style_paths
     if style is None:
-        place = next((folder for folder in train.paths[0].parents if (folder / STYLE_FOLDER).is_dir()), None)
-        if place is None or not place.is_relative_to(dataset.root):
+        folder = style_folder(train.paths, dataset.root)
+        if folder is None:
             return Finding("note", f"CamStyle: no folder {STYLE_FOLDER}, so no style is transferred")
-        text = f"CamStyle: {place / STYLE_FOLDER} has no image of an expected name, so no style is transferred"
+        text = f"CamStyle: {folder} has no image of an expected name, so no style is transferred"
         return Finding("warning", text)
     wanted = style.all_names(train.paths, train.camids)
     if style.missing:
