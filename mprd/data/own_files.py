@@ -12,7 +12,6 @@ from mprd.storage.cache import TAG
 
 RUN_FILES = frozenset({"config.yaml", "run.json"})
 STUDY_FILES = frozenset({"study.yaml", "study.json"})
-DRAWN_FILES = frozenset({"manifest.json", "bounding_box_train"})
 
 
 def is_own(folder: str, names: Collection[str]) -> bool:
@@ -20,10 +19,7 @@ def is_own(folder: str, names: Collection[str]) -> bool:
     there = frozenset(names)
     if there >= RUN_FILES or there >= STUDY_FILES:
         return True
-    if TAG in there and "mprd" in first_bytes(os.path.join(folder, TAG)):
-        return True
-    # drawn by an earlier version, beside the runs
-    return there >= DRAWN_FILES and '"lookalike_share"' in first_bytes(os.path.join(folder, "manifest.json"))
+    return TAG in there and "mprd" in first_bytes(os.path.join(folder, TAG))
 
 
 def first_bytes(file: str) -> str:

@@ -77,7 +77,7 @@ class DatasetReport:
             "machine": describe_machine(),
             "findings": [asdict(finding) for finding in self.findings],
             "command": self.command,
-            "estimate": None if self.plan is None or self.plan.cost is None else self.plan.cost.row(),
+            "estimate": None if self.plan is None or self.plan.cost is None else asdict(self.plan.cost),
         }
 
 
@@ -107,8 +107,6 @@ def examine(
                 check_images(report, report.layout, track, backbone)
         except UserError as error:
             report.findings.append(Finding("problem", str(error)))
-    if report.has_problem:
-        report.plan, report.others = None, ()
     return report
 
 

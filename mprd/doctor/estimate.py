@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -44,10 +44,6 @@ class Cost:
     memory_bytes: int
     """Peak memory on the device."""
     available_bytes: int
-
-    def row(self) -> dict[str, float]:
-        """Return the estimate for JSON."""
-        return asdict(self)
 
 
 def estimate_cost(trainer: Trainer) -> Cost:

@@ -19,8 +19,8 @@ from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.decode import read_image
 from mprd.data.images import InferenceImages, PlainImages, TrainImages
 from mprd.data.loaders import ImageLoader
-from mprd.data.readable import check_dataset, check_images
 from mprd.errors import UserError
+from mprd.runs.dataset import check_dataset, check_images
 from tests.trees import CAMSTYLE, ints, write_image, write_images, write_market, write_noise
 
 CONFIG = DataConfig(height=32, width=16)
