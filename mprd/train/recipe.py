@@ -11,17 +11,15 @@ import numpy as np
 
 from mprd.cli import quiet
 from mprd.config.loading import build_config, read_given, read_preset, read_smoke
-from mprd.config.nested import flatten, get, layered, look_up, nest, put
+from mprd.config.nested import flatten, get, layered, nest, put
 from mprd.config.schema import Config, Preset
+from mprd.data.camera_style import style_folder
 from mprd.data.datasets import ReidDataset, load_dataset
 from mprd.data.labeled import read_labels
 from mprd.data.recognition import locate
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
-
-CAMERA_SETTINGS = {"neighbors.standardise": False, "data.camera_style": "none"}
-"""What needs cameras, and what does without."""
 
 
 def read_settings(
@@ -96,25 +94,28 @@ def choose_recipe(changes: dict[str, Any]) -> Preset:
 def fit_to_data(config: Config, dataset: ReidDataset, *, asked: Collection[str]) -> tuple[Config, list[str]]:
     """Leave out of a recipe what the data cannot give; return the settings, and a line for each part left out.
 
-    Settings that were asked for stay, and are refused by the code that needs the data.
+    Settings that were asked for stay, and are refused by the code that needs the data; but for a style transfer without
+    CamStyle's files, which is MPRD# by whatever name.
     """
     changes: dict[str, Any] = {}
     notes: list[str] = []
-    if dataset.train.camids is None:
-        changes = {
-            name: value
-            for name, value in CAMERA_SETTINGS.items()
-            if name not in asked and look_up(config, name) != value
-        }
-        if changes:
-            notes.append(f"no cameras in the file names, so no camera correction ({tell(changes)})")
+
+    def leave_out(name: str, value: Any, why: str) -> None:
+        changes[name] = value
+        notes.append(f"{why} ({name}={str(value).lower()})")
+
+    if dataset.train.camids is None and config.neighbors.standardise and "neighbors.standardise" not in asked:
+        leave_out("neighbors.standardise", False, "no cameras in the file names, so no camera correction")
+    if config.data.camera_style == "camstyle" and dataset.style_paths is None:
+        folder = style_folder(dataset.train.paths, dataset.root)
+        absent = "no CamStyle files" if folder is None else f"no CamStyle file of an expected name in {folder}"
+        leave_out("data.camera_style", "none", f"{absent}, so no style is transferred, MPRD#")
     num_ids = count_labelled_ids(config, dataset)
     needs_labels = "meta.num_ids" in asked or config.pairs.relabel_meta or config.gcn.sources == "meta"
     if config.uses_meta and num_ids < config.meta.num_ids and not needs_labels:
         of = config.meta.labels or "the file names"
-        changes["meta.num_ids"] = num_ids
         known = "no identities" if num_ids == 0 else f"{num_ids} identities"
-        notes.append(f"{known} in {of}, so {num_ids or 'none'} labeled ({tell({'meta.num_ids': num_ids})})")
+        leave_out("meta.num_ids", num_ids, f"{known} in {of}, so {num_ids or 'none'} labeled")
     return (build_config(layered(config.model_dump(), nest(changes))) if changes else config), notes
 
 
@@ -124,8 +125,3 @@ def count_labelled_ids(config: Config, dataset: ReidDataset) -> int:
         return len(np.unique(read_labels(config.meta.labels, dataset.train, dataset.root)[1]))
     num_ids = 0 if dataset.train.pids is None else len(np.unique(dataset.train.pids))
     return num_ids if num_ids > 1 else 0
-
-
-def tell(changes: dict[str, Any]) -> str:
-    """Write settings as `--set` takes them."""
-    return ", ".join(f"{name}={str(value).lower()}" for name, value in changes.items())

@@ -13,6 +13,8 @@ from mprd.config.loading import load_config, read_given
 from mprd.config.schema import Config
 from mprd.errors import UserError
 from mprd.train.recipe import compose, read_settings
+from mprd.tune.paper_results import paper_method
+from tests.trees import write_image
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,34 @@ def test_what_the_data_cannot_give_is_left_out_and_told(nameless_root: Path, cap
         "no cameras in the file names, so no camera correction (neighbors.standardise=false)",
         "no identities in the file names, so none labeled (meta.num_ids=0)",
     ]
+
+
+def test_without_camstyle_files_the_run_is_named_by_what_it_does(
+    tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mprd")
+    root = Path(shutil.copytree(tiny_root, tmp_path / "data"))
+    styles = root / "bounding_box_train_camstyle"
+    told = []
+    for names in ([], ["other.jpg"], ["0001_c1s1_000001_01_fake_1to2.jpg"]):
+        for name in names:
+            write_image(styles / name)
+        caplog.clear()
+        config = settings(root, preset="paper")
+        told.append([record.getMessage() for record in caplog.records if "transferred" in record.getMessage()])
+        is_there = names == ["0001_c1s1_000001_01_fake_1to2.jpg"]
+        assert paper_method(config) == ("MPRD" if is_there else "MPRD#")
+    assert told == [
+        [f"{root}: no CamStyle files, so no style is transferred, MPRD# (data.camera_style=none)"],
+        [
+            f"{root}: no CamStyle file of an expected name in {styles}, so no style is transferred, MPRD# "
+            "(data.camera_style=none)"
+        ],
+        [],
+    ]
+    shutil.rmtree(styles)
+    # a file of settings names all of them
+    assert settings(root, "data.camera_style=camstyle").data.camera_style == "none"
 
 
 def test_what_was_asked_for_stays(nameless_root: Path, tmp_path: Path) -> None:
