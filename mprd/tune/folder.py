@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 
 from mprd.config.loading import read_config, read_yaml
-from mprd.config.old_names import upgrade_dotted
+from mprd.config.nested import layered, nest
+from mprd.config.old_names import check_resumable, upgrade_dotted
 from mprd.config.schema import Config
 from mprd.data.same_images import ImageRecord, find_changes
 from mprd.errors import UserError
@@ -72,6 +73,15 @@ class StudyFolder:
         """Raise UserError where the folder holds no study."""
         if not self.study_file.is_file():
             raise UserError(f"{self.path}: holds no study to go on with, it has no {self.study_file.name}")
+
+    def check_is_resumable(self) -> None:
+        """Raise UserError where trials of the study would train in a way that is gone."""
+        shared, study = read_yaml(self.config_file), read_yaml(self.study_file)
+        parts = [point.get("set", {}) for point in study.get("points", ())]
+        for name, values in study.get("space", {}).items():
+            parts += [{name: value} for value in values.get("grid", values.get("choice", ()))]
+        for settings in parts or [{}]:
+            check_resumable(layered(shared, nest(settings)))
 
     def check_images(self, now: ImageRecord, *, on_changed: str) -> None:
         """Keep the record of the training images, or raise UserError where they differ from the one that is kept."""

@@ -250,7 +250,12 @@ def check_run(config: Config, queue: TrialQueue) -> None:
 def run_trials(
     queue: TrialQueue, config: Config, console: Console, *, launcher: str, ray_options: dict[str, Any]
 ) -> None:
-    """Run the trials that are left, in this process or on Ray, and show where they are."""
+    """Run the trials that are left, in this process or on Ray, and show where they are.
+
+    Raises UserError where there are any, and an earlier version trained them in a way that is gone.
+    """
+    if queue.num_left > 0:
+        queue.folder.check_is_resumable()
     with TrialBoard(queue, console, num_epochs=config.train.epochs):
         if launcher == "local":
             from mprd.tune.local import run_trials_locally

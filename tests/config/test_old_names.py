@@ -174,6 +174,30 @@ def test_a_study_folder_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert folder.read_trials()[0].settings == new
 
 
+def test_a_study_goes_on_unless_its_trials_train_in_a_way_that_is_gone(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    search = "neighbors.search"
+
+    def check(shared: str, **study: Any) -> None:
+        folder.config_file.write_text(yaml.safe_dump({"neighbors": {"search": shared}}))
+        folder.study_file.write_text(yaml.safe_dump({"name": "x", "doc": "", **study}))
+        folder.check_is_resumable()
+
+    exact, gone = ({"name": value, "set": {search: value}} for value in ("exact", "hnsw"))
+    check("exact", points=[exact, {"name": "b"}], space={})
+    check("hnsw", points=[exact])
+    check("exact", space={"pairs.mu": {"low": 0.1, "high": 0.9, "log": False}, search: {"grid": ["exact"]}})
+    for shared, study in (
+        ("hnsw", {"points": [exact, {"name": "b"}]}),
+        ("exact", {"points": [exact, gone]}),
+        ("exact", {"space": {search: {"grid": ["exact", "hnsw"]}}}),
+        ("exact", {"space": {search: {"choice": ["hnsw"]}, "pairs.mu": {"low": 0.1, "high": 0.9}}}),
+        ("hnsw", {"space": {"pairs.mu": {"low": 0.1, "high": 0.9}}}),
+    ):
+        with pytest.raises(UserError, match=r"^neighbors\.search: hnsw is gone; resume it with the version of mprd"):
+            check(shared, **study)
+
+
 def test_what_is_drawn_does_not_matter_to_a_run_on_photographs(tmp_path: Path) -> None:
     changes = {"data__dataset": "market1501", "data__root": str(tmp_path), "data__synthetic__camera_gap": 1.0}
     config: Config = read_config(write_old(tmp_path / "config.yaml", **changes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -118,6 +119,23 @@ def test_a_finished_study_runs_nothing_again_and_is_not_overwritten(finished: Pa
     assert sorted(before) == NAMES
     with pytest.raises(UserError, match="holds a study already; go on with --resume"):
         run("small", tiny_root, finished)
+
+
+def test_a_study_with_a_value_that_is_gone_is_reported_and_runs_no_trial(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    config["neighbors"]["search"] = "hnsw"
+    (out / "config.yaml").write_text(yaml.safe_dump(config))
+    run(None, None, out)
+    trials = read_trials(out)
+    trials[-1]["state"] = "running"
+    (out / "trials.json").write_text(json.dumps(trials))
+    (out / "report.html").unlink()
+    with pytest.raises(UserError, match=r"^neighbors\.search: hnsw is gone; resume it with the version of mprd"):
+        run(None, None, out)
+    assert checkpoint_times(out) == checkpoint_times(finished)
+    assert states(out) == ["finished"] * 3 + ["running"]
+    assert (out / "report.html").is_file()
 
 
 def test_a_failing_trial_is_recorded_and_a_poor_one_stopped(tiny_root: Path, tmp_path: Path) -> None:
