@@ -20,8 +20,8 @@ from mprd.data.camera_style import StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.decode import read_image, to_rgb
 from mprd.data.loaders import Item
-from mprd.data.transforms import VIEW_KEYS, View, augment, draw_params, normalize
-from mprd.data.transforms_batch import BatchParams, augment_batch, draw_batch, normalize_batch
+from mprd.data.transforms import VIEW_KEYS, AugmentParams, View, augment, draw_params, normalize
+from mprd.data.transforms_batch import augment_batch, normalize_batch
 from mprd.errors import UserError
 
 logger = logging.getLogger("mprd")
@@ -58,7 +58,7 @@ class TrainImages:
         self.camids = None if style is None else images.camids
         self.cameras = np.empty(0, dtype=np.int64) if self.camids is None else np.unique(self.camids)
         self.config, self.style, self.seed, self.view, self.epoch = config, style, seed, view, 0
-        self.drawn: tuple[int, BatchParams] | None = None
+        self.drawn: tuple[int, AugmentParams] | None = None
         self.pack = open_pack(packs, self.files(), config, purpose="train")
 
     def files(self) -> list[Path]:
@@ -71,6 +71,8 @@ class TrainImages:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the augmentation; a loader uses it from its next iteration on."""
         self.epoch = epoch
+        # here, so that a loader's forked processes have it
+        self.draw()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -81,10 +83,8 @@ class TrainImages:
 
     def __getitem__(self, index: int) -> Item:
         height, width = self.config.size
-        params = draw_params(
-            self.seed, self.epoch, image=index, view=self.view, num_cameras=len(self.cameras), config=self.config
-        )
-        return augment(self.read(index, params.camera), params, height=height, width=width), index
+        params = self.draw().rows(index)
+        return augment(self.read(index, int(params.camera)), params, height=height, width=width), index
 
     def read(self, index: int, camera: int) -> Image.Image:
         """Return an image in the style of one of the training cameras, given by its index in `cameras`."""
@@ -111,12 +111,12 @@ class TrainImages:
         pixels = self.pack.gather(rows, device=device).permute(0, 3, 1, 2)
         return augment_batch(pixels, params, height=self.config.height, width=self.config.width)
 
-    def draw(self) -> BatchParams:
+    def draw(self) -> AugmentParams:
         """Return this epoch's augmentation of all images, drawn once."""
         if self.drawn is None or self.drawn[0] != self.epoch:
             images, cameras = np.arange(len(self)), len(self.cameras)
             view, config = self.view, self.config
-            params = draw_batch(self.seed, self.epoch, images=images, view=view, num_cameras=cameras, config=config)
+            params = draw_params(self.seed, self.epoch, images=images, view=view, num_cameras=cameras, config=config)
             self.drawn = self.epoch, params
         return self.drawn[1]
 

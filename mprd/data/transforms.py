@@ -5,10 +5,8 @@ Parameters do not depend on the image's size, so that they can be applied to one
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +19,6 @@ from mprd.config.schema import DataConfig
 from mprd.runtime.seeding import draw_uniforms
 
 View = Literal["train", "perturbed"]
-Box = tuple[float, float, float, float]
-"""Top, left, height and width, as shares of the image's height and width."""
 
 # last part of a generator's key, distinct from mprd.runtime.seeding.RngStream
 VIEW_KEYS: dict[View, int] = {"train": 100, "perturbed": 101}
@@ -65,94 +61,93 @@ STRENGTHS = {
 """By `data.augmentation`: MLCReID's (Sec. 5.2: "similar to [24]"), and one chosen for 64 x 32 pixels."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AugmentParams:
-    """The random parameters of one image."""
+    """The random parameters of images: arrays `[B]`, or `[B, 4]` for boxes; of one image, numbers and `[4]`.
 
-    camera: int
+    A box is its top, left, height and width, as shares of the image's height and width.
+    """
+
+    camera: np.ndarray
     """Index of the training camera whose style it gets."""
-    crop: Box
-    flip: bool
-    angle: float
+    crop: np.ndarray
+    flip: np.ndarray
+    angle: np.ndarray
     """Degrees, counter-clockwise."""
-    brightness: float
-    contrast: float
-    saturation: float
-    grayscale: bool
-    blur: float
+    brightness: np.ndarray
+    contrast: np.ndarray
+    saturation: np.ndarray
+    grayscale: np.ndarray
+    blur: np.ndarray
     """Standard deviation of the Gaussian, as a share of the height; 0 for none."""
-    erase: Box | None
-    """The box of random erasing, or None."""
+    erase: np.ndarray
+    """The box of random erasing, whose height and width are 0 where nothing is erased."""
+
+    def rows(self, rows: int | slice | np.ndarray) -> AugmentParams:
+        """Return the parameters of some images, or of one."""
+        return AugmentParams(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw_params(
-    seed: int, epoch: int, *, image: int, view: View, num_cameras: int, config: DataConfig
+    seed: int, epoch: int, *, images: np.ndarray, view: View, num_cameras: int, config: DataConfig
 ) -> AugmentParams:
-    """Draw one image's parameters, a function of (seed, epoch, image, view) and the settings alone.
+    """Draw the parameters of images `[B]`, each a function of (seed, epoch, image, view) and the settings alone.
 
     Every parameter has a fixed position in the stream, so that a setting changes its own parameter alone.
     """
-    draws = draw_uniforms(seed, epoch, [image], VIEW_KEYS[view], num_draws=NUM_DRAWS)[0].tolist()
+    draws = draw_uniforms(seed, epoch, images.tolist(), VIEW_KEYS[view], num_draws=NUM_DRAWS)
     strength = STRENGTHS[config.augmentation]
     jitter, rotation = strength.jitter, strength.rotation
-    crops = in_pairs(draws[14 : 14 + 2 * NUM_ATTEMPTS])
-    erased = in_pairs(draws[14 + 2 * NUM_ATTEMPTS :])
-    is_train = view == "train"
-    erases = is_train and draws[9] < strength.erasing
+    is_train, is_perturbed = view == "train", view == "perturbed"
+    crops, erased = np.split(draws[:, 14:], 2, axis=1)
     # Departs from MLCReID for images other than 2:1: CROP_RATIO is the ratio after resizing to 2:1
-    crop = draw_box(crops, draws[10], draws[11], area=strength.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
+    crop = draw_boxes(crops, draws[:, 10:12], area=strength.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
+    crop[crop[:, 2] == 0] = (0.0, 0.0, 1.0, 1.0)
     frame = config.height / config.width
-    erase = draw_box(erased, draws[12], draws[13], area=strength.erased_area, ratio=ERASING_RATIO, frame=frame)
+    erase = draw_boxes(erased, draws[:, 12:14], area=strength.erased_area, ratio=ERASING_RATIO, frame=frame)
+    erase[~(is_train & (draws[:, 9] < strength.erasing))] = 0
+    factors = scale_to(draws[:, 3:6], 1 - jitter, 1 + jitter)
     return AugmentParams(
-        camera=int(draws[0] * num_cameras),
-        crop=crop or (0.0, 0.0, 1.0, 1.0),
-        flip=draws[1] < 0.5,
-        angle=scale_to(draws[2], -rotation, rotation),
-        brightness=scale_to(draws[3], 1 - jitter, 1 + jitter),
-        contrast=scale_to(draws[4], 1 - jitter, 1 + jitter),
-        saturation=scale_to(draws[5], 1 - jitter, 1 + jitter),
-        grayscale=not is_train and draws[6] < GRAYSCALE_PROBABILITY,
-        blur=scale_to(draws[8], *BLUR_SIGMA) if not is_train and draws[7] < BLUR_PROBABILITY else 0.0,
-        erase=erase if erases else None,
+        camera=(draws[:, 0] * num_cameras).astype(np.int64),
+        crop=crop,
+        flip=draws[:, 1] < 0.5,
+        angle=scale_to(draws[:, 2], -rotation, rotation),
+        brightness=factors[:, 0],
+        contrast=factors[:, 1],
+        saturation=factors[:, 2],
+        grayscale=is_perturbed & (draws[:, 6] < GRAYSCALE_PROBABILITY),
+        blur=np.where(is_perturbed & (draws[:, 7] < BLUR_PROBABILITY), scale_to(draws[:, 8], *BLUR_SIGMA), 0.0),
+        erase=erase,
     )
 
 
-def scale_to(draw: Any, low: float, high: float) -> Any:
-    """Map a number or an array from [0, 1) to [low, high)."""
-    return low + (high - low) * draw
+def scale_to(draws: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Map numbers from [0, 1) to [low, high)."""
+    return low + (high - low) * draws
 
 
-def in_pairs(draws: list[float]) -> Iterator[tuple[float, float]]:
-    """Yield numbers two at a time."""
-    return zip(draws[::2], draws[1::2], strict=True)
-
-
-def draw_box(
-    attempts: Iterator[tuple[float, float]],
-    top: float,
-    left: float,
-    *,
-    area: tuple[float, float],
-    ratio: tuple[float, float],
-    frame: float,
-) -> Box | None:
-    """Return the first box of a random area and height/width ratio that fits into the image; None if none does.
+def draw_boxes(
+    attempts: np.ndarray, place: np.ndarray, *, area: tuple[float, float], ratio: tuple[float, float], frame: float
+) -> np.ndarray:
+    """Return each image's first box of a random area and height/width ratio that fits, `[B, 4]`; 0 where none does.
 
     Args:
-        attempts: per attempt two numbers in [0, 1), for area and ratio.
-        top: likewise for the position among those possible; also `left`.
+        attempts: `[B, 2 A]` numbers in [0, 1), per attempt two, for area and ratio.
+        place: `[B, 2]`, likewise for the top and left among those possible.
         frame: height / width of the image in the units of `ratio`.
     """
-    for area_draw, ratio_draw in attempts:
-        share, shape = scale_to(area_draw, *area), scale_to(ratio_draw, *ratio) / frame
-        height, width = math.sqrt(share * shape), math.sqrt(share / shape)
-        if height <= 1 and width <= 1:
-            return top * (1 - height), left * (1 - width), height, width
-    return None
+    share, shape = scale_to(attempts[:, ::2], *area), scale_to(attempts[:, 1::2], *ratio) / frame
+    height, width = np.sqrt(share * shape), np.sqrt(share / shape)
+    fits = (height <= 1) & (width <= 1)
+    rows, first = np.arange(len(fits)), fits.argmax(1)
+    height, width = height[rows, first], width[rows, first]
+    boxes = np.stack([place[:, 0] * (1 - height), place[:, 1] * (1 - width), height, width], axis=1)
+    boxes[~fits.any(1)] = 0
+    return boxes
 
 
-def crop_and_resize(image: Image.Image, box: Box, *, height: int, width: int) -> Image.Image:
-    """Resize a box of an image, antialiased, without rounding its corners to pixels."""
+def crop_and_resize(image: Image.Image, box: np.ndarray, *, height: int, width: int) -> Image.Image:
+    """Resize a box `[4]` of an image, antialiased, without rounding its corners to pixels."""
     top, left, box_height, box_width = box
     right, bottom = min(1.0, left + box_width), min(1.0, top + box_height)
     corners = (left * image.width, top * image.height, right * image.width, bottom * image.height)
@@ -160,7 +155,7 @@ def crop_and_resize(image: Image.Image, box: Box, *, height: int, width: int) ->
 
 
 def augment(image: Image.Image, params: AugmentParams, *, height: int, width: int) -> Tensor:
-    """Augment an image; return it normalized, float32 `[3, height, width]`.
+    """Augment an image by its own parameters; return it normalized, float32 `[3, height, width]`.
 
     Corners exposed by the rotation and the erased box get ImageNet's mean color, 0 after normalization.
     """
@@ -175,13 +170,12 @@ def augment(image: Image.Image, params: AugmentParams, *, height: int, width: in
     if params.grayscale:
         image = functional.rgb_to_grayscale(image, num_output_channels=3)
     if params.blur:
-        image = image.filter(ImageFilter.GaussianBlur(params.blur * height))
+        image = image.filter(ImageFilter.GaussianBlur(float(params.blur) * height))
     pixels = normalize(image)
-    if params.erase:
-        top, left, box_height, box_width = params.erase
-        rows = slice(round(top * height), round((top + box_height) * height))
-        columns = slice(round(left * width), round((left + box_width) * width))
-        pixels[:, rows, columns] = 0
+    top, left, box_height, box_width = params.erase
+    rows = slice(round(top * height), round((top + box_height) * height))
+    columns = slice(round(left * width), round((left + box_width) * width))
+    pixels[:, rows, columns] = 0
     return pixels
 
 

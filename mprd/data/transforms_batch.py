@@ -11,32 +11,14 @@ they are normalized.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.config.schema import DataConfig
-from mprd.data.transforms import (
-    BLUR_PROBABILITY,
-    BLUR_SIGMA,
-    CROP_RATIO,
-    ERASING_RATIO,
-    FRAME_RATIO,
-    GRAYSCALE_PROBABILITY,
-    MEAN_COLOR,
-    NUM_DRAWS,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    STRENGTHS,
-    VIEW_KEYS,
-    View,
-    scale_to,
-)
+from mprd.data.transforms import MEAN_COLOR, PIXEL_MEAN, PIXEL_STD, AugmentParams
 from mprd.runtime.device import send
-from mprd.runtime.seeding import draw_uniforms
 
 LUMA = (19595.0, 38470.0, 7471.0)
 """Pillow's weights of red, green and blue, times 65536; float32 adds such integers exactly."""
@@ -46,71 +28,7 @@ NUM_BLURS = 3
 """Box blurs in Pillow's approximation of a Gaussian."""
 
 
-@dataclass(frozen=True, eq=False)
-class BatchParams:
-    """The random parameters of a batch, as in AugmentParams; float64 arrays `[B]` or `[B, 4]`."""
-
-    camera: np.ndarray
-    crop: np.ndarray
-    flip: np.ndarray
-    angle: np.ndarray
-    brightness: np.ndarray
-    contrast: np.ndarray
-    saturation: np.ndarray
-    grayscale: np.ndarray
-    blur: np.ndarray
-    erase: np.ndarray
-    """Height and width are 0 where nothing is erased."""
-
-    def rows(self, rows: slice | np.ndarray) -> BatchParams:
-        """Return the parameters of some images."""
-        return BatchParams(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-def draw_batch(
-    seed: int, epoch: int, *, images: np.ndarray, view: View, num_cameras: int, config: DataConfig
-) -> BatchParams:
-    """Draw the parameters of images `[B]`; bitwise equal to those of `draw_params`."""
-    draws = draw_uniforms(seed, epoch, images.tolist(), VIEW_KEYS[view], num_draws=NUM_DRAWS)
-    strength = STRENGTHS[config.augmentation]
-    jitter, rotation = strength.jitter, strength.rotation
-    is_train, is_perturbed = view == "train", view == "perturbed"
-    crops, erased = np.split(draws[:, 14:], 2, axis=1)
-    crop = draw_boxes(crops, draws[:, 10:12], area=strength.crop_area, ratio=CROP_RATIO, frame=FRAME_RATIO)
-    crop[crop[:, 2] == 0] = (0.0, 0.0, 1.0, 1.0)
-    frame = config.height / config.width
-    erase = draw_boxes(erased, draws[:, 12:14], area=strength.erased_area, ratio=ERASING_RATIO, frame=frame)
-    erase[~(is_train & (draws[:, 9] < strength.erasing))] = 0
-    factors = scale_to(draws[:, 3:6], 1 - jitter, 1 + jitter)
-    return BatchParams(
-        (draws[:, 0] * num_cameras).astype(np.int64),
-        crop,
-        draws[:, 1] < 0.5,
-        scale_to(draws[:, 2], -rotation, rotation),
-        factors[:, 0],
-        factors[:, 1],
-        factors[:, 2],
-        is_perturbed & (draws[:, 6] < GRAYSCALE_PROBABILITY),
-        np.where(is_perturbed & (draws[:, 7] < BLUR_PROBABILITY), scale_to(draws[:, 8], *BLUR_SIGMA), 0.0),
-        erase,
-    )
-
-
-def draw_boxes(
-    attempts: np.ndarray, place: np.ndarray, *, area: tuple[float, float], ratio: tuple[float, float], frame: float
-) -> np.ndarray:
-    """Return each image's first box that fits, `[B, 4]`, or 0; `attempts` is `[B, 2 A]` and `place` `[B, 2]`."""
-    share, shape = scale_to(attempts[:, ::2], *area), scale_to(attempts[:, 1::2], *ratio) / frame
-    height, width = np.sqrt(share * shape), np.sqrt(share / shape)
-    fits = (height <= 1) & (width <= 1)
-    rows, first = np.arange(len(fits)), fits.argmax(1)
-    height, width = height[rows, first], width[rows, first]
-    boxes = np.stack([place[:, 0] * (1 - height), place[:, 1] * (1 - width), height, width], axis=1)
-    boxes[~fits.any(1)] = 0
-    return boxes
-
-
-def augment_batch(pixels: Tensor, params: BatchParams, *, height: int, width: int) -> Tensor:
+def augment_batch(pixels: Tensor, params: AugmentParams, *, height: int, width: int) -> Tensor:
     """Augment images of one size, uint8 `[B, 3, h, w]`; return them normalized, float32 `[B, 3, H, W]`."""
     device = pixels.device
     maps = crop_and_resize_batch(pixels.float(), params.crop, params.flip, height=height, width=width)
@@ -184,7 +102,7 @@ def rotate_batch(maps: Tensor, angle: np.ndarray) -> Tensor:
     return torch.where(is_inside, turned.add_(EDGE).floor_(), fill)
 
 
-def jitter_batch(maps: Tensor, params: BatchParams) -> Tensor:
+def jitter_batch(maps: Tensor, params: AugmentParams) -> Tensor:
     """Change brightness, contrast and saturation, in this order."""
     maps = blend(0.0, maps, per_image(params.brightness, maps.device))
     num_cells = maps.shape[2] * maps.shape[3]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,25 @@ from mprd.data.transforms import (
     Strength,
     View,
     augment,
-    draw_box,
+    draw_boxes,
     draw_params,
     normalize,
 )
 
 CONFIG = DataConfig(height=64, width=32)
-STILL = AugmentParams(0, (0.0, 0.0, 1.0, 1.0), False, 0.0, 1.0, 1.0, 1.0, False, 0.0, None)
+WHOLE, NOWHERE = (0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0)
+STILL = AugmentParams(*map(np.array, (0, WHOLE, False, 0.0, 1.0, 1.0, 1.0, False, 0.0, NOWHERE)))
+
+
+def still(**changes: Any) -> AugmentParams:
+    """Return the parameters of one image that is changed by these alone."""
+    return replace(STILL, **{name: np.array(value) for name, value in changes.items()})
 
 
 def draw(
-    image: int = 0, *, seed: int = 0, epoch: int = 0, view: View = "train", config: DataConfig = CONFIG
+    count: int, *, seed: int = 0, epoch: int = 0, view: View = "train", config: DataConfig = CONFIG
 ) -> AugmentParams:
-    return draw_params(seed, epoch, image=image, view=view, num_cameras=6, config=config)
+    return draw_params(seed, epoch, images=np.arange(count), view=view, num_cameras=6, config=config)
 
 
 def picture(rows: list[list[int]]) -> Image.Image:
@@ -66,33 +71,33 @@ def test_normalization_uses_the_imagenet_mean_and_deviation() -> None:
     ],
 )
 def test_flip_and_crop(changes: dict[str, Any], rows: list[list[int]], expected: list[list[int]]) -> None:
-    pixels = augment(picture(rows), replace(STILL, **changes), height=2, width=2)
+    pixels = augment(picture(rows), still(**changes), height=2, width=2)
     np.testing.assert_allclose(gray(pixels), expected, atol=1e-3)
 
 
 def test_a_rotation_is_counter_clockwise_and_exposes_the_mean_color() -> None:
     rows = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
-    turned = augment(picture(rows), replace(STILL, angle=90.0), height=3, width=3)
+    turned = augment(picture(rows), still(angle=90.0), height=3, width=3)
     np.testing.assert_allclose(gray(turned), [[30, 60, 90], [20, 50, 80], [10, 40, 70]], atol=1.01)
-    tilted = augment(Image.new("RGB", (20, 20), (255, 255, 255)), replace(STILL, angle=45.0), height=20, width=20)
+    tilted = augment(Image.new("RGB", (20, 20), (255, 255, 255)), still(angle=45.0), height=20, width=20)
     # the mean is rounded to 8 bits: at most half a step of 1/255, over a deviation of 0.224
     assert tilted[:, 0, 0].abs().max() < 0.5 / 255 / 0.224 + 1e-6
 
 
 def test_brightness_scales_contrast_spreads_around_the_mean_and_saturation_blends_with_gray() -> None:
     flat = picture([[100, 200]])
-    brighter = augment(flat, replace(STILL, brightness=1.2), height=1, width=2)
+    brighter = augment(flat, still(brightness=1.2), height=1, width=2)
     np.testing.assert_allclose(gray(brighter), [[120, 240]], atol=1)
     # the mean is 150
-    duller = augment(flat, replace(STILL, contrast=0.8), height=1, width=2)
+    duller = augment(flat, still(contrast=0.8), height=1, width=2)
     np.testing.assert_allclose(gray(duller), [[110, 190]], atol=1)
-    red = augment(Image.new("RGB", (1, 1), (200, 0, 0)), replace(STILL, saturation=0.5), height=1, width=1)
+    red = augment(Image.new("RGB", (1, 1), (200, 0, 0)), still(saturation=0.5), height=1, width=1)
     # luma is 0.299 * 200 = 60; halfway from 200 is 130
     np.testing.assert_allclose(gray(red), [[130]], atol=1)
 
 
 def test_grayscale_gives_three_equal_channels_of_luma() -> None:
-    pixels = augment(Image.new("RGB", (1, 1), (200, 0, 0)), replace(STILL, grayscale=True), height=1, width=1)
+    pixels = augment(Image.new("RGB", (1, 1), (200, 0, 0)), still(grayscale=True), height=1, width=1)
     mean, std = torch.tensor(IMAGENET_MEAN).view(3, 1, 1), torch.tensor(IMAGENET_STD).view(3, 1, 1)
     torch.testing.assert_close((pixels * std + mean) * 255, torch.full((3, 1, 1), 60.0), rtol=0, atol=1)
 
@@ -100,7 +105,7 @@ def test_grayscale_gives_three_equal_channels_of_luma() -> None:
 def test_blur_spreads_a_dot_and_keeps_its_sum() -> None:
     rows = np.zeros((64, 32), dtype=np.uint8)
     rows[32, 16] = 255
-    pixels = gray(augment(picture(rows.tolist()), replace(STILL, blur=0.01), height=64, width=32))
+    pixels = gray(augment(picture(rows.tolist()), still(blur=0.01), height=64, width=32))
     assert pixels[32, 16] < 200
     assert pixels[31, 16] > 10
     assert pixels.sum() == pytest.approx(255, abs=20)
@@ -108,72 +113,90 @@ def test_blur_spreads_a_dot_and_keeps_its_sum() -> None:
 
 def test_the_erased_box_gets_the_mean_color() -> None:
     white = Image.new("RGB", (8, 8), (255, 255, 255))
-    pixels = augment(white, replace(STILL, erase=(0.25, 0.5, 0.5, 0.25)), height=8, width=8)
+    pixels = augment(white, still(erase=(0.25, 0.5, 0.5, 0.25)), height=8, width=8)
     expected = torch.zeros(8, 8, dtype=torch.bool)
     expected[2:6, 4:6] = True
     assert torch.equal((pixels == 0).all(0), expected)
 
 
 def test_parameters_are_in_the_configured_ranges() -> None:
-    for params in map(draw, range(400)):
-        top, left, height, width = params.crop
-        assert height * width >= 0.64 - 1e-9
-        assert height * width <= 1 + 1e-9
-        # 2 to 3 for an image twice as high as wide
-        assert 2 - 1e-9 <= 2 * height / width <= 3 + 1e-9
-        assert 0 <= top <= 1 - height
-        assert 0 <= left <= 1 - width
-        assert -10 <= params.angle <= 10
-        assert all(0.8 <= factor <= 1.2 for factor in (params.brightness, params.contrast, params.saturation))
-        assert params.erase is None or 0.02 - 1e-9 <= params.erase[2] * params.erase[3] <= 0.2 + 1e-9
-        assert params.erase is None or params.erase[0] + params.erase[2] <= 1 + 1e-9
-        assert not params.grayscale
-        assert params.blur == 0
+    params = draw(400)
+    top, left, height, width = params.crop.T
+    assert_within(height * width, 0.64, 1)
+    # 2 to 3 for an image twice as high as wide
+    assert_within(2 * height / width, 2, 3)
+    assert_within(params.crop, 0, 1)
+    assert_within(top + height, 0, 1)
+    assert_within(left + width, 0, 1)
+    assert_within(params.angle, -10, 10)
+    for factors in (params.brightness, params.contrast, params.saturation):
+        assert_within(factors, 0.8, 1.2)
+    erased = params.erase[params.erase[:, 2] > 0]
+    assert_within(erased[:, 2] * erased[:, 3], 0.02, 0.2)
+    assert_within(erased[:, 0] + erased[:, 2], 0, 1)
+    assert not params.grayscale.any()
+    assert not params.blur.any()
+
+
+def assert_within(found: np.ndarray, low: float, high: float) -> None:
+    assert low - 1e-9 <= found.min()
+    assert found.max() <= high + 1e-9
 
 
 def test_cameras_flips_and_erasing_have_the_configured_frequencies() -> None:
-    drawn = [draw(image) for image in range(1200)]
-    cameras = Counter(params.camera for params in drawn)
+    params = draw(1200)
     # 200 each; four standard deviations are 52
-    assert set(cameras) == set(range(6))
-    assert all(abs(count - 200) < 52 for count in cameras.values())
+    counts = np.bincount(params.camera)
+    assert len(counts) == 6
+    assert (abs(counts - 200) < 52).all()
     # 600; four standard deviations are 69
-    assert abs(sum(params.flip for params in drawn) - 600) < 69
-    assert abs(sum(params.erase is not None for params in drawn) - 600) < 69
+    assert abs(params.flip.sum() - 600) < 69
+    assert abs((params.erase[:, 2] > 0).sum() - 600) < 69
 
 
 def test_the_perturbed_copy_has_grayscale_and_blur_and_no_erasing() -> None:
-    drawn = [draw(image, view="perturbed") for image in range(400)]
-    assert all(params.erase is None for params in drawn)
+    params = draw(400, view="perturbed")
+    assert not params.erase.any()
     # 80 and 200; four standard deviations are 32 and 40
-    assert abs(sum(params.grayscale for params in drawn) - 80) < 32
-    blurred = [params.blur for params in drawn if params.blur]
+    assert abs(params.grayscale.sum() - 80) < 32
+    blurred = params.blur[params.blur > 0]
     assert abs(len(blurred) - 200) < 40
-    assert all(0.001 <= sigma <= 0.01 for sigma in blurred)
+    assert_within(blurred, 0.001, 0.01)
 
 
 def test_parameters_depend_on_seed_epoch_image_and_view() -> None:
-    first = draw()
-    assert draw() == first
-    others = [draw(seed=1), draw(epoch=1), draw(image=1), draw(view="perturbed")]
-    assert len({first.crop, *(params.crop for params in others)}) == 5
+    first, again = draw(2), draw_params(0, 0, images=np.array([1, 0]), view="train", num_cameras=6, config=CONFIG)
+    for field in fields(AugmentParams):
+        assert np.array_equal(getattr(again, field.name)[::-1], getattr(first, field.name))
+    others = [draw(1, seed=1), draw(1, epoch=1), draw(1, view="perturbed")]
+    assert len(np.unique(np.concatenate([first.crop, *(params.crop for params in others)]), axis=0)) == 5
 
 
 def test_a_part_of_the_strength_changes_its_own_parameter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     still = Strength(jitter=0, rotation=0, crop_area=STRENGTHS["standard"].crop_area, erasing=0)
     monkeypatch.setitem(STRENGTHS, "small", still)
-    for image in range(20):
-        with_all = draw(image)
-        without = draw(image, config=DataConfig(height=64, width=32, augmentation="small"))
-        assert (without.angle, without.brightness, without.contrast, without.saturation) == (0, 1, 1, 1)
-        assert without.erase is None
-        assert (without.crop, without.flip, without.camera) == (with_all.crop, with_all.flip, with_all.camera)
+    with_all, without = draw(20), draw(20, config=DataConfig(height=64, width=32, augmentation="small"))
+    for name, value in (("angle", 0), ("brightness", 1), ("contrast", 1), ("saturation", 1), ("erase", 0)):
+        assert (getattr(without, name) == value).all()
+    for name in ("crop", "flip", "camera"):
+        assert np.array_equal(getattr(without, name), getattr(with_all, name))
 
 
 def test_a_box_is_the_first_attempt_that_fits() -> None:
-    attempts = [(1.0, 1.0), (0.0, 0.5), (0.0, 0.0)]
+    attempts = np.array([[1.0, 1.0, 0.0, 0.5, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    place = np.array([[0.5, 0.25], [0.5, 0.25]])
     # area 1 at ratio 1.5 is too high; then area 0.64 at ratio 1.25: sqrt(0.8) high, sqrt(0.512) wide
-    box = draw_box(iter(attempts), 0.5, 0.25, area=(0.64, 1), ratio=(2, 3), frame=2)
+    boxes = draw_boxes(attempts, place, area=(0.64, 1), ratio=(2, 3), frame=2)
     height, width = 0.8**0.5, 0.512**0.5
-    assert box == pytest.approx((0.5 * (1 - height), 0.25 * (1 - width), height, width), abs=1e-12)
-    assert draw_box(iter([(1.0, 1.0)]), 0, 0, area=(0.64, 1), ratio=(2, 3), frame=2) is None
+    np.testing.assert_allclose(boxes[0], (0.5 * (1 - height), 0.25 * (1 - width), height, width), atol=1e-12)
+    assert not boxes[1].any()
+
+
+def test_a_crop_that_never_fits_is_the_whole_image_and_such_an_erased_box_is_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = Strength(jitter=0.2, rotation=10, crop_area=(1, 1), erasing=1, erased_area=(1, 1))
+    monkeypatch.setitem(STRENGTHS, "standard", whole)
+    params = draw(40, config=DataConfig(height=16, width=256))
+    assert (params.crop == WHOLE).all()
+    assert (params.erase == 0).all()
