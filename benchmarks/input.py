@@ -59,8 +59,8 @@ def measure(dataset: ReidDataset, folder: Path, *, size: tuple[int, int], device
     def train_images(held: Packs | None) -> TrainImages:
         return TrainImages(dataset.train, config.data, style=None, seed=0, packs=held)
 
-    files, packed, plain = train_images(None), train_images(packs), PlainImages(dataset.train, config.data)
-    plain_packed = PlainImages(dataset.train, config.data, packs=packs)
+    files, packed, plain = train_images(None), train_images(packs), PlainImages(dataset.train.paths, config.data)
+    plain_packed = PlainImages(dataset.train.paths, config.data, packs=packs)
     at_once = 512 if device.type == "cuda" else 32
 
     def singly(images: TrainImages | PlainImages) -> int:

@@ -17,7 +17,7 @@ from mprd.backbone.features import ordered_batches, stream_features
 from mprd.backbone.network import Backbone, build_backbone
 from mprd.config.schema import Config
 from mprd.data.datasets import to_number
-from mprd.data.images import ImageSource, InferenceImages
+from mprd.data.images import ImageSource, PlainImages
 from mprd.errors import UserError
 from mprd.neighbors.similarity import SimilarityChain
 from mprd.runs.folder import RunFolder
@@ -82,7 +82,7 @@ class Model:
         """
         features = np.empty((len(images), self.num_features), np.float32)
         batches = ordered_batches(torch.arange(len(images)), batch_size or self.config.eval.batch_size)
-        prepared = InferenceImages(images, self.config.data)
+        prepared = PlainImages(images, self.config.data, hint="")
         for ids, rows in self.stream(prepared, batches, cameras=cameras, num_workers=num_workers):
             features[ids] = rows
         return features

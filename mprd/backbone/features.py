@@ -94,7 +94,7 @@ def stream_features(
         cameras: of all images, see `Backbone.forward`.
     """
     for shown, ids in ImageLoader(images, batches, num_workers=num_workers, pin=device.type == "cuda"):
-        # InferenceImages marks an unreadable file by a negative id
+        # PlainImages marks an unreadable file by a negative id
         rows = None if cameras is None else cameras[ids.where(ids >= 0, ~ids)].to(device)
         yield ids, backbone(send_pixels(shown, device), rows)
 

@@ -25,6 +25,8 @@ VERSION = 2
 """To be incremented when the same file yields other pixels: caches of pixels and features are keyed by it."""
 # the errors that Pillow raises for damaged files
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+SKIP_HINT = "data.on_bad_image=skip leaves such files out"
+"""The remedy for an image of a data set that cannot be read."""
 BACKGROUND = (255, 255, 255)
 """What transparent pixels are shown over."""
 SIXTEEN_BITS = 65535
@@ -34,7 +36,7 @@ TURNED = (5, 6, 7, 8)
 PROFILE_MODES = {"RGB ": ("RGB",), "CMYK": ("CMYK",), "GRAY": ("L",), "Lab ": ("LAB",)}
 
 
-def read_image(path: Path | str, *, hint: str = "data.on_bad_image=skip leaves such files out") -> Image.Image:
+def read_image(path: Path | str, *, hint: str = SKIP_HINT) -> Image.Image:
     """Decode an image as 8-bit RGB; raise UserError naming the file when it cannot be read.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from mprd.config.schema import DataConfig
 from mprd.data.cache import Pack, Packs, Purpose
 from mprd.data.camera_style import StyleFiles
 from mprd.data.datasets import ImageSet
-from mprd.data.decode import read_image, to_rgb
+from mprd.data.decode import SKIP_HINT, read_image, to_rgb
 from mprd.data.loaders import Item
 from mprd.data.transforms import VIEW_KEYS, AugmentParams, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import augment_batch, normalize_batch
@@ -124,25 +125,48 @@ class TrainImages:
 class PlainImages:
     """Images as used for testing: resized (bicubic, antialiased) and normalized.
 
-    Items are (float32 `[3, H, W]`, index). Raises UserError naming an image that cannot be read.
+    Args:
+        images: files or decoded images; with `packs` paths alone.
+        packs: the cache of decoded images; None: files are decoded on each access.
+        skip_bad: give zeros and the index `~index` for a file that cannot be read; otherwise raise UserError.
+        hint: the remedy for such a file, for the error message.
+
+    Items are (float32 `[3, H, W]`, index).
     """
 
-    def __init__(self, images: ImageSet, config: DataConfig, *, packs: Packs | None = None) -> None:
-        self.paths, self.size, self.config = images.paths, (config.width, config.height), config
+    def __init__(
+        self,
+        images: Sequence[ImageSource],
+        config: DataConfig,
+        *,
+        packs: Packs | None = None,
+        skip_bad: bool = False,
+        hint: str = SKIP_HINT,
+    ) -> None:
+        self.images, self.config, self.skip_bad, self.hint = images, config, skip_bad, hint
+        # read only where there is a pack
+        self.paths = cast("Sequence[Path]", images)
         self.pack = open_pack(packs, self.paths, config, purpose="test")
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return 3, *self.config.size
 
     def __getitem__(self, index: int) -> Item:
-        path = self.paths[index]
         if self.pack is not None:
-            return normalize(self.pack.read(path)), index
-        return prepare(read_image(path), self.size), index
+            return normalize(self.pack.read(self.paths[index])), index
+        image = self.images[index]
+        try:
+            decoded = to_rgb(image) if isinstance(image, Image.Image) else read_image(image, hint=self.hint)
+        except UserError:
+            if not self.skip_bad:
+                raise
+            return torch.zeros(self.shape), ~index
+        size = self.config.width, self.config.height
+        return normalize(decoded.resize(size, Image.Resampling.BICUBIC)), index
 
     def is_batched(self, device: torch.device) -> bool:
         """Return whether to use `batch` instead of a loader, whose processes cost more than decoded pixels."""
@@ -160,39 +184,3 @@ def open_pack(packs: Packs | None, paths: Sequence[Path], config: DataConfig, *,
     if packs is None:
         return None
     return packs.open(paths, height=config.height, width=config.width, purpose=purpose)
-
-
-class InferenceImages:
-    """Files or decoded images, prepared as in `PlainImages`.
-
-    Args:
-        skip_bad: return zeros and the index `~index` for a file that cannot be read; otherwise raise UserError.
-        hint: the remedy for such a file, for the error message.
-    """
-
-    def __init__(
-        self, images: Sequence[ImageSource], config: DataConfig, *, skip_bad: bool = False, hint: str = ""
-    ) -> None:
-        self.images, self.size, self.skip_bad, self.hint = images, (config.width, config.height), skip_bad, hint
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return 3, *self.size[::-1]
-
-    def __getitem__(self, index: int) -> Item:
-        image = self.images[index]
-        try:
-            decoded = to_rgb(image) if isinstance(image, Image.Image) else read_image(image, hint=self.hint)
-        except UserError:
-            if not self.skip_bad:
-                raise
-            return torch.zeros(3, *self.size[::-1]), ~index
-        return prepare(decoded, self.size), index
-
-
-def prepare(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """Resize an RGB image to (width, height) and normalize it, as for testing: float32 `[3, H, W]`."""
-    return normalize(image.resize(size, Image.Resampling.BICUBIC))

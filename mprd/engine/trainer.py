@@ -96,7 +96,7 @@ class Trainer:
             )
             for view in ("train", "perturbed")
         )
-        self.plain_images = PlainImages(train, config.data, packs=dataset.packs)
+        self.plain_images = PlainImages(train.paths, config.data, packs=dataset.packs)
         self.num_images = len(train)
         # files beside each other show one identity, whose batch statistics would be its own
         self.order = torch.randperm(self.num_images, generator=generator(config.train.seed, RngStream.ORDER))

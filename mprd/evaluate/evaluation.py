@@ -151,7 +151,7 @@ def extract_sets(
     after_and_before = [
         extract(
             backbone,
-            PlainImages(images, config.data, packs=dataset.packs),
+            PlainImages(images.paths, config.data, packs=dataset.packs),
             batch_size=config.eval.batch_size,
             num_workers=config.data.num_workers,
             device=device,

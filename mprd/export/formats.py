@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mprd.backbone.network import Backbone, fix_camera
 from mprd.data.datasets import load_dataset
-from mprd.data.images import InferenceImages
+from mprd.data.images import PlainImages
 from mprd.data.synthetic.dataset import Drawing, write_dataset
 from mprd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mprd.errors import UserError
@@ -167,7 +167,7 @@ def sample_images(model: Model) -> tuple[Tensor, str]:
 def prepare_sample(model: Model, paths: tuple[Path, ...]) -> Tensor:
     """Prepare up to NUM_SAMPLES of the images as for testing."""
     rows = np.linspace(0, len(paths) - 1, min(NUM_SAMPLES, len(paths))).astype(int)
-    crops = InferenceImages([paths[row] for row in rows], model.config.data)
+    crops = PlainImages([paths[row] for row in rows], model.config.data, hint="")
     return torch.stack([crops[index][0] for index in range(len(crops))])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mprd.data.images import InferenceImages
+from mprd.data.images import PlainImages
 from mprd.errors import Interrupted, UserError
 from mprd.extract.inputs import ImageList, ids_from_name
 from mprd.extract.parts import Batches, Parts, count_images, cut_parts
@@ -132,7 +132,7 @@ def stream_parts(
 ) -> PartStream:
     """Extract parts in this process; decoding runs ahead across their boundaries."""
     hint = "--skip-bad leaves such files out"
-    images = InferenceImages(paths, model.config.data, skip_bad=options.skip_bad, hint=hint)
+    images = PlainImages(paths, model.config.data, skip_bad=options.skip_bad, hint=hint)
     batches = [batch for part in parts for batch in part]
     stream = model.stream(images, batches, cameras=cameras, num_workers=options.decoders)
     for part in parts:
@@ -142,7 +142,7 @@ def stream_parts(
             message = f"out of memory on {options.device}; give a --batch-size below {options.batch_size}"
             raise UserError(message) from None
         shown = np.concatenate(ids)
-        # InferenceImages marks an unreadable file by a negative id
+        # PlainImages marks an unreadable file by a negative id
         yield shown[shown >= 0], np.concatenate(features)[shown >= 0]
 
 

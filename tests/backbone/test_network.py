@@ -21,7 +21,6 @@ from mprd.backbone.network import (
 )
 from mprd.config.schema import BackboneConfig, DataConfig
 from mprd.data.cache import Packs
-from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages
 from mprd.errors import UserError
 from mprd.runtime import device
@@ -138,9 +137,7 @@ def test_extraction_follows_the_ids_and_uses_the_cores_of_idle_loaders(
 ) -> None:
     monkeypatch.setattr(device, "num_cores", lambda: 4)
     images = PlainImages(
-        ImageSet(write_noise(tmp_path / "a", 6), None, None),
-        DataConfig(height=32, width=16),
-        packs=Packs(tmp_path, mode="auto"),
+        write_noise(tmp_path / "a", 6), DataConfig(height=32, width=16), packs=Packs(tmp_path, mode="auto")
     )
     backbone, ids, threads = build(), torch.tensor([4, 0, 3]), []
     backbone.trunk.register_forward_pre_hook(lambda *_: threads.append(torch.get_num_threads()))

@@ -60,7 +60,7 @@ def test_training_images_of_one_size_are_not_resized_unless_large(tmp_path: Path
 def test_packed_images_are_bitwise_equal_to_decoded_files(tmp_path: Path, size: tuple[int, int]) -> None:
     images = ImageSet(write_noise(tmp_path / "a", 7, size=size), None, None)
     packs = Packs(tmp_path / "packs", mode="auto")
-    plain, packed_plain = PlainImages(images, CONFIG), PlainImages(images, CONFIG, packs=packs)
+    plain, packed_plain = PlainImages(images.paths, CONFIG), PlainImages(images.paths, CONFIG, packs=packs)
     assert all(torch.equal(plain[i][0], packed_plain[i][0]) for i in range(7))
     assert torch.equal(packed_plain.batch(np.array([3, 1]), CPU), torch.stack([plain[3][0], plain[1][0]]))
     if size == (16, 32):
@@ -90,8 +90,8 @@ def test_batches_built_on_the_device_equal_those_of_the_loader(tmp_path: Path) -
     packs = Packs(tmp_path / "packs", mode="auto")
     batched = CONFIG.model_copy(update={"augment": "batch"})
     batches = [[3, 1, 4], [0], [6, 5]]
-    loaded = image_batches(PlainImages(images, CONFIG), batches, num_workers=0, device=CPU)
-    made = image_batches(PlainImages(images, batched, packs=packs), batches, num_workers=0, device=CPU)
+    loaded = image_batches(PlainImages(images.paths, CONFIG), batches, num_workers=0, device=CPU)
+    made = image_batches(PlainImages(images.paths, batched, packs=packs), batches, num_workers=0, device=CPU)
     for one, other, ids in zip(loaded, made, batches, strict=True):
         assert len(one) == len(ids)
         assert torch.equal(one, other)
@@ -165,10 +165,10 @@ def test_a_damaged_pack_is_rebuilt(tmp_path: Path, harm: str, caplog: pytest.Log
 def test_without_a_pack_files_are_decoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = write_noise(tmp_path / "a", 7)
     images = ImageSet(paths, None, None)
-    expected = PlainImages(images, CONFIG)[2][0]
+    expected = PlainImages(images.paths, CONFIG)[2][0]
     (tmp_path / "file").write_text("")
     for packs in (Packs(tmp_path / "file" / "packs", mode="auto"), Packs(tmp_path / "packs", mode="none")):
-        found = PlainImages(images, CONFIG, packs=packs)
+        found = PlainImages(images.paths, CONFIG, packs=packs)
         assert found.pack is None
         assert torch.equal(found[2][0], expected)
     assert caplog.text.count("images are decoded in every epoch") == 1

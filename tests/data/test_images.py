@@ -17,7 +17,7 @@ from mprd.config.schema import DataConfig
 from mprd.data.camera_style import StyleFiles, check_style_files
 from mprd.data.datasets import ImageSet, load_dataset
 from mprd.data.decode import read_image
-from mprd.data.images import InferenceImages, PlainImages, TrainImages
+from mprd.data.images import PlainImages, TrainImages
 from mprd.data.loaders import ImageLoader
 from mprd.errors import UserError
 from mprd.runs.dataset import check_dataset, check_images
@@ -142,7 +142,7 @@ def test_the_style_is_drawn_among_all_training_cameras(tmp_path: Path) -> None:
 
 def test_plain_images_are_resized_and_normalized(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", (255, 0, 51), size=(7, 5))
-    pixels, index = PlainImages(ImageSet((path,), None, None), CONFIG)[0]
+    pixels, index = PlainImages([path], CONFIG)[0]
     assert index == 0
     expected = torch.tensor([(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225])
     torch.testing.assert_close(pixels, expected.view(3, 1, 1).expand(3, 32, 16), rtol=0, atol=1e-5)
@@ -152,7 +152,7 @@ def test_shrinking_is_antialiased(tmp_path: Path) -> None:
     stripes = np.zeros((128, 64), dtype=np.uint8)
     stripes[:, ::2] = 255
     Image.fromarray(stripes).save(tmp_path / "a.png")
-    pixels, _ = PlainImages(ImageSet((tmp_path / "a.png",), None, None), CONFIG)[0]
+    pixels, _ = PlainImages([tmp_path / "a.png"], CONFIG)[0]
     # stripes one pixel wide become their mean, 127.5, away from the borders
     np.testing.assert_allclose(pixels[0, :, 3:-3].numpy() * 0.229 + 0.485, 0.5, atol=0.02)
 
@@ -178,14 +178,14 @@ def test_an_unreadable_image_is_an_error_of_one_line_also_from_a_worker(tmp_path
 
 def test_files_and_decoded_images_are_prepared_as_plain_images(tmp_path: Path) -> None:
     source = image_set(tmp_path, 2)
-    plain = PlainImages(source, CONFIG)
+    plain = PlainImages(source.paths, CONFIG)
     sources = [source.paths[0], Image.open(source.paths[1]), tmp_path / "gone.png"]
-    images = InferenceImages(sources, CONFIG, skip_bad=True)
+    images = PlainImages(sources, CONFIG, skip_bad=True)
     assert all(torch.equal(images[index][0], plain[index][0]) for index in (0, 1))
     pixels, index = images[2]
     assert (index, pixels.shape, int(pixels.count_nonzero())) == (~2, (3, 32, 16), 0)
     with pytest.raises(UserError, match=r"gone\.png: .*no such file \(remove it\)"):
-        InferenceImages([tmp_path / "gone.png"], CONFIG, hint="remove it")[0]
+        PlainImages([tmp_path / "gone.png"], CONFIG, hint="remove it")[0]
 
 
 def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
