@@ -21,7 +21,7 @@ from mprd.data.camera_style import StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.decode import SKIP_HINT, read_image, to_rgb
 from mprd.data.loaders import Item
-from mprd.data.transforms import VIEW_KEYS, AugmentParams, View, augment, draw_params, normalize
+from mprd.data.transforms import AugmentParams, View, augment, draw_params, normalize
 from mprd.data.transforms_batch import augment_batch, normalize_batch
 from mprd.errors import UserError
 
@@ -53,8 +53,6 @@ class TrainImages:
         view: View = "train",
         packs: Packs | None = None,
     ) -> None:
-        if view not in VIEW_KEYS:
-            raise ValueError(f"view must be one of {', '.join(VIEW_KEYS)}, but got {view!r}")
         self.paths = images.paths
         self.camids = None if style is None else images.camids
         self.cameras = np.empty(0, dtype=np.int64) if self.camids is None else np.unique(self.camids)
