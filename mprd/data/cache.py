@@ -9,7 +9,6 @@ time.
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 import logging
 import os
@@ -111,11 +110,15 @@ class Packs:
             pixels = open_checked(file, num_images=len(paths))
             if pixels is None:
                 frame = (height, width) if purpose == "test" else training_frame(paths, height, width)
-                self.check_room(len(paths) * frame[0] * frame[1] * 3)
+                make_cache(self.folder)
                 with locked(file):
                     # another process may have built it meanwhile
                     pixels = open_checked(file, num_images=len(paths))
-                    pixels = build(paths, file, frame) if pixels is None else pixels
+                    if pixels is None:
+                        # of a process that was killed
+                        file.with_suffix(".part").unlink(missing_ok=True)
+                        self.check_room(len(paths) * frame[0] * frame[1] * 3)
+                        pixels = build(paths, file, frame)
         except OSError as error:
             logger.warning("no cache, images are decoded in every epoch: %s", error.strerror or error)
             return None
@@ -123,7 +126,6 @@ class Packs:
 
     def check_room(self, num_bytes: int) -> None:
         """Raise OSError where a pack would fill the disk, or need more than half of the memory."""
-        make_cache(self.folder)
         size = f"a pack of {num_bytes / 1e9:.1f} GB"
         if num_bytes + SPARE_BYTES > shutil.disk_usage(self.folder).free:
             raise OSError(f"{size} does not fit on the disk of {self.folder}")
@@ -142,33 +144,30 @@ def training_frame(paths: Sequence[Path], height: int, width: int) -> tuple[int,
 
 
 def build(paths: Sequence[Path], file: Path, frame: tuple[int, int]) -> np.ndarray:
-    """Decode every image into a new pack, resuming an interrupted attempt, and open it."""
-    shape = (len(paths), *frame, 3)
-    part, log = file.with_suffix(".part"), file.with_suffix(".part.log")
-    sums = resumable_sums(part, log, shape)
+    """Decode every image into a new pack and open it; an attempt that fails leaves nothing."""
+    shape, sums = (len(paths), *frame, 3), list[int]()
+    part, side = file.with_suffix(".part"), file.with_suffix(".json.part")
     logged = started = time.monotonic()
-    with open(part, "r+b" if sums else "wb") as pixels, open(log, "a" if sums else "w") as done, reading_pool() as pool:
-        if not sums:
-            np.lib.format.write_array_header_1_0(pixels, array_header(shape))
-            done.write(f"{json.dumps(shape)}\n")
-        pixels.seek(header_size(shape) + len(sums) * CHUNK * frame[0] * frame[1] * 3)
-        for start in range(len(sums) * CHUNK, len(paths), CHUNK):
-            chunk = np.stack([*pool.map(lambda path: decode(path, frame), paths[start : start + CHUNK])])
-            pixels.write(chunk.data)
-            # before the log line that marks it as done
+    try:
+        # written and not mapped: on a full disk a map ends the process
+        with open(part, "wb") as pixels, reading_pool() as pool:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(pixels, header)
+            for start in range(0, len(paths), CHUNK):
+                chunk = np.stack([*pool.map(lambda path: decode(path, frame), paths[start : start + CHUNK])])
+                pixels.write(chunk.data)
+                sums.append(zlib.crc32(chunk.data))
+                if time.monotonic() - logged > PROGRESS_SECONDS:
+                    logged = time.monotonic()
+                    logger.info("packing images: %d of %d", start + len(chunk), len(paths))
             pixels.flush()
-            sums.append(zlib.crc32(chunk.data))
-            done.write(f"{sums[-1]}\n")
-            done.flush()
-            if time.monotonic() - logged > PROGRESS_SECONDS:
-                logged = time.monotonic()
-                logger.info("packing images: %d of %d", start + len(chunk), len(paths))
-        os.fsync(pixels.fileno())
-    os.replace(part, file)
-    side = file.with_suffix(".json.part")
-    side.write_text(json.dumps({"format": FORMAT, "shape": shape, "sums": sums}))
-    os.replace(side, file.with_suffix(".json"))
-    log.unlink()
+            os.fsync(pixels.fileno())
+        side.write_text(json.dumps({"format": FORMAT, "shape": shape, "sums": sums}))
+        os.replace(part, file)
+        os.replace(side, file.with_suffix(".json"))
+    finally:
+        part.unlink(missing_ok=True)
+        side.unlink(missing_ok=True)
     size = np.prod(shape) / 1e6
     logger.info("packed %d images, %.0f MB, in %.1f s", len(paths), size, time.monotonic() - started)
     return np.load(file, mmap_mode="c")
@@ -178,31 +177,6 @@ def decode(path: Path, frame: tuple[int, int]) -> np.ndarray:
     """Decode an image, resized as for testing, `[H, W, 3]`."""
     image = read_image(path)
     return np.asarray(image.resize(frame[::-1], Image.Resampling.BICUBIC))
-
-
-def array_header(shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return the header of a `.npy` file."""
-    return {"descr": "|u1", "fortran_order": False, "shape": shape}
-
-
-def header_size(shape: tuple[int, ...]) -> int:
-    """Return the bytes before the pixels."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, array_header(shape))
-    return header.tell()
-
-
-def resumable_sums(part: Path, log: Path, shape: tuple[int, ...]) -> list[int]:
-    """Return the checksums of the chunks that an interrupted attempt of the same shape completed."""
-    try:
-        lines = log.read_text().split("\n")[:-1]
-        if not lines or tuple(json.loads(lines[0])) != shape:
-            return []
-        sums = [int(line) for line in lines[1:]]
-        whole = (part.stat().st_size - header_size(shape)) // (CHUNK * shape[1] * shape[2] * 3)
-    except (OSError, ValueError):
-        return []
-    return sums[: max(0, whole)]
 
 
 def open_checked(file: Path, *, num_images: int) -> np.ndarray | None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +23,6 @@ from mprd.data.cache import Mode, Pack, Packs, Purpose
 from mprd.data.camera_style import StyleFiles
 from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages, TrainImages
-from mprd.errors import UserError
 from tests.trees import write_image, write_noise
 
 CPU = torch.device("cpu")
@@ -125,24 +129,49 @@ def test_a_pack_is_built_once_and_again_when_a_file_or_the_size_changes(tmp_path
     assert len(open_anew()) == 3
 
 
-def test_an_interrupted_pack_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stop", [OSError(errno.ENOSPC, "no space"), KeyboardInterrupt()])
+@pytest.mark.parametrize("place", ["decode", "fsync", "replace"])
+def test_a_pack_that_is_interrupted_or_fills_the_disk_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: BaseException,
+    place: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     paths, folder = write_noise(tmp_path / "a", 7), tmp_path / "packs"
-    content = paths[5].read_bytes()
-    paths[5].write_bytes(b"")
-    os.utime(paths[5], ns=(1, 1))
-    monkeypatch.setattr(cache, "digest_files", lambda *_: "key")
-    with pytest.raises(UserError, match=r"5\.png: cannot read the image"):
-        Packs(folder, mode="auto").open(paths, **SIZE, purpose="test")
-    assert packs_of(folder) == []
-    paths[5].write_bytes(content)
-    decoded: list[str] = []
-    decode = cache.decode
-    monkeypatch.setattr(cache, "decode", lambda path, frame: decoded.append(path.name) or decode(path, frame))
-    pack = open_pack(folder, paths)
-    # two chunks of two were complete
-    assert sorted(decoded) == ["4.png", "5.png", "6.png"]
-    assert_holds(pack, paths)
+    function, num_calls = getattr(cache if place == "decode" else os, place), iter(range(100))
+
+    def fail(*arguments: Any) -> Any:
+        if place != "decode" or next(num_calls) == 5:
+            raise stop
+        return function(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache if place == "decode" else os, place, fail)
+        with nullcontext() if isinstance(stop, OSError) else pytest.raises(KeyboardInterrupt):
+            assert Packs(folder, mode="auto").open(paths, **SIZE, purpose="test") is None
+            assert "images are decoded in every epoch: no space" in caplog.text
+    assert sorted(path.suffix for path in folder.iterdir()) == [".TAG", ".lock"]
+    assert_holds(open_pack(folder, paths), paths)
     assert sorted(path.suffix for path in folder.iterdir()) == [".TAG", ".json", ".lock", ".npy"]
+
+
+def test_what_a_killed_process_left_is_replaced_though_it_fills_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, folder = write_noise(tmp_path / "a", 7), tmp_path / "packs"
+    monkeypatch.setattr(cache, "digest_files", lambda *_: "key")
+    folder.mkdir()
+    (folder / "images-key.part").write_bytes(bytes(20_000))
+
+    def disk_usage(folder: Path) -> SimpleNamespace:
+        used = sum(path.stat().st_size for path in folder.iterdir())
+        return SimpleNamespace(free=cache.SPARE_BYTES + 20_000 - used)
+
+    # 7 images of 32 x 16 x 3 are 10,752 bytes
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    assert_holds(open_pack(folder, paths), paths)
+    assert not (folder / "images-key.part").exists()
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "sums"])
