@@ -21,7 +21,7 @@ from PIL import Image
 
 from mprd.data.synthetic import dataset as synthetic
 from mprd.data.synthetic.cameras import draw_cameras
-from mprd.data.synthetic.dataset import Drawing, draw_shot, encode, plan_dataset, write_dataset
+from mprd.data.synthetic.dataset import Drawing, choose_models, draw_shot, encode, plan_dataset, write_dataset
 from mprd.data.synthetic.pedestrians import DETAILS
 from mprd.errors import UserError
 
@@ -138,20 +138,19 @@ def test_the_default_has_about_two_thousand_images() -> None:
     assert 1700 < len(plan_dataset(Drawing()).shots) < 2300
 
 
-def test_the_manifest_lists_settings_counts_and_identities(small: Path) -> None:
+def test_the_manifest_lists_settings_and_counts(small: Path) -> None:
     manifest = json.loads((small / "manifest.json").read_text())
     assert manifest["version"] == 1
     assert manifest["config"] == {**SMALL, "lookalike_share": 0.5, "camera_gap": 0.6, "seed": 0}
     for name, split in zip(("train", "query", "gallery"), SPLITS, strict=True):
-        ids = read_ids(small, split)
-        assert manifest["counts"][name] == len(ids)
-        assert manifest["pids"][name] == sorted({pid for pid, _ in ids})
+        assert manifest["counts"][name] == len(read_ids(small, split))
 
 
 def test_look_alikes_share_the_clothes_of_their_models() -> None:
-    plan = plan_dataset(settings(num_train_ids=30, num_test_ids=30, lookalike_share=1))
-    assert sorted(plan.models) == [pid for pid in range(1, 61) if pid not in (1, 31)]
-    for pid, model in plan.models.items():
+    config = settings(num_train_ids=30, num_test_ids=30, lookalike_share=1)
+    plan, models = plan_dataset(config), choose_models(range(1, 31), config) | choose_models(range(31, 61), config)
+    assert sorted(models) == [pid for pid in range(1, 61) if pid not in (1, 31)]
+    for pid, model in models.items():
         assert (pid <= 30) == (model <= 30)
         assert pid - 6 <= model < pid
         one, other = plan.appearances[pid], plan.appearances[model]
@@ -164,11 +163,11 @@ def test_look_alikes_share_the_clothes_of_their_models() -> None:
 
 def test_the_share_of_look_alikes_is_the_configured_one() -> None:
     def count(share: float) -> int:
-        return len(plan_dataset(settings(num_train_ids=200, num_test_ids=200, lookalike_share=share)).models)
+        return len(choose_models(range(1, 401), settings(lookalike_share=share)))
 
     assert count(0) == 0
-    # 398 identities can resemble an earlier one; four standard deviations are 40
-    assert 159 < count(0.5) < 239
+    # 399 identities can resemble an earlier one; four standard deviations are 40
+    assert 159 < count(0.5) < 240
 
 
 def test_cameras_without_a_gap_have_neutral_colors() -> None:
@@ -191,28 +190,16 @@ def test_a_complete_data_set_is_not_changed(copy: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*")} == before
 
 
-def test_other_settings_are_refused_with_the_first_that_differs(copy: Path) -> None:
-    with pytest.raises(UserError, match=r"copy: a synthetic data set of other settings \(seed 0, wanted 3\)"):
-        draw(copy, seed=3)
-
-
-def test_another_format_version_is_refused(copy: Path) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "version": 0}))
-    with pytest.raises(UserError, match="another format version"):
-        draw(copy)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"config": 3}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"counts": 3}', '{"counts": {"train": 3}}'])
 def test_a_broken_manifest_is_refused(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match="copy: "):
+    with pytest.raises(UserError, match="copy: exists, but has no readable manifest"):
         draw(copy)
 
 
 def test_a_data_set_that_lost_an_image_is_refused(copy: Path) -> None:
     next((copy / "query").iterdir()).unlink()
-    with pytest.raises(UserError, match=r"query: wanted \d+ images, but found \d+"):
+    with pytest.raises(UserError, match=r"copy: incomplete, query has \d+ of \d+ images; remove it"):
         draw(copy)
 
 
@@ -224,9 +211,8 @@ def test_another_folder_or_a_file_is_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "text"
 
 
-def test_an_empty_folder_is_filled_and_parents_are_created(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert read_bytes(draw(tmp_path / "empty", **ONE)) == read_bytes(draw(tmp_path / "a" / "b", **ONE))
+def test_parents_are_created(small: Path, tmp_path: Path) -> None:
+    assert read_bytes(draw(tmp_path / "a" / "b")) == read_bytes(small)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -100,83 +100,46 @@ class Plan:
     cameras: list[Camera]
     appearances: dict[int, Appearance]
     """The appearance of each identity, by pid."""
-    models: dict[int, int]
-    """For each look-alike the pid that it resembles."""
     shots: list[Shot]
 
 
 def write_dataset(root: Path, config: Drawing) -> None:
-    """Draw the data set into a folder in Market-1501's layout, atomically: it is written beside the folder and renamed.
+    """Draw the data set into a new folder in Market-1501's layout, atomically: it is written beside it and renamed.
 
-    A folder that already holds it is not changed. Raises UserError where the folder holds anything else, or cannot be
-    written.
+    A folder that exists is not changed. Raises UserError where it lacks images of its own manifest, or where the new
+    one cannot be written.
     """
-    plan = plan_dataset(config)
-    manifest = describe(config, plan)
-    if root.exists() and not is_empty_folder(root):
-        check_existing(root, manifest)
+    if root.exists():
+        check_complete(root)
         return
+    plan = plan_dataset(config)
+    counts = {split: sum(shot.split == split for shot in plan.shots) for split in FOLDERS}
+    manifest = {"version": FORMAT_VERSION, "config": asdict(config), "counts": counts}
     unfinished = root.with_name(f".{root.name}.{uuid4().hex}.tmp")
     try:
         write_images(unfinished, plan, seed=config.seed)
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        publish(unfinished, root, manifest)
+        unfinished.rename(root)
     except OSError as error:
-        raise UserError(f"{root}: cannot write the synthetic data set: {error.strerror or error}") from None
+        if not root.exists():
+            raise UserError(f"{root}: cannot write the synthetic data set: {error.strerror or error}") from None
+        # another process has drawn it meanwhile
+        check_complete(root)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def is_empty_folder(path: Path) -> bool:
-    """Return whether a path is an empty folder."""
-    return path.is_dir() and not any(path.iterdir())
-
-
-def publish(unfinished: Path, root: Path, manifest: dict[str, Any]) -> None:
-    """Rename a complete folder, unless another process has created the same one meanwhile."""
+def check_complete(root: Path) -> None:
+    """Raise UserError unless a folder holds as many images as its manifest counts."""
     try:
-        unfinished.rename(root)
-    except OSError:
-        if not root.exists() or is_empty_folder(root):
-            raise
-        check_existing(root, manifest)
-
-
-def check_existing(root: Path, manifest: dict[str, Any]) -> None:
-    """Raise UserError unless a folder holds the complete data set of a manifest."""
-    advice = "remove it or choose another folder"
-    try:
-        found = json.loads((root / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise UserError(f"{root}: exists, but has no readable {MANIFEST} of a synthetic data set; {advice}") from None
-    if found != manifest:
-        raise UserError(f"{root}: a synthetic data set of other settings ({difference(found, manifest)}); {advice}")
-    for split, folder in FOLDERS.items():
-        num_images, wanted = len(list((root / folder).glob("*.jpg"))), manifest["counts"][split]
-        if num_images != wanted:
-            raise UserError(f"{root / folder}: wanted {wanted} images, but found {num_images}; {advice}")
-
-
-def difference(found: Any, wanted: dict[str, Any]) -> str:
-    """Return the first setting in which two manifests differ, in words."""
-    settings = found.get("config") if isinstance(found, dict) else None
-    if isinstance(settings, dict):
-        for name, value in wanted["config"].items():
-            if settings.get(name) != value:
-                return f"{name} {settings.get(name)}, wanted {value}"
-    return "another format version"
-
-
-def describe(config: Drawing, plan: Plan) -> dict[str, Any]:
-    """Return the manifest: version, settings, and per split the number of images and the identities."""
-    shots = {split: [shot for shot in plan.shots if shot.split == split] for split in FOLDERS}
-    return {
-        "version": FORMAT_VERSION,
-        "config": asdict(config),
-        "counts": {split: len(members) for split, members in shots.items()},
-        "pids": {split: sorted({shot.pid for shot in members}) for split, members in shots.items()},
-        "lookalikes": {str(pid): model for pid, model in plan.models.items()},
-    }
+        counts = json.loads((root / MANIFEST).read_text())["counts"]
+        wanted = {folder: counts[split] for split, folder in FOLDERS.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{root}: exists, but has no readable {MANIFEST} of a synthetic data set; remove it") from None
+    for folder, count in wanted.items():
+        num_images = len(list((root / folder).glob("*.jpg")))
+        if num_images != count:
+            raise UserError(f"{root}: incomplete, {folder} has {num_images} of {count} images; remove it")
 
 
 def generator(seed: int, stream: RngStream, *key: int) -> np.random.Generator:
@@ -194,7 +157,6 @@ def plan_dataset(config: Drawing) -> Plan:
             generator(config.seed, RngStream.CAMERAS), config.num_cameras, gap=config.camera_gap
         ),
         appearances=draw_appearances([*train_pids, *test_pids], models, seed=config.seed),
-        models=models,
         shots=list_shots(train_pids, test_pids, config),
     )
 
