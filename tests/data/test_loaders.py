@@ -120,9 +120,9 @@ def test_without_processes_or_memory_for_them_this_process_loads(
     assert "data.num_workers: cannot start loader processes (Resource temporarily unavailable)" in caplog.text
 
 
-def read_slowly(path: Path) -> Image.Image:
+def read_slowly(path: Path, **options: str) -> Image.Image:
     time.sleep(0.02)
-    return read_image(path)
+    return read_image(path, **options)
 
 
 WAYS = {
