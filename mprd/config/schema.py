@@ -273,8 +273,8 @@ class MetaConfig(Section):
     num_ids: int = Field(5, ge=0)
     """M (Sec. 4.2); 0 is MPRD(0id)."""
     labels: Place | None = None
-    """CSV `file,identity` of labeled training images, paths below data.root; without it identities are those of file
-    names."""
+    """CSV `file,identity` of labeled training images, paths absolute or below data.root; without it identities are
+    those of file names."""
     all_listed: bool = False
     """The file lists every training image of its identities, as `pairs.limit` needs."""
     eta: EtaConfig = EtaConfig()
