@@ -94,12 +94,6 @@ def move_shards(num_shards: Any, settings: Nested) -> None:
         put(settings, "neighbors.search", "sharded")
 
 
-def move_nesterov(is_nesterov: Any, settings: Nested) -> None:
-    """Make Nesterov's form an optimizer."""
-    if is_nesterov and get(settings, "train.optimizer", "sgd") == "sgd":
-        put(settings, "train.optimizer", "nesterov")
-
-
 def strength(standard: Any, small: Any) -> Moved:
     """Move a part of the augmentation, whose values were these, to `data.augmentation`."""
 
@@ -166,7 +160,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "loss.lambda_2": Fixed(0.2, SEC_5_2),
     "train.lr_factor": Fixed(0.1, SEC_5_2),
     "train.momentum": Fixed(0.9, SEC_5_2),
-    "train.nesterov": Moved("train.optimizer=nesterov", move_nesterov),
+    "train.nesterov": FixedInTraining(False, SEC_5_2),
     "train.weight_decay": Fixed(5e-4, "MLCReID's value"),
     "train.channels_last": Gone("weights and maps always have the channels innermost"),
     "train.compile": Gone("it was never faster where it was tried"),
@@ -185,6 +179,7 @@ GONE_IN_TRAINING = [
     ("data.camera_style", "colour", "none"),
     ("neighbors.search", "hnsw", "exact"),
     ("neighbors.source", "clean", "mean"),
+    ("train.optimizer", "nesterov", "sgd"),
 ]
 """The same for settings that training alone reads, with the value that their run folders are read with."""
 

@@ -309,8 +309,8 @@ class TrainConfig(Section):
     """T (Alg. 1)."""
     batch_size: int = Field(32, ge=2)
     """n, images per step (Sec. 5.2); batches of an epoch differ in size by at most one."""
-    optimizer: Literal["sgd", "nesterov", "adamw"] = "sgd"
-    """SGD with momentum is the paper's (Sec. 5.2); `nesterov` is its Nesterov form."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum is the paper's (Sec. 5.2)."""
     lr_backbone: float = Field(0.01, gt=0)
     """beta_1 of the pre-trained layers (Eq. 8)."""
     lr_new: float = Field(0.1, gt=0)

@@ -154,7 +154,6 @@ def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: boo
         groups,
         lr=config.lr_new,
         momentum=MOMENTUM,
-        nesterov=config.optimizer == "nesterov",
         weight_decay=WEIGHT_DECAY,
         fused=is_fused(backbone),
     )

@@ -68,7 +68,7 @@ def test_no_name_is_both_old_and_current() -> None:
     [
         ("train.momentum=0.9", "train.momentum is now fixed at 0.9 (Sec. 5.2)"),
         ("clusters={k1: 20}", "clusters.k1 is now fixed at 30 (Cluster-Contrast's value)"),
-        ("train.nesterov=true", "train.nesterov is now train.optimizer=nesterov"),
+        ("train.nesterov=true", "train.nesterov is now fixed at false (Sec. 5.2)"),
         ("pairs.reciprocal=0.1", "pairs.reciprocal is now pairs.threshold, for the labeller that runs"),
         ("neighbors.num_shards=2", "neighbors.num_shards is now neighbors.search=sharded with subgraphs.num_actors"),
         ("data.rotation=5", "data.rotation is now a part of data.augmentation, standard or small"),
