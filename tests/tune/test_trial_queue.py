@@ -14,7 +14,6 @@ import pytest
 
 from mprd.config.loading import load_config
 from mprd.errors import UserError
-from mprd.storage.places import local_path, place_of
 from mprd.tune.folder import StudyFolder, StudyOptions
 from mprd.tune.report import read_results
 from mprd.tune.run import check_end, open_queue
@@ -255,11 +254,10 @@ def test_no_trial_starts_after_the_timeout(tmp_path: Path) -> None:
 
 
 def test_reasons_that_name_the_urls_of_run_folders_are_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPRD_CACHE", str(tmp_path / "cache"))
-    queue = open_study(local_path("s3://bucket"), num_trials=4)
+    monkeypatch.setattr("mprd.tune.trial_queue.place_of", lambda path: f"s3://bucket/trials/{path.name}")
+    queue = open_study(tmp_path, num_trials=4)
     for trial in islice(queue, 3):
-        url = place_of(queue.folder.run_folder(trial).path)
-        assert url.startswith("s3://bucket/study/trials/")
+        url = f"s3://bucket/trials/{queue.folder.run_folder(trial).path.name}"
         queue.finish(trial, "failed", f"UserError: {url}: could not be sent")
     assert queue.repeated_failure == "UserError: : could not be sent"
 
