@@ -22,7 +22,6 @@ from mprd.errors import Interrupted, UserError
 from mprd.runtime import checkpoint
 from mprd.train.cli import launch
 from mprd.train.signals import Signals
-from tests.engine.test_workers import CALM
 
 from .test_cli import SLOW, arguments, one_thread, settings, without_times
 
@@ -176,7 +175,7 @@ def test_a_run_that_was_stopped_and_lost_its_worker_and_then_its_driver_ends_in_
 def test_two_workers_of_which_one_was_killed_end_where_one_process_does(tiny_root: Path, tmp_path: Path) -> None:
     alone, run = tmp_path / "alone", tmp_path / "run"
     # in float32 batches of six images amplify rounding until a hard negative changes, in the second epoch
-    changes = (*CALM, "backbone.camera_bn=false", "train.checkpoint_seconds=0.001")
+    changes = ("train.lr_new=0.0001", "backbone.camera_bn=false", "train.checkpoint_seconds=0.001")
     launch(settings(tiny_root, *changes), out=alone, resume=None, launcher="local")
     process = start_and_wait(tiny_root, run, "--num-workers", "2", changes=changes, rows=1)
     os.kill(first_worker(process), signal.SIGKILL)
