@@ -220,9 +220,6 @@ class TrialEvents(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Queue a lost trial again, or end the study where its machine cannot run any."""
-        if trial.trial_id not in self.searcher.running:
-            # an error of its end, which ends the study
-            return
         with Path(trial.pickled_error_file).open("rb") as file:
             error = pickle.load(file)
         if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
@@ -346,13 +343,14 @@ class QueueSearcher(Searcher):
         """Return how a trial ended, and why."""
         try:
             pull(running.folder.path, skipped=LARGE)
+            num_rows = len(running.folder.read_rows())
         except UserError as error:
             return "failed", str(error)
         if running.error is not None:
             return "failed", running.error
         if running.is_stopped:
             return "stopped", stop_reason(self.queue)
-        if len(running.folder.read_rows()) < running.num_epochs:
+        if num_rows < running.num_epochs:
             return "failed", "it ended early"
         return "finished", None
 
