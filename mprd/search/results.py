@@ -77,12 +77,12 @@ class SearchResult:
     distance: str
     """Description of the distance."""
     answers: list[Answer]
-    camera_words: dict[int, str] = field(default_factory=dict)
-    """The names of cameras by number, where they are not numbers."""
+    camera_names: dict[int, str] = field(default_factory=dict)
+    """The names of the training's cameras in file names, by number."""
 
-    def camera_name(self, camid: int) -> str:
-        """Return a camera as file names have it."""
-        return self.camera_words.get(camid, str(camid))
+    def camera_name(self, camid: int | None) -> str:
+        """Return a camera as file names have it; a dash for None."""
+        return "-" if camid is None else self.camera_names.get(camid, str(camid))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""

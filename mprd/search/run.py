@@ -85,9 +85,9 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)
     if gallery.is_file():
         warn_of_newer_images(answers, gallery)
-    words = dict(zip(model.camera_numbers, model.camera_words, strict=False))
+    names = dict(zip(model.camera_numbers, model.camera_names, strict=True))
     distance = options.describe_distance()
-    return SearchResult(model.name, str(gallery), len(opened), kind, cameras, distance, answers, words)
+    return SearchResult(model.name, str(gallery), len(opened), kind, cameras, distance, answers, names)
 
 
 def warn_of_newer_images(answers: Sequence[Answer], file: Path) -> None:

@@ -29,14 +29,10 @@ def print_tables(result: SearchResult) -> None:
         screen.print(f"the first image is right for {num_right} of {num_judged} queries with known identities")
 
 
-def answer_table(answer: Answer, names: Mapping[str, str], camera_name: Callable[[int], str]) -> Table:
+def answer_table(answer: Answer, names: Mapping[str, str], camera_name: Callable[[int | None], str]) -> Table:
     """Return the hits of a query; `names` are the paths as shown."""
-
-    def camera(camid: int | None) -> str:
-        return "-" if camid is None else camera_name(camid)
-
     query = answer.query
-    title = f"{Path(query.path).name}, identity {format_id(query.pid)}, camera {camera(query.camid)}"
+    title = f"{Path(query.path).name}, identity {format_id(query.pid)}, camera {camera_name(query.camid)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in ("rank", "distance", "camera", "identity", "right"):
         table.add_column(column, justify="right")
@@ -44,7 +40,7 @@ def answer_table(answer: Answer, names: Mapping[str, str], camera_name: Callable
     if not answer.hits:
         table.caption = "no images left"
     for hit in answer.hits:
-        ids = (camera(hit.camid), format_id(hit.pid))
+        ids = (camera_name(hit.camid), format_id(hit.pid))
         table.add_row(str(hit.rank), f"{hit.distance:.3f}", *ids, MARKS[hit.is_right], names[hit.path])
     return table
 
