@@ -144,8 +144,8 @@ def load_dataset(config: DataConfig, *, needs_train: bool = True) -> ReidDataset
     root = root.parent if config.dataset == "list" else root
     camera_numbers, camera_words = list_cameras(splits)
     train, query, gallery = number_splits(splits, cameras=camera_words or camera_numbers)
-    style, folder = None, style_folder(train.paths, root)
-    if config.camera_style == "camstyle" and folder is not None and train.camids is not None:
+    style = None
+    if config.camera_style == "camstyle" and train.camids is not None and (folder := style_folder(train.paths, root)):
         named = config.dataset != "msmt17"
         style = find_style_files(folder, train.paths, train.camids, camera_numbers=camera_numbers, names_source=named)
     dataset = ReidDataset(
