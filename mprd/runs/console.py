@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from datetime import timedelta
@@ -21,7 +22,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from mprd.text import quoted
+from mprd.errors import UserError
+from mprd.runs.folder import RunFolder, write_text
+from mprd.storage.copies import push
+from mprd.text import new_console, quoted
 
 FIGURES = (
     ("mAP", "mAP"),
@@ -163,6 +167,19 @@ def epoch_cells(row: dict[str, Any], num_epochs: int, seconds_left: float) -> li
         for title, width, key, form, scale in figures
     ]
     return [*cells, ("left", 8, str(timedelta(seconds=round(seconds_left))))]
+
+
+def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> None:
+    """Write and print the final table."""
+    if not rows:
+        raise UserError(f"{folder.metrics_file}: has no rows of the epochs of this run; {folder.last.name} is whole")
+    table = final_table(rows, folder.read_untrained())
+    plain = new_console(record=True, width=100, file=io.StringIO())
+    plain.print(table)
+    write_text(folder.path / "table.txt", plain.export_text())
+    push(folder.path)
+    console.print(table)
+    console.print(closing_lines(folder.path), highlight=False, soft_wrap=True)
 
 
 def closing_lines(folder: Path) -> str:

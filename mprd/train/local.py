@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
@@ -19,7 +18,7 @@ from mprd.engine.callbacks import Backends, Callbacks, ignore
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, UserError
 from mprd.parallel.backends import choose_builder, choose_search
-from mprd.runs.console import EpochLines, closing_lines, final_table
+from mprd.runs.console import EpochLines, finish
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder, write_text
 from mprd.runs.lock import held
@@ -27,8 +26,7 @@ from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device, keep_freed_memory, set_threads
 from mprd.runtime.distributed import WorkerGroup
 from mprd.runtime.machine import CpuThreads
-from mprd.storage.copies import push
-from mprd.text import new_console, quoted
+from mprd.text import quoted
 from mprd.train.profiler import Profile
 from mprd.train.recorder import Recorder
 from mprd.train.signals import StopRequest, watch_signals
@@ -137,16 +135,3 @@ def explained_memory(config: Config) -> Iterator[None]:
             f"({c.eval.batch_size}), gcn.batch_size ({c.gcn.batch_size}), neighbors.k_max ({c.neighbors.k_max}), "
             "or more workers"
         ) from None
-
-
-def finish(folder: RunFolder, rows: list[dict[str, Any]], console: Console) -> None:
-    """Write and print the final table."""
-    if not rows:
-        raise UserError(f"{folder.metrics_file}: has no rows of the epochs of this run; {folder.last.name} is whole")
-    table = final_table(rows, folder.read_untrained())
-    plain = new_console(record=True, width=100, file=io.StringIO())
-    plain.print(table)
-    write_text(folder.path / "table.txt", plain.export_text())
-    push(folder.path)
-    console.print(table)
-    console.print(closing_lines(folder.path), highlight=False, soft_wrap=True)

@@ -69,8 +69,9 @@ def run_on_ray(
 
     Raises UserError for errors caused by user input and for missing resources, Interrupted after a signal.
     """
+    # not of `mprd.train.local`, which costs this process seconds of imports
+    from mprd.runs.console import finish
     from mprd.runs.lock import held
-    from mprd.train.local import finish
 
     started = time.monotonic()
     place = find_address(address)
