@@ -19,7 +19,7 @@ exclude_patterns = ["_build"]
 nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
-# links such as results.md#six-cameras lead to headings as they do on a code host
+# links such as results.md#other-cameras lead to headings as they do on a code host
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 
