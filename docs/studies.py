@@ -15,8 +15,8 @@ SCHEMA = DOCS / "_static" / "study.schema.json"
 HEAD = """\
 # Study files
 
-Written by `python docs/studies.py` from `mprd/tune/study.py`; a test checks that it is current. The same as a
-[JSON schema](_static/study.schema.json), which editors take for checks and completion. `mprd tune` finds the studies of
+Written by `python docs/studies.py` from `mprd/tune/study.py`; a test checks that it is current. The
+[JSON schema](_static/study.schema.json) gives editors checks and completion. `mprd tune` finds the studies of
 the package, and those in `tune_configs/` of the working folder, which come first; `mprd tune --list` shows them all.
 
 ```yaml

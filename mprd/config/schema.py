@@ -95,10 +95,10 @@ class DataConfig(Section):
     num_workers: int = Field(1, ge=0)
     """Processes that decode and augment, at most one per core; 0 does it in the training process."""
     cache: Literal["auto", "none"] = "auto"
-    """`auto`: decode images once into a file that is mapped into memory, if it takes no more than half of it, and copy
-    it to the accelerator if it takes no more than a quarter of its free memory."""
+    """`auto`: decode images once into a file that is mapped into memory, if that takes at most half of the memory, and
+    copy it to the accelerator if that takes at most a quarter of its free memory."""
     max_images: int | None = Field(None, ge=2)
-    """About so many training images at most, and as many of query and gallery: whole identities, where they are known;
+    """Use about this many training images, and as many of query and gallery, as whole identities where these are known;
     for trial runs (`--smoke`)."""
     synthetic: SyntheticConfig = SyntheticConfig()
     """The drawn pedestrians."""
@@ -171,7 +171,7 @@ class NeighborsConfig(Section):
     standardise: bool = False
     """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
     whitening: bool = False
-    """Then whiten them by the differences of the surest pseudo pairs, fitted once an epoch."""
+    """Then whiten them by the differences of the surest pseudo pairs (of highest J), fitted once an epoch."""
     source: Literal["memory", "mean"] = "memory"
     """Lists from the memory (Alg. 1), or from the mean of it and features extracted without augmentation each epoch."""
     search: Literal["exact", "ivf", "sharded"] = "exact"
@@ -187,7 +187,7 @@ class NeighborsConfig(Section):
 
 
 class SubgraphsConfig(Section):
-    """Where the pair graphs (Eq. 4) of a GCN epoch and of a labelling pass over all images are built."""
+    """Where the pair graphs (Eq. 4) of a GCN epoch and of a labeling pass over all images are built."""
 
     executor: Literal["auto", "serial", "ray"] = "auto"
     """The training process, Ray Data actors, or the faster by a timed sample. The graphs are the same."""
@@ -203,7 +203,7 @@ class GcnConfig(Section):
     learning_rate: float = Field(0.001, gt=0)
     """beta_2 (Eq. 9)."""
     batch_size: int = Field(32, ge=2)
-    """n': half of the anchors unlabelled, half labeled (Sec. 4.2)."""
+    """n': half of the anchors unlabeled, half labeled (Sec. 4.2)."""
 
 
 class PairsConfig(Section):
@@ -211,14 +211,14 @@ class PairsConfig(Section):
 
     labeller: Labeller = "gcn"
     """The GCN, a rule of Tables 1 and 2 (`mlcr`: MPLP's labels under the MMCL loss), Cluster-Contrast (`dbscan`), or
-    the k-reciprocal similarity of whitened features, without a network (`reciprocal`)."""
+    J, the k-reciprocal similarity, without a network (`reciprocal`)."""
     mu: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Likelihood above which a pair is positive (Eq. 7)."""
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """The same for the labellers `ss`, `mplp`, `mlcr` (0.6), `reciprocal` (0.4); none: these."""
+    """Score above which a pair is positive under `ss`, `mplp`, `mlcr` (default 0.6) and `reciprocal` (0.4)."""
     limit: bool = False
     """At most as many positives under an image's own camera, and under the others, as any labeled image has; where
-    labeled identities are whole (`meta.all_listed`). For `gcn` and `reciprocal`."""
+    labeled identities are complete (`meta.all_listed`). For `gcn` and `reciprocal`."""
     refresh: Literal["auto", "batch", "epoch"] = "auto"
     """Neighbors and P_i anew for each batch (Alg. 1) or once an epoch; `auto`: once an epoch where all images are
     labeled at once, else for each batch."""
@@ -336,7 +336,7 @@ class TrainConfig(Section):
     """Arithmetic of the network up to its last map; pooling, features, memory, labels and losses stay float32.
     `bf16` pays on a GPU, and on a CPU with amx_bf16 or avx512_bf16 alone."""
     checkpoint_seconds: float = Field(60.0, ge=0)
-    """Save a checkpoint when so many seconds have passed since the last; 0: only after each epoch, as always."""
+    """Seconds between checkpoints within an epoch; 0: none. Each epoch ends with one."""
     max_restarts: int = Field(3, ge=0)
     """Under Ray: restarts after lost processes, counted since the last checkpoint."""
 
@@ -345,7 +345,7 @@ class EvalConfig(Section):
     """Query against gallery (Sec. 5.1)."""
 
     every: int = Field(1, ge=1)
-    """Evaluate after so many epochs, and after the last."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     batch_size: int = Field(64, ge=1)
     """Images per forward pass."""
 
