@@ -87,7 +87,7 @@ def box(c: dict[str, str], x: float, width: float, title: str, below: str) -> li
 
 def memory(c: dict[str, str]) -> list[str]:
     """Draw the memory: a row of cells for each image."""
-    parts = [text(c, 372, 30, "memory M", weight=600), text(c, 372, 212, "one row an image (Eq. 1)", colour="quiet")]
+    parts = [text(c, 372, 30, "memory M", weight=600), text(c, 372, 212, "one row per image (Eq. 1)", colour="quiet")]
     strengths = ((0.9, 0.3, 0.6, 0.2, 0.7), (0.2, 0.8, 0.3, 0.9, 0.4))
     for row, who in enumerate(("one", "other", "other", "one", "one", "other", "one")):
         for column, strength in enumerate(strengths[who == "other"]):
