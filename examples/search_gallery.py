@@ -1,4 +1,7 @@
-"""Find the nearest images of a folder for each query image: `python examples/search_gallery.py RUN FOLDER QUERY...`."""
+"""Find the nearest images of a folder for each query image: `python examples/search_gallery.py RUN FOLDER QUERY...`.
+
+All images take the statistics of all training images; `model.extract(paths, cameras=[...])` takes each camera's own.
+"""
 
 from __future__ import annotations
 
