@@ -33,7 +33,7 @@ ORDER = [
 
 DOORS = {
     "ray": {
-        *("parallel/cluster", "parallel/ray_actors", "parallel/ray_neighbors", "parallel/ray_subgraphs"),
+        *("parallel/cluster", "parallel/ray_actors", "parallel/ray_subgraphs"),
         "parallel/resources",
         *("train/mailbox", "train/notice", "train/ray_workers", "tune/ray_trials"),
     },

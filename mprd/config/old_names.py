@@ -88,12 +88,6 @@ def threshold(*labellers: str) -> Moved:
     return Moved("pairs.threshold, for the labeller that runs", move)
 
 
-def move_shards(num_shards: Any, settings: Nested) -> None:
-    """Search by shards where there were any; how many there are changes nothing."""
-    if num_shards:
-        put(settings, "neighbors.search", "sharded")
-
-
 def strength(standard: Any, small: Any) -> Moved:
     """Move a part of the augmentation, whose values were these, to `data.augmentation`."""
 
@@ -125,7 +119,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "memory.gamma_start": Fixed(1.0, SEC_5_2),
     "memory.gamma_end": Fixed(0.5, SEC_5_2),
     "memory.start_mode": Gone("train for random weights (backbone.weights=none), else eval"),
-    "neighbors.num_shards": Moved("neighbors.search=sharded with subgraphs.num_actors", move_shards),
+    "neighbors.num_shards": FixedInTraining(0, "shards on Ray actors brought no measured gain"),
     "neighbors.metric": FixedInTraining("cosine", SEC_5_2, "gcn"),
     "neighbors.density_k": Gone("the density that J is corrected for is of 20 images"),
     "neighbors.memory_mb": Gone("blocks take 256 MB, and the results do not depend on it"),
@@ -178,6 +172,7 @@ GONE_VALUES = [("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")
 GONE_IN_TRAINING = [
     ("data.camera_style", "colour", "none"),
     ("neighbors.search", "hnsw", "exact"),
+    ("neighbors.search", "sharded", "exact"),
     ("neighbors.source", "clean", "mean"),
     ("train.optimizer", "nesterov", "sgd"),
 ]

@@ -174,10 +174,9 @@ class NeighborsConfig(Section):
     """Then whiten them by the differences of the surest pseudo pairs (of highest J), fitted once an epoch."""
     source: Literal["memory", "mean"] = "memory"
     """Lists from the memory (Alg. 1), or from the mean of it and features extracted without augmentation each epoch."""
-    search: Literal["exact", "ivf", "sharded"] = "exact"
+    search: Literal["exact", "ivf"] = "exact"
     """How all lists of an epoch are searched: exactly, or through faiss' inverted file (`ivf`; the pairs of J as well).
-    `sharded` searches exactly, by `subgraphs.num_actors` Ray actors that each hold a part of the rows. A batch's own
-    lists are always exact."""
+    A batch's own lists are always exact."""
 
     @model_validator(mode="after")
     def _k_fits(self) -> NeighborsConfig:
@@ -192,7 +191,7 @@ class SubgraphsConfig(Section):
     executor: Literal["auto", "serial", "ray"] = "auto"
     """The training process, Ray Data actors, or the faster by a timed sample. The graphs are the same."""
     num_actors: int = Field(2, ge=1)
-    """Ray actors beside each worker, of one logical CPU each: for pair graphs, and for `neighbors.search: sharded`."""
+    """Ray actors beside each worker, of one logical CPU each."""
 
 
 class GcnConfig(Section):
@@ -374,8 +373,7 @@ class Config(Section):
     @property
     def num_actors(self) -> int:
         """The logical CPUs that each training worker needs in addition to its own."""
-        needs_actors = self.subgraphs.executor == "ray" or self.neighbors.search == "sharded"
-        return self.subgraphs.num_actors if needs_actors else 0
+        return self.subgraphs.num_actors if self.subgraphs.executor == "ray" else 0
 
     @property
     def uses_meta(self) -> bool:

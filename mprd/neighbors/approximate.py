@@ -1,10 +1,10 @@
-"""NN_k of all images when one exact pass is too slow: over shards, merged exactly, or through faiss' inverted file."""
+"""NN_k of all images when one exact pass is too slow: through faiss' inverted file."""
 
-# B rows of a block, N images, D feature size, S rows of a shard, W results of a row
+# B rows of a block, N images, D feature size, W results of a row
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,38 +34,6 @@ class TopK(NamedTuple):
 
 
 @torch.no_grad()
-def search_shard(rows_BD: Tensor, shard: Tensor, *, first_id: int, self_ids: Tensor, width: int) -> TopK:
-    """Search rows in a shard [S, D] that holds the images from `first_id` on; W is the smaller of `width` and S.
-
-    The rows' own images, `self_ids` int64 [B], have the cosine -inf.
-    """
-    sim_BS = rows_BD @ shard.T
-    own = self_ids - first_id
-    is_here = (own >= 0) & (own < len(shard))
-    sim_BS[is_here.nonzero().squeeze(1), own[is_here]] = -torch.inf
-    values, order = sim_BS.topk(min(width, len(shard)), dim=1)
-    return TopK(values, order + first_id)
-
-
-def merge_shards(parts: Sequence[TopK], *, width: int) -> TopK:
-    """Merge the results of all shards exactly: the k-th nearest of all is among the k nearest of its shard."""
-    values, ids = torch.cat([part.values for part in parts], 1), torch.cat([part.ids for part in parts], 1)
-    values, order = values.topk(width, dim=1)
-    return TopK(values, ids.gather(1, order))
-
-
-def list_width(num_images: int, *, k: int, k_max: int) -> int:
-    """Return W of a search: one image beyond the cap, which shows which rows it cuts."""
-    check_counts(num_images - 1, k, k_max)
-    return min(k_max + 1, num_images - 1)
-
-
-def to_table(found: TopK, *, similarity: float, k: int, k_max: int) -> NeighborTable:
-    """Apply the rule k_i = max(k, number of cosines above `similarity`), at most `k_max` (Sec. 5.2)."""
-    return cut_lists(found.ids, (found.values > similarity).sum(1), k=k, k_max=k_max)
-
-
-@torch.no_grad()
 def find_by_index(
     features: Tensor,
     *,
@@ -80,9 +48,12 @@ def find_by_index(
     UserError without faiss.
     """
     check_features(features, "features")
-    width = list_width(len(features), k=k, k_max=k_max)
+    num_others = len(features) - 1
+    check_counts(num_others, k, k_max)
+    # one image beyond the cap shows which rows the cap cuts
+    width = min(k_max + 1, num_others)
     found = without_self(search_index(features, width + 1), width)
-    table = to_table(found, similarity=similarity, k=k, k_max=k_max)
+    table = cut_lists(found.ids, (found.values > similarity).sum(1), k=k, k_max=k_max)
     # faiss returns id -1 where the searched cells hold too few images
     table = NeighborTable(table.ids, (table.ids >= 0).sum(1), table.is_capped)
     recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max, block_rows=block_rows)

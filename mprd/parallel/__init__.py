@@ -1,1 +1,1 @@
-"""Build pair graphs and search neighbors in this process or on Ray actors."""
+"""Build pair graphs in this process or on Ray actors."""

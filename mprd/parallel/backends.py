@@ -1,4 +1,4 @@
-"""Choose the serial or the Ray backend for building pair graphs and searching neighbor lists; results are the same.
+"""Choose the serial or the Ray backend for building pair graphs; results are the same.
 
 Ray is imported only if the settings name it, or if a timed sample shows that it may be faster.
 """
@@ -9,7 +9,6 @@ import importlib.util
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -45,19 +44,9 @@ def choose_builder(config: SubgraphsConfig, *, num_workers: int = 1) -> Subgraph
     return RayBuilder(config.num_actors, num_workers=num_workers)
 
 
-def choose_search(config: NeighborsConfig, *, num_actors: int = 1, num_workers: int = 1) -> NeighborSearch:
-    """Return the search of all lists for each of `num_workers` training workers; raise UserError if Ray lacks CPUs."""
-    if config.search == "exact":
-        return find_neighbors
-    if config.search == "ivf":
-        return find_by_index
-    check_ray("neighbors.search=sharded")
-    from mprd.parallel.ray_actors import check_budget, join_ray
-    from mprd.parallel.ray_neighbors import find_in_shards
-
-    join_ray(num_actors)
-    check_budget(num_actors, setting="subgraphs.num_actors", num_workers=num_workers)
-    return partial(find_in_shards, num_shards=num_actors, num_workers=num_workers)
+def choose_search(config: NeighborsConfig) -> NeighborSearch:
+    """Return the search of all lists."""
+    return find_by_index if config.search == "ivf" else find_neighbors
 
 
 def check_ray(setting: str) -> None:

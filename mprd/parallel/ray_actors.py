@@ -27,7 +27,7 @@ def join_ray(num_actors: int) -> None:
     if not ray.is_initialized():
         # silences a warning about actors that share an object, which here lives as long as they do
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        without = "subgraphs.executor=serial, neighbors.search=exact and extract --num-workers 0 do without it"
+        without = "subgraphs.executor=serial and extract --num-workers 0 do without it"
         start_ray(find_address(), num_cpus=max(num_cores(), num_actors), without=without)
 
 

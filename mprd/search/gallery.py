@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.feature_file import Rows, feature_schema, open_features, rows_to_table, write_features
-from mprd.neighbors.approximate import TopK, merge_shards
+from mprd.neighbors.approximate import TopK
 from mprd.search.index import BLOCK_ROWS, CodeIndex, blocks, evenly_spaced, import_faiss
 
 logger = logging.getLogger("mprd")
@@ -244,8 +244,9 @@ def scan(queries: Tensor, features: Tensor, width: int, banned: Sequence[np.ndar
             inside = ids[np.searchsorted(ids, rows.start) : np.searchsorted(ids, rows.stop)] - rows.start
             sim_QB[row, torch.from_numpy(inside)] = -torch.inf
         values, order = sim_QB.topk(min(width, sim_QB.shape[1]), dim=1)
-        seen = best.ids.shape[1] + order.shape[1]
-        best = merge_shards([best, TopK(values, order + rows.start)], width=min(width, seen))
+        values, found = torch.cat([best.values, values], 1), torch.cat([best.ids, order + rows.start], 1)
+        values, order = values.topk(min(width, values.shape[1]), dim=1)
+        best = TopK(values, found.gather(1, order))
     return best
 
 

@@ -108,7 +108,7 @@ def train(
             callbacks=callbacks,
             backends=Backends(
                 build_subgraphs=choose_builder(config.subgraphs, num_workers=size),
-                search_all=choose_search(config.neighbors, num_actors=config.subgraphs.num_actors, num_workers=size),
+                search_all=choose_search(config.neighbors),
             ),
             workers=workers,
         )

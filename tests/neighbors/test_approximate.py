@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.approximate import (
-    TopK,
-    find_by_index,
-    list_width,
-    merge_shards,
-    search_shard,
-    to_table,
-    without_self,
-)
+from mprd.neighbors.approximate import TopK, find_by_index, without_self
 from mprd.neighbors.exact import find_neighbors
 from tests.graphs import as_lists, unit_rows
 
@@ -26,31 +18,6 @@ def clusters(num_clusters: int, size: int, num_features: int = 16) -> Tensor:
     centers = torch.randn(num_clusters, num_features, generator=generator)
     noise = torch.randn(num_clusters * size, num_features, generator=generator)
     return torch.nn.functional.normalize(centers.repeat_interleave(size, 0) + 0.2 * noise, dim=1)
-
-
-def by_shards(features: Tensor, cuts: list[int], *, k: int, similarity: float, k_max: int) -> Tensor:
-    width = list_width(len(features), k=k, k_max=k_max)
-    parts = [
-        search_shard(features, features[a:b], first_id=a, self_ids=torch.arange(len(features)), width=width)
-        for a, b in zip([0, *cuts], [*cuts, len(features)], strict=True)
-    ]
-    return to_table(merge_shards(parts, width=width), similarity=similarity, k=k, k_max=k_max).ids
-
-
-@pytest.mark.parametrize("similarity", [-1.0, 0.3, 1.0])
-@pytest.mark.parametrize("cuts", [[], [20], [1, 39], [3, 4, 30]])
-def test_shards_of_any_size_merge_to_the_exact_lists(cuts: list[int], similarity: float) -> None:
-    features = unit_rows(40)
-    rule = {"k": 3, "similarity": similarity, "k_max": 9}
-    assert torch.equal(by_shards(features, cuts, **rule), find_neighbors(features, **rule).ids)
-
-
-def test_two_shards_by_hand() -> None:
-    left = TopK(torch.tensor([[0.9, 0.2]]), torch.tensor([[4, 1]]))
-    right = TopK(torch.tensor([[0.5, 0.4]]), torch.tensor([[7, 6]]))
-    found = merge_shards([left, right], width=3)
-    assert found.ids.tolist() == [[4, 7, 6]]
-    assert to_table(found, similarity=0.45, k=1, k_max=2).ids.tolist() == [[4, 7]]
 
 
 def test_the_own_image_is_removed_wherever_it_is() -> None:

@@ -46,14 +46,12 @@ def test_auto_builds_on_ray_where_that_is_predicted_to_be_faster(
     assert AutoBuilder(0).choose(PAIRS, LISTS, [100]) is build_serially
 
 
-def test_without_ray_auto_builds_serially_and_other_settings_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_auto_builds_serially_and_the_other_setting_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "START_SECONDS", 0.0)
     monkeypatch.setattr(backends, "has_ray", lambda: False)
     assert AutoBuilder(1).choose(PAIRS, LISTS, [100]) is build_serially
     with pytest.raises(UserError, match=r"subgraphs\.executor=ray needs Ray"):
         choose_builder(SubgraphsConfig(executor="ray"))
-    with pytest.raises(UserError, match=r"neighbors\.search=sharded needs Ray"):
-        choose_search(NeighborsConfig(search="sharded"), num_actors=2)
 
 
 def test_an_index_is_chosen_by_name() -> None:
