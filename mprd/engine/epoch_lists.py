@@ -15,7 +15,6 @@ from mprd.neighbors.similarity import KnownIds, SimilarityChain, Whitening, fit_
 from mprd.runtime.spans import span
 
 if TYPE_CHECKING:
-    from mprd.engine.callbacks import Backends
     from mprd.engine.state import TrainState
 
 
@@ -29,14 +28,12 @@ class EpochLists:
         camids: Tensor | None,
         *,
         extract: Callable[[], Tensor],
-        backends: Backends,
     ) -> None:
         """Draw lists of the images under the cameras `[N]`; `extract` returns their clean features `[N, D]`."""
         self.config = config
         self.state = state
         self.camids = camids
         self.extract = extract
-        self.backends = backends
         self.lists: FrozenLists | None = None
         self.next_stats: EpochStats | None = None
         self.last: Whitening | None = None
@@ -97,5 +94,4 @@ class EpochLists:
 
     def draw(self, features: Tensor, chain: SimilarityChain) -> FrozenLists:
         """Return lists of features `[N, D]` mapped by the chain."""
-        rest = (self.camids, self.config.neighbors)
-        return FrozenLists(features, *rest, chain=chain, search_all=self.backends.search_all)
+        return FrozenLists(features, self.camids, self.config.neighbors, chain=chain)

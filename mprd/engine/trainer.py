@@ -20,7 +20,7 @@ from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages, TrainImages
 from mprd.data.same_images import record_images
 from mprd.engine import schedules
-from mprd.engine.callbacks import Backends, Callbacks, ignore
+from mprd.engine.callbacks import Callbacks, ignore
 from mprd.engine.camera_groups import CameraGroups
 from mprd.engine.continuing import follow_images
 from mprd.engine.epoch_lists import EpochLists
@@ -40,7 +40,7 @@ from mprd.runtime.device import cudnn_benchmark
 from mprd.runtime.distributed import BatchShard, WorkerGroup
 from mprd.runtime.seeding import RngStream, generator
 from mprd.runtime.spans import span, spanned
-from mprd.subgraphs import SubgraphBatch
+from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially
 
 CHECK_STEPS = 50
 """Steps between two looks of the host at the losses of an accelerator."""
@@ -76,18 +76,19 @@ class Trainer:
         *,
         device: torch.device,
         callbacks: Callbacks = Callbacks(),
-        backends: Backends = Backends(),
+        build_subgraphs: SubgraphBuilder = build_serially,
         workers: WorkerGroup | None = None,
     ) -> None:
         """Build everything from the seed; the memory is still to be filled, or a checkpoint to be loaded.
 
-        Raises UserError where the data cannot be trained on under these settings.
+        `build_subgraphs` builds the pair graphs of a GCN epoch, or of a labeling pass. Raises UserError where the data
+        cannot be trained on under these settings.
         """
         self.config = config
         self.dataset = dataset
         self.device = device
         self.callbacks = callbacks
-        self.backends = backends
+        self.build_subgraphs = build_subgraphs
         self.workers = workers or WorkerGroup()
         train = dataset.train
         self.train_images, self.perturbed_images = (
@@ -118,7 +119,7 @@ class Trainer:
         }
         """How `extract` and `recalibrate` pass images through the network."""
         extract_all = partial(self.extract, self.plain_images)
-        self.epoch_lists = EpochLists(config, self.state, self.camids, extract=extract_all, backends=backends)
+        self.epoch_lists = EpochLists(config, self.state, self.camids, extract=extract_all)
 
     # -- position, and what depends on it ------------------------------------------------------------
 
@@ -221,7 +222,7 @@ class Trainer:
             rest = steps[state.step :]
             own = [step.pairs[self.workers.shard(len(step)).own] for step in rest]
             pairs = torch.cat([*own, steps[0].pairs[:0]])
-            stream = self.backends.build_subgraphs(pairs, inputs.neighbor_ids, [*map(len, own)])
+            stream = self.build_subgraphs(pairs, inputs.neighbor_ids, [*map(len, own)])
             for step, subgraphs in zip(rest, stream, strict=True):
                 self.gcn_step(inputs, step, subgraphs)
                 state.step += 1
@@ -350,9 +351,8 @@ class Trainer:
     def label_all(self, labeller: PairLabeller) -> None:
         """Write P of all images from one state of the memory."""
         everyone = torch.arange(self.num_images, device=self.device)
-        build, workers = self.backends.build_subgraphs, self.workers
         with span("labels"):
-            for ids, labels in label_all(labeller, everyone, build=build, workers=workers):
+            for ids, labels in label_all(labeller, everyone, build=self.build_subgraphs, workers=self.workers):
                 self.set_positives(ids, labels)
 
     def label_batch(self, labeller: PairLabeller, ids: Tensor, shard: BatchShard) -> None:

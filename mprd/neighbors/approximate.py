@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +15,6 @@ from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_counts, check_fe
 
 logger = logging.getLogger("mprd")
 
-NeighborSearch = Callable[..., NeighborTable]
-"""Searches the lists of all images; called like `find_neighbors`, without rows and queries."""
 SAMPLE_ROWS = 256
 """Rows that are also searched exactly, to measure recall."""
 IMAGES_PER_CELL = 39

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.config.schema import NeighborsConfig
-from mprd.neighbors.approximate import NeighborSearch
+from mprd.neighbors.approximate import find_by_index
 from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors, rows_at_once
 from mprd.neighbors.graph import SimilarityGraph
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
@@ -48,7 +48,6 @@ class FrozenLists:
         config: NeighborsConfig,
         *,
         chain: SimilarityChain | None = None,
-        search_all: NeighborSearch = find_neighbors,
     ) -> None:
         """Search in unit features `source` `[N, D]` of images under the cameras `camids` `[N]`, mapped by the chain.
 
@@ -60,7 +59,6 @@ class FrozenLists:
         self.features = self.chain(source, camids)
         self.camids = camids
         self.config = config
-        self.search_all = search_all
 
     @cached_property
     def graph(self) -> SimilarityGraph:
@@ -70,7 +68,8 @@ class FrozenLists:
     @cached_property
     def found(self) -> NeighborTable:
         """The lists of all images."""
-        return self.search_all(self.features, **search_rule(self.config, self.features))
+        find = find_by_index if self.config.search == "ivf" else find_neighbors
+        return find(self.features, **search_rule(self.config, self.features))
 
     @property
     def ids(self) -> Tensor:

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mprd.config.schema import NeighborsConfig, SubgraphsConfig
+from mprd.config.schema import SubgraphsConfig
 from mprd.errors import UserError
-from mprd.neighbors.approximate import NeighborSearch, find_by_index
-from mprd.neighbors.exact import find_neighbors
 from mprd.subgraphs import SubgraphBatch, SubgraphBuilder, build_serially, build_subgraphs, grouped
 
 if TYPE_CHECKING:
@@ -42,11 +40,6 @@ def choose_builder(config: SubgraphsConfig, *, num_workers: int = 1) -> Subgraph
     from mprd.parallel.ray_subgraphs import RayBuilder
 
     return RayBuilder(config.num_actors, num_workers=num_workers)
-
-
-def choose_search(config: NeighborsConfig) -> NeighborSearch:
-    """Return the search of all lists."""
-    return find_by_index if config.search == "ivf" else find_neighbors
 
 
 def check_ray(setting: str) -> None:

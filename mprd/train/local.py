@@ -14,10 +14,10 @@ from rich.console import Console
 
 from mprd.config.schema import Config
 from mprd.data.datasets import ReidDataset
-from mprd.engine.callbacks import Backends, Callbacks, ignore
+from mprd.engine.callbacks import Callbacks, ignore
 from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, UserError
-from mprd.parallel.backends import choose_builder, choose_search
+from mprd.parallel.backends import choose_builder
 from mprd.runs.console import EpochLines, finish
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder, write_text
@@ -100,16 +100,12 @@ def train(
     Raises UserError where an accelerator's memory is too small, naming the settings that help.
     """
     with explained_memory(config), closing(recorder):
-        size = 1 if workers is None else workers.size
         trainer = Trainer(
             config,
             dataset,
             device=device,
             callbacks=callbacks,
-            backends=Backends(
-                build_subgraphs=choose_builder(config.subgraphs, num_workers=size),
-                search_all=choose_search(config.neighbors),
-            ),
+            build_subgraphs=choose_builder(config.subgraphs, num_workers=1 if workers is None else workers.size),
             workers=workers,
         )
         if resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -59,7 +60,7 @@ def test_lists_that_the_cap_cuts_are_marked(kind: str) -> None:
     assert is_capped.tolist() == [True, True]
 
 
-def test_frozen_lists_are_searched_once_and_when_first_needed() -> None:
+def test_frozen_lists_are_searched_once_and_when_first_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     def search_all(features: Tensor, **rule: Any) -> NeighborTable:
@@ -67,9 +68,19 @@ def test_frozen_lists_are_searched_once_and_when_first_needed() -> None:
         return find_neighbors(features, **rule)
 
     features = crowded_rows()
-    lists = FrozenLists(features, None, NeighborsConfig(**RULE), search_all=search_all)
+    monkeypatch.setattr("mprd.neighbors.lists.find_neighbors", search_all)
+    lists = FrozenLists(features, None, NeighborsConfig(**RULE))
     assert calls == []
     everyone = torch.arange(NUM_IMAGES)
     assert torch.equal(lists.of_batch(everyone)[0], lists.ids)
     assert torch.equal(lists.ids, find_neighbors(features, **RULE).ids)
     assert len(calls) == 1
+
+
+def test_frozen_lists_are_searched_as_the_settings_say(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mprd")
+    features = crowded_rows()
+    lists = FrozenLists(features, None, NeighborsConfig(**RULE, search="ivf"))
+    # the index of so few images has one cell
+    assert torch.equal(lists.ids, find_neighbors(features, **RULE).ids)
+    assert "neighbors.search = ivf: recall 1.000" in caplog.text

@@ -7,20 +7,18 @@ import sys
 import pytest
 import torch
 
-from mprd.config.schema import Config, NeighborsConfig, SubgraphsConfig
+from mprd.config.schema import Config, SubgraphsConfig
 from mprd.errors import UserError
-from mprd.neighbors.exact import find_neighbors
 from mprd.parallel import backends
-from mprd.parallel.backends import AutoBuilder, choose_builder, choose_search
+from mprd.parallel.backends import AutoBuilder, choose_builder
 from mprd.subgraphs import build_serially
-from tests.graphs import all_pairs, graphs, padded, random_lists, unit_rows
+from tests.graphs import all_pairs, graphs, padded, random_lists
 
 PAIRS, LISTS = all_pairs(11)[:100], padded(random_lists(11, 4))
 
 
-def test_serial_and_exact_are_the_plain_functions() -> None:
+def test_serial_is_the_plain_function() -> None:
     assert choose_builder(SubgraphsConfig(executor="serial")) is build_serially
-    assert choose_search(NeighborsConfig()) is find_neighbors
 
 
 def test_auto_builds_few_pairs_serially_and_logs_the_choice_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -54,12 +52,6 @@ def test_without_ray_auto_builds_serially_and_the_other_setting_names_it(monkeyp
         choose_builder(SubgraphsConfig(executor="ray"))
 
 
-def test_an_index_is_chosen_by_name() -> None:
-    features = unit_rows(20, 4)
-    table = choose_search(NeighborsConfig(search="ivf"))(features, k=2, similarity=1.0)
-    assert table.ids.tolist() == find_neighbors(features, k=2, similarity=1.0).ids.tolist()
-
-
 def test_the_actors_of_a_run_are_counted_before_it_starts(tiny_config: Config) -> None:
     assert tiny_config.num_actors == 0
     subgraphs = SubgraphsConfig(executor="ray", num_actors=3)
@@ -69,7 +61,7 @@ def test_the_actors_of_a_run_are_counted_before_it_starts(tiny_config: Config) -
 def test_choosing_imports_neither_ray_nor_faiss() -> None:
     code = (
         "import sys\nfrom mprd.parallel.backends import *\nfrom mprd.config.schema import *\n"
-        "choose_builder(SubgraphsConfig()), choose_search(NeighborsConfig())\n"
+        "import mprd.neighbors.lists\nchoose_builder(SubgraphsConfig())\n"
         "sys.exit(bool({'ray', 'faiss', 'pyarrow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
