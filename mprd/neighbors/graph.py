@@ -56,8 +56,10 @@ class SimilarityGraph:
         if not self.reads_lists:
             return self.measure(first, second)
         ids, order = self.ids.sort(dim=1)
-        listed = (ids + len(self) * torch.arange(len(self), device=ids.device)[:, None]).flatten()
-        keys = first * len(self) + second
+        # -1, the id of padding, must not meet the last image of the row before
+        stride = len(self) + 1
+        listed = (ids + stride * torch.arange(len(self), device=ids.device)[:, None]).flatten()
+        keys = first * stride + second
         places = torch.searchsorted(listed, keys).clamp(max=len(listed) - 1)
         scores = self.scores.gather(1, order).flatten()[places]
         missing = (listed[places] != keys).nonzero().squeeze(1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mprd.neighbors import graph as graph_module
-from mprd.neighbors.graph import CosineBlocks, find_graph, group_images, measure_density
+from mprd.neighbors.graph import CosineBlocks, Density, SimilarityGraph, find_graph, group_images, measure_density
 from mprd.neighbors.graph_index import find_graph_by_index
 from tests.graphs import groups, unit_rows
 
@@ -75,6 +75,14 @@ def test_without_cameras_all_images_are_one_group() -> None:
     np.fill_diagonal(c, -np.inf)
     graph = find_graph(features, None, width=6)
     assert np.array_equal(graph.ids.numpy(), np.argsort(-c, axis=1)[:, :6])
+
+
+def test_a_pair_that_no_list_holds_is_measured_beside_a_list_with_padding() -> None:
+    density = Density(torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), [1])
+    ids, scores = torch.tensor([[1], [-1], [0]]), torch.tensor([[0.7], [-torch.inf], [0.2]])
+    graph = SimilarityGraph(at_degrees(0, 60, 90), density, ids, scores, reads_lists=True)
+    found = graph.between(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 0]))
+    torch.testing.assert_close(found, torch.tensor([0.7, 0, 2 * math.cos(math.radians(30)), 0.2]), atol=1e-6, rtol=0)
 
 
 def at_degrees(*angles: float) -> Tensor:
