@@ -51,8 +51,6 @@ def find_by_index(
     width = min(k_max + 1, num_others)
     found = without_self(search_index(features, width + 1), width)
     table = cut_lists(found.ids, (found.values > similarity).sum(1), k=k, k_max=k_max)
-    # faiss returns id -1 where the searched cells hold too few images
-    table = NeighborTable(table.ids, (table.ids >= 0).sum(1), table.is_capped)
     recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max, block_rows=block_rows)
     logger.info("neighbors.search = ivf: recall %.3f against exact lists of a sample", recall)
     return table
@@ -69,7 +67,7 @@ def import_faiss() -> Any:
 
 
 def search_index(features: Tensor, width: int) -> TopK:
-    """Build an index over all images and search each of them; missing results have id -1 and value -inf."""
+    """Build an index over all images and search each of them; where its cells hold too few, id -1 and value -inf."""
     rows = features.detach().float().cpu().contiguous().numpy()
     values, ids = build_index(rows).search(rows, width)
     values[ids < 0] = -float("inf")

@@ -24,13 +24,12 @@ CPU_ROWS = 512
 
 @dataclass(frozen=True, eq=False)
 class NeighborTable:
-    """One list of neighbors a row: `ids` int64 [R, K], nearest first and padded with -1, `counts` int64 [R].
+    """One list of neighbors a row: `ids` int64 [R, K], nearest first and padded with -1.
 
     `is_capped` bool [R] marks rows that had more than `k_max` images above the similarity and were cut.
     """
 
     ids: Tensor
-    counts: Tensor
     is_capped: Tensor
 
 
@@ -99,7 +98,7 @@ def cut_lists(ids: Tensor, counts: Tensor, *, k: int, k_max: int) -> NeighborTab
     is_capped, counts = counts > k_max, counts.clamp(k, k_max)
     ids = ids[:, : int(counts.max()) if len(counts) else k]
     is_past = torch.arange(ids.shape[1], device=ids.device) >= counts[:, None]
-    return NeighborTable(ids.masked_fill(is_past, PADDING), counts, is_capped)
+    return NeighborTable(ids.masked_fill(is_past, PADDING), is_capped)
 
 
 def pad_rows(rows: Tensor, ids: Tensor, values: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:

@@ -32,10 +32,9 @@ def test_an_index_finds_most_neighbors_and_logs_its_recall(caplog: pytest.LogCap
         table = find_by_index(features, **rule)
     exact, lists = find_neighbors(features, **rule), as_lists(table.ids)
     hits = sum(len({*a} & {*b}) for a, b in zip(lists, as_lists(exact.ids), strict=True))
-    assert hits / int(exact.counts.sum()) > 0.9
+    assert hits / int((exact.ids >= 0).sum()) > 0.9
     assert "neighbors.search = ivf: recall" in caplog.text
     assert not any(image in ids for image, ids in enumerate(lists))
-    assert table.counts.tolist() == [*map(len, lists)]
     assert (table.ids[:, 1:] >= 0).le(table.ids[:, :-1] >= 0).all()  # padding is at the end
 
 

@@ -18,7 +18,7 @@ NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
 
 
 def lists_by_hand() -> FrozenLists:
-    table = NeighborTable(torch.tensor(NEAR), torch.full((6,), 3), torch.zeros(6, dtype=torch.bool))
+    table = NeighborTable(torch.tensor(NEAR), torch.zeros(6, dtype=torch.bool))
     lists = FrozenLists(torch.eye(6), None, NeighborsConfig(k=3, k_max=3))
     lists.found = table
     return lists
