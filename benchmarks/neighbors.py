@@ -32,7 +32,7 @@ def main() -> None:
     block_rows = rows_at_once(len(features), features.device)
 
     def search() -> NeighborTable:
-        return find_neighbors(features, k=K, similarity=SIMILARITY, k_max=K_MAX, block_rows=block_rows)
+        return find_neighbors(features, k=K, similarity=SIMILARITY, k_max=K_MAX)
 
     before = peak_mb()
     table = search()

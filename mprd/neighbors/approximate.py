@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.exact import CPU_ROWS, NeighborTable, check_counts, check_features, cut_lists, find_neighbors
+from mprd.neighbors.exact import NeighborTable, check_counts, check_features, cut_lists, find_neighbors
 
 logger = logging.getLogger("mprd")
 
@@ -37,7 +37,6 @@ def find_by_index(
     k: int,
     similarity: float,
     k_max: int = 64,
-    block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List the neighbors of all images approximately, and log the recall on a sample.
 
@@ -51,7 +50,7 @@ def find_by_index(
     width = min(k_max + 1, num_others)
     found = without_self(search_index(features, width + 1), width)
     table = cut_lists(found.ids, (found.values > similarity).sum(1), k=k, k_max=k_max)
-    recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max, block_rows=block_rows)
+    recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max)
     logger.info("neighbors.search = ivf: recall %.3f against exact lists of a sample", recall)
     return table
 

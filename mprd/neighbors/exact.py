@@ -43,7 +43,6 @@ def find_neighbors(
     rows: Tensor | None = None,
     queries: Tensor | None = None,
     is_checked: bool = False,
-    block_rows: int = CPU_ROWS,
 ) -> NeighborTable:
     """List k_i = max(k, number of cosines above `similarity`), at most `k_max`, neighbors of each image (Sec. 5.2).
 
@@ -69,6 +68,7 @@ def find_neighbors(
     width = min(k_max + 1, num_others)
     ids = torch.empty((len(queries), width), dtype=torch.int64, device=features.device)
     counts = ids.new_empty(len(queries))
+    block_rows = rows_at_once(len(features), features.device)
     buffer = features.new_empty((min(block_rows, len(queries)), len(features)))
     for start in range(0, len(queries), block_rows):
         block = slice(start, start + block_rows)
@@ -78,9 +78,9 @@ def find_neighbors(
     return cut_lists(ids, counts, k=k, k_max=k_max)
 
 
-def rows_at_once(num_images: int, device: torch.device, *, memory_mb: int = SIMILARITIES_MB) -> int:
-    """Return the block size, at least 1, whose similarities to all images fit into `memory_mb`."""
-    rows = max(1, memory_mb * 2**20 // (4 * num_images))
+def rows_at_once(num_images: int, device: torch.device) -> int:
+    """Return the block size, at least 1, whose similarities to all images fit into SIMILARITIES_MB."""
+    rows = max(1, SIMILARITIES_MB * 2**20 // (4 * num_images))
     # few large blocks keep an accelerator busy
     return min(rows, CPU_ROWS) if device.type == "cpu" else rows
 

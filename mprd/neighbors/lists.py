@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.approximate import find_by_index
-from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors, rows_at_once
+from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors
 from mprd.neighbors.graph import SimilarityGraph
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
 from mprd.neighbors.similarity import SimilarityChain, find_similarity_graph, fit_chain
@@ -69,7 +69,7 @@ class FrozenLists:
     def found(self) -> NeighborTable:
         """The lists of all images."""
         find = find_by_index if self.config.search == "ivf" else find_neighbors
-        return find(self.features, **search_rule(self.config, self.features))
+        return find(self.features, **search_rule(self.config))
 
     @property
     def ids(self) -> Tensor:
@@ -85,7 +85,7 @@ class FrozenLists:
 
     def search_outside(self, queries: Tensor) -> Tensor:
         """Return the neighbors `[X, K]` of features `[X, D]`, mapped by the chain, that are not among the images."""
-        return find_neighbors(self.features, queries=queries, **search_rule(self.config, self.features)).ids
+        return find_neighbors(self.features, queries=queries, **search_rule(self.config)).ids
 
 
 class LiveLists:
@@ -110,7 +110,7 @@ class LiveLists:
     def search(self, rows: Tensor) -> NeighborTable:
         """Find the neighbors of the images `rows`."""
         # rows are normalized by Eq. 1; checking would read the whole memory twice a step
-        return find_neighbors(self.features, rows=rows, is_checked=True, **search_rule(self.config, self.features))
+        return find_neighbors(self.features, rows=rows, is_checked=True, **search_rule(self.config))
 
     def set_rows(self, rows: Tensor, ids: Tensor) -> None:
         """Replace the lists of the images `rows` `[B]` by `ids` `[B, K']`, padded with -1."""
@@ -118,10 +118,9 @@ class LiveLists:
         self.ids[rows] = F.pad(ids, (0, self.ids.shape[1] - ids.shape[1]), value=PADDING)
 
 
-def search_rule(config: NeighborsConfig, features: Tensor) -> dict[str, Any]:
-    """Return the arguments of a search of features `[N, D]` by cosine under these settings."""
-    rule = {"k": config.k, "similarity": config.similarity, "k_max": config.k_max}
-    return rule | {"block_rows": rows_at_once(len(features), features.device)}
+def search_rule(config: NeighborsConfig) -> dict[str, Any]:
+    """Return the arguments of a search by cosine under these settings."""
+    return {"k": config.k, "similarity": config.similarity, "k_max": config.k_max}
 
 
 def mean_features(memory: Tensor, clean: Tensor) -> Tensor:

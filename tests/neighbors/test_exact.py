@@ -57,13 +57,14 @@ def test_an_image_is_not_its_own_neighbor_even_beside_a_copy_of_itself() -> None
 
 
 @pytest.mark.parametrize("similarity", [0.3, 1.0])
-def test_blocks_agree_with_a_slow_search(similarity: float) -> None:
+def test_blocks_agree_with_a_slow_search(similarity: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mprd.neighbors.exact.CPU_ROWS", 3)
     features = unit_rows(41)
     expected = slow_lists(features.numpy(), 3, similarity, 9)
     rule: dict[str, Any] = {"k": 3, "similarity": similarity, "k_max": 9}
-    assert as_lists(find_neighbors(features, **rule, block_rows=7).ids) == expected
+    assert as_lists(find_neighbors(features, **rule).ids) == expected
     rows = torch.tensor([17, 0, 40, 17])
-    some = find_neighbors(features, rows=rows, block_rows=3, **rule)
+    some = find_neighbors(features, rows=rows, **rule)
     assert as_lists(some.ids) == [expected[row] for row in rows]
 
 
@@ -86,9 +87,12 @@ def test_the_fewest_images_and_rows() -> None:
 
 
 @pytest.mark.parametrize(("device", "memory_mb", "rows"), [("cuda", 4, 1048), ("cpu", 4, 512), ("cpu", 1, 262)])
-def test_a_block_fits_into_the_memory_and_holds_at_least_a_row(device: str, memory_mb: int, rows: int) -> None:
-    assert rows_at_once(1000, torch.device(device), memory_mb=memory_mb) == rows
-    assert rows_at_once(10**9, torch.device(device), memory_mb=memory_mb) == 1
+def test_a_block_fits_into_the_memory_and_holds_at_least_a_row(
+    device: str, memory_mb: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mprd.neighbors.exact.SIMILARITIES_MB", memory_mb)
+    assert rows_at_once(1000, torch.device(device)) == rows
+    assert rows_at_once(10**9, torch.device(device)) == 1
 
 
 REFUSED = [
