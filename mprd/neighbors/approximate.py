@@ -1,10 +1,10 @@
 """NN_k of all images when one exact pass is too slow: through faiss' inverted file."""
 
-# B rows of a block, N images, D feature size, W results of a row
+# N images, D feature size, W results of a row
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,21 +23,8 @@ CELLS_PER_PROBE = 16
 """Cells of the inverted file per cell that a row is compared with."""
 
 
-class TopK(NamedTuple):
-    """The nearest images of some rows: cosines `values` [B, W] and `ids` int64 [B, W], nearest first."""
-
-    values: Tensor
-    ids: Tensor
-
-
 @torch.no_grad()
-def find_by_index(
-    features: Tensor,
-    *,
-    k: int,
-    similarity: float,
-    k_max: int = 64,
-) -> NeighborTable:
+def find_by_index(features: Tensor, *, k: int, similarity: float, k_max: int = 64) -> NeighborTable:
     """List the neighbors of all images approximately, and log the recall on a sample.
 
     Takes the arguments of `find_neighbors`. Where the index finds fewer than k images, the list is shorter. Raises
@@ -48,8 +35,11 @@ def find_by_index(
     check_counts(num_others, k, k_max)
     # one image beyond the cap shows which rows the cap cuts
     width = min(k_max + 1, num_others)
-    found = without_self(search_index(features, width + 1), width)
-    table = cut_lists(found.ids, (found.values > similarity).sum(1), k=k, k_max=k_max)
+    rows = features.float().numpy(force=True)
+    # where the searched cells hold too few images faiss returns id -1 and the least number
+    found = build_index(rows).search(rows, width + 1)
+    values, ids = without_self(*(torch.from_numpy(part).to(features.device) for part in found))
+    table = cut_lists(ids, (values > similarity).sum(1), k=k, k_max=k_max)
     recall = measure_recall(table, features, k=k, similarity=similarity, k_max=k_max)
     logger.info("neighbors.search = ivf: recall %.3f against exact lists of a sample", recall)
     return table
@@ -65,14 +55,6 @@ def import_faiss() -> Any:
     return faiss
 
 
-def search_index(features: Tensor, width: int) -> TopK:
-    """Build an index over all images and search each of them; where its cells hold too few, id -1 and value -inf."""
-    rows = features.detach().float().cpu().contiguous().numpy()
-    values, ids = build_index(rows).search(rows, width)
-    values[ids < 0] = -float("inf")
-    return TopK(torch.from_numpy(values).to(features.device), torch.from_numpy(ids).to(features.device))
-
-
 def build_index(rows: np.ndarray) -> Any:
     """Build an inverted file over rows `[n, D]`."""
     faiss = import_faiss()
@@ -85,12 +67,12 @@ def build_index(rows: np.ndarray) -> Any:
     return index
 
 
-def without_self(found: TopK, width: int) -> TopK:
-    """Remove each row's own image from its results [N, W + 1], wherever it is; keep W."""
-    is_self = found.ids == torch.arange(len(found.ids), device=found.ids.device)[:, None]
+def without_self(values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Remove each row's own image from its cosines and ids [N, W + 1], wherever it is; keep W."""
+    is_self = ids == torch.arange(len(ids), device=ids.device)[:, None]
     # a stable sort moves the own image to the end and keeps the order of the others
-    order = is_self.byte().argsort(dim=1, stable=True)[:, :width]
-    return TopK(found.values.gather(1, order), found.ids.gather(1, order))
+    order = is_self.byte().argsort(dim=1, stable=True)[:, :-1]
+    return values.gather(1, order), ids.gather(1, order)
 
 
 def measure_recall(table: NeighborTable, features: Tensor, **rule: Any) -> float:

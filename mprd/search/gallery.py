@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.feature_file import Rows, feature_schema, open_features, rows_to_table, write_features
-from mprd.neighbors.approximate import TopK
 from mprd.search.index import BLOCK_ROWS, CodeIndex, blocks, evenly_spaced, import_faiss
 
 logger = logging.getLogger("mprd")
@@ -34,6 +33,13 @@ SPARE = 64
 SAMPLE_QUERIES = 16
 """Images of the gallery on which the recall of an index is measured."""
 NO_ROWS = np.empty(0, np.int64)
+
+
+class TopK(NamedTuple):
+    """The nearest rows of each query: cosines `values` and int64 `ids`, [Q, K] each, nearest first."""
+
+    values: Tensor
+    ids: Tensor
 
 
 class RankedRows(NamedTuple):

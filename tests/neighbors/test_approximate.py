@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.approximate import TopK, find_by_index, without_self
+from mprd.neighbors.approximate import find_by_index, without_self
 from mprd.neighbors.exact import find_neighbors
 from tests.graphs import as_lists, unit_rows
 
@@ -21,8 +21,9 @@ def clusters(num_clusters: int, size: int, num_features: int = 16) -> Tensor:
 
 
 def test_the_own_image_is_removed_wherever_it_is() -> None:
-    found = TopK(torch.tensor([[1.0, 0.9, 0.8], [1.0, 1.0, 0.7], [0.6, 0.5, 0.4]]), torch.tensor([[0, 1, 2]] * 3))
-    assert without_self(found, 2).ids.tolist() == [[1, 2], [0, 2], [0, 1]]
+    values, ids = without_self(torch.tensor([[9, 5, 1]] * 3), torch.tensor([[0, 1, 2]] * 3))
+    assert ids.tolist() == [[1, 2], [0, 2], [0, 1]]
+    assert values.tolist() == [[5, 1], [9, 1], [9, 5]]
 
 
 def test_an_index_finds_most_neighbors_and_logs_its_recall(caplog: pytest.LogCaptureFixture) -> None:
