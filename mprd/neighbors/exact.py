@@ -101,15 +101,6 @@ def cut_lists(ids: Tensor, counts: Tensor, *, k: int, k_max: int) -> NeighborTab
     return NeighborTable(ids.masked_fill(is_past, PADDING), is_capped)
 
 
-def pad_rows(rows: Tensor, ids: Tensor, values: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Return entries `[E]`, in order of their rows 0..R-1, as ids `[R, W]`, padded with -1, and their values."""
-    counts = torch.bincount(rows, minlength=num_rows)
-    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    shape = num_rows, int(counts.max()) if num_rows else 1
-    padded = torch.full(shape, PADDING, device=rows.device).index_put_((rows, places), ids)
-    return padded, values.new_zeros(shape).index_put_((rows, places), values)
-
-
 def check_counts(num_others: int, k: int, k_max: int) -> None:
     """Raise UserError for a k that the images cannot fill, or a cap below it."""
     if num_others < k:

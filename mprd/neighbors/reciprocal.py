@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.neighbors.exact import PADDING, pad_rows
+from mprd.neighbors.exact import PADDING
 from mprd.neighbors.graph import SimilarityGraph
 
 if TYPE_CHECKING:
@@ -65,11 +65,15 @@ class SimilarityTable:
         is_near = self.values > least
         first, second = (ids[is_near] for ids in self.pairs)
         own = torch.arange(self.num_images, device=first.device)
-        keys = torch.cat([first * self.num_images + second, second * self.num_images + first, own * (len(own) + 1)])
-        keys, order = keys.sort()
+        keys, order = torch.cat([self.keys[is_near], second * len(own) + first, own * (len(own) + 1)]).sort()
         near = self.values[is_near]
         values = torch.cat([near, near, near.new_ones(len(own))])[order]
-        return pad_rows(keys // max(1, len(own)), keys % max(1, len(own)), values, num_rows=len(own))
+        rows = keys // len(own)
+        counts = torch.bincount(rows)
+        places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        ids = torch.full((len(own), int(counts.max())), PADDING, device=rows.device)
+        ids[rows, places] = keys % len(own)
+        return ids, values.new_zeros(ids.shape).index_put_((rows, places), values)
 
     def surest(self, count: int) -> Tensor:
         """Return the positions `[count]` of the pairs of highest similarity; all where there are fewer."""
@@ -124,8 +128,8 @@ def list_matrix(lists: np.ndarray) -> csr_array:
     return csr_array(entries, shape=(len(lists), len(lists)))
 
 
-def jaccard_blocks(weights: csr_array, *, least: float = LEAST) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the pairs i < j above `least`, as keys i N + j ascending and J: sum of minima over sum of maxima of rows.
+def jaccard_blocks(weights: csr_array) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the pairs i < j above LEAST, as keys i N + j ascending and J: sum of minima over sum of maxima of rows.
 
     Rows sum to 1, so J = m / (2 - m) with m the sum of minima. By columns, an entry meets those of later rows: the
     work grows with the pairs that share a member.
@@ -146,8 +150,8 @@ def jaccard_blocks(weights: csr_array, *, least: float = LEAST) -> Iterator[tupl
         stop = min(max(last, first + 1), num_images)
         block = slice(starts[first], starts[stop])
         minima = sums_of_minima(order[block], counts[block], terms[first : stop + 1] - terms[first], rows, values)
-        # m / (2 - m) > least
-        minima.data *= minima.data > 2 * least / (1 + least)
+        # m / (2 - m) > LEAST
+        minima.data *= minima.data > 2 * LEAST / (1 + LEAST)
         minima.eliminate_zeros()
         minima.sort_indices()
         own = np.repeat(np.arange(first, stop), np.diff(minima.indptr))
