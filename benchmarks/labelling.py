@@ -16,6 +16,7 @@ from neighbors import draw
 from torch import Tensor
 
 from mprd.gcn.network import PairGCN
+from mprd.gcn.reference import reference_logits
 from mprd.neighbors.exact import find_neighbors
 from mprd.subgraphs import SubgraphBatch, build_subgraphs
 
@@ -37,7 +38,7 @@ def main() -> None:
 
     @torch.no_grad()
     def predict_by_reference() -> Tensor:
-        return gcn.forward_reference(memory, build_subgraphs(sample, ids)).sigmoid()
+        return reference_logits(gcn, memory, build_subgraphs(sample, ids)).sigmoid()
 
     predict = partial(gcn.predict, memory, ids, pairs)
     reference, fast = interleaved_medians(predict_by_reference, predict, runs=3 if options.quick else 5)
@@ -79,7 +80,7 @@ def compare(gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch) -> dict[str,
     memory = memory.clone().requires_grad_()
     targets = (torch.arange(len(subgraphs), device=memory.device) % 2).to(memory.dtype)
     logits, gradients = [], []
-    for path in (gcn.forward, gcn.forward_reference):
+    for path in (gcn, partial(reference_logits, gcn)):
         logits.append(path(memory, subgraphs))
         loss = F.binary_cross_entropy_with_logits(logits[-1], targets)
         gradients.append(torch.autograd.grad(loss, [*gcn.parameters(), memory]))

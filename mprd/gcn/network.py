@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mprd.errors import UserError
-from mprd.gcn.node_features import cells_per_chunk, feature_scale
 from mprd.subgraphs import END_LABEL, NUM_LABELS, SubgraphBatch, build_subgraphs, pack
 
 KERNEL_SIZE, STRIDE = 5, 2
@@ -25,6 +23,8 @@ HIDDEN, CONV_CHANNELS, MLP_HIDDEN = 64, 4, 64
 """Widths of the graph convolutions, the 1-D convolution and the MLP; not stated in the paper."""
 PAIRS_PER_GROUP = 2**15
 """Most pairs whose graphs `predict` builds at a time."""
+CELLS_PER_CHUNK = {"cpu": 2**20, "cuda": 2**24}
+"""Entries of one [P, V, H] tensor of a chunk: fits the CPU cache, or a small part of the GPU memory."""
 
 
 class PairGCN(nn.Module):
@@ -48,8 +48,6 @@ class PairGCN(nn.Module):
     ) -> None:
         """Build for memories [N, num_features]; weights are drawn from `generator`, by default the global one."""
         super().__init__()
-        if 2 * hidden < KERNEL_SIZE:
-            raise UserError(f"gcn.hidden must be at least {(KERNEL_SIZE + 1) // 2}, but got {hidden}")
         self.columns = num_features, NUM_LABELS
         self.theta_1 = nn.Parameter(torch.empty(sum(self.columns), hidden))
         self.theta_2 = nn.Parameter(torch.empty(hidden, hidden))
@@ -147,11 +145,15 @@ class PairGCN(nn.Module):
             likelihoods[chosen] = logits.sigmoid()
         return likelihoods[where]
 
-    def forward_reference(self, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
-        """Return the logits [P] of `forward` by the slow reference path, `mprd.gcn.reference`."""
-        from mprd.gcn.reference import reference_logits
 
-        return reference_logits(self, memory, subgraphs)
+def cells_per_chunk(device: torch.device) -> int:
+    """Return the most entries of a chunk's tensor on this device."""
+    return CELLS_PER_CHUNK.get(device.type, CELLS_PER_CHUNK["cpu"])
+
+
+def feature_scale(num_features: int) -> float:
+    """Return the factor of features, D^0.5, which gives entries of unit rows the size of one-hot labels."""
+    return math.sqrt(num_features)
 
 
 class Nodes(NamedTuple):

@@ -6,8 +6,6 @@ It shares the parameters and the last layers of `PairGCN`, but not the dense for
 # P pairs, V nodes of all graphs, D feature size, C input columns, H hidden
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,11 +13,8 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import SAGEConv, global_max_pool
 from torch_geometric.utils import add_self_loops
 
-from mprd.gcn.node_features import feature_scale, label_columns
-from mprd.subgraphs import SubgraphBatch, drnl, to_graph
-
-if TYPE_CHECKING:
-    from mprd.gcn.network import PairGCN
+from mprd.gcn.network import PairGCN, feature_scale
+from mprd.subgraphs import NUM_LABELS, SubgraphBatch, drnl, to_graph
 
 
 def reference_logits(gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch) -> Tensor:
@@ -39,7 +34,7 @@ def reference_logits(gcn: PairGCN, memory: Tensor, subgraphs: SubgraphBatch) -> 
 def node_columns(memory: Tensor, batch: Batch) -> Tensor:
     """Return Y^(0), the inputs of all nodes [V, C]."""
     of_feature = memory[batch.node_ids] * feature_scale(memory.shape[1])
-    return torch.cat([of_feature, label_columns(batch.labels, dtype=memory.dtype)], dim=1)
+    return torch.cat([of_feature, F.one_hot(batch.labels, NUM_LABELS).to(memory.dtype)], dim=1)
 
 
 def batch_graphs(subgraphs: SubgraphBatch) -> Batch:

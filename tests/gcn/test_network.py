@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mprd.errors import UserError
 from mprd.gcn import PairGCN
+from mprd.gcn.reference import reference_logits
 from mprd.subgraphs import build_subgraphs
 from tests.graphs import all_pairs, padded, random_lists, unit_rows
 
@@ -37,7 +38,7 @@ def assert_paths_agree(gcn: PairGCN, memory: Tensor, pairs: Tensor, lists: Lists
     memory = normalize(raw, dim=1)  # the gradient of a maximum of |x_i|^2 and |x_j|^2 is open for unit rows alone
     subgraphs = build_subgraphs(pairs, padded(lists))
     outcomes = []
-    for path in (gcn, gcn.forward_reference):
+    for path in (gcn, partial(reference_logits, gcn)):
         logits = path(memory, subgraphs)
         loss = (torch.linspace(-1, 1, len(logits), dtype=logits.dtype) * logits).sum() / 100
         inputs = [*gcn.parameters(), raw]
@@ -138,7 +139,7 @@ def test_chunks_of_any_size_have_the_same_logits(monkeypatch: pytest.MonkeyPatch
     memory, lists, pairs = unit_rows(12, 7), random_lists(12, 7), all_pairs(12)
     whole = logits_of(gcn, memory, pairs, lists)
     likelihoods = gcn.predict(memory, padded(lists), pairs)
-    monkeypatch.setattr("mprd.gcn.node_features.CELLS_PER_CHUNK", {"cpu": 300})
+    monkeypatch.setattr("mprd.gcn.network.CELLS_PER_CHUNK", {"cpu": 300})
     torch.testing.assert_close(logits_of(gcn, memory, pairs, lists), whole, atol=1e-12, rtol=0)
     # as on an accelerator: absent leaves stay in the middle of rows, and pairs in their order
     monkeypatch.setattr(PairGCN, "fits_at_once", lambda *_, **__: True)
@@ -201,8 +202,3 @@ def test_weights_of_features_and_labels_start_at_a_scale_at_which_both_count() -
     memory = unit_rows(50, 2048, dtype=torch.float32)
     assert 0.8 < (math.sqrt(2048) * memory @ feature).std() < 1.2
     assert 0.8 < label.std() < 1.2
-
-
-def test_what_does_not_fit_is_an_error_that_names_the_setting() -> None:
-    with pytest.raises(UserError, match=r"gcn\.hidden must be at least 3, but got 2"):
-        PairGCN(7, hidden=2)
