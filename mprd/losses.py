@@ -9,14 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def num_hard(num_negatives: Tensor, r: float) -> Tensor:
-    """Return the number of hard negatives: r < 1 is a share of the negatives, r >= 1 a number.
-
-    It is at least 1 and at most the number of negatives.
-    """
-    wanted = (num_negatives.double() * r).long() if r < 1 else torch.full_like(num_negatives, int(r))
-    return torch.minimum(wanted.clamp(min=1), num_negatives)
+ALPHA, LAMBDA_1, LAMBDA_2 = 4.0, 0.2, 0.2
+"""Slope and margins of Eq. 2 (Sec. 5.2)."""
 
 
 def hard_negatives(
@@ -26,8 +20,9 @@ def hard_negatives(
 
     Args:
         similarities: `[B, N]`, cosine to the memory.
-        positives: boolean (or 0 and 1) `[B, N]`.
+        positives: boolean `[B, N]`.
         doubtful: likewise, images that are neither positives nor negatives; every other image is a negative.
+        r: below 1 a share of the negatives, otherwise a number; at least one negative, where there is any.
 
     Returns:
         Image ids `[B, R]` in descending similarity, and a boolean `[B, R]`, false for the padding of rows with fewer
@@ -39,9 +34,10 @@ def hard_negatives(
     >>> ids.tolist(), counts.tolist()
     ([[3]], [[True]])
     """
-    positives = positives.bool() if doubtful is None else positives.bool() | doubtful
+    positives = positives if doubtful is None else positives | doubtful
     num_negatives = (~positives).sum(1)
-    counts = num_hard(num_negatives, r)
+    wanted = (num_negatives.double() * r).long() if r < 1 else torch.full_like(num_negatives, int(r))
+    counts = torch.minimum(wanted.clamp(min=1), num_negatives)
     # a width that depends on the data would force a sync with a GPU
     num_images = similarities.shape[1]
     width = max(1, int(num_images * r)) if r < 1 else min(int(r), num_images)
@@ -50,15 +46,7 @@ def hard_negatives(
 
 
 def binomial_deviance(
-    similarities: Tensor,
-    positives: Tensor,
-    doubtful: Tensor | None = None,
-    *,
-    delta: float = 5.0,
-    alpha: float = 4.0,
-    lambda_1: float = 0.2,
-    lambda_2: float = 0.2,
-    r: float = 0.01,
+    similarities: Tensor, positives: Tensor, doubtful: Tensor | None = None, *, delta: float = 5.0, r: float = 0.01
 ) -> Tensor:
     """Pull positive pairs above lambda_1 and push hard negatives below lambda_2 (Eq. 2, Eq. 3).
 
@@ -77,10 +65,10 @@ def binomial_deviance(
     >>> print(f"{binomial_deviance(similarities, positives, r=1):.4f}")  # 5 (.0400 + .0590) / 2 + .5130
     0.7605
     """
-    pull = F.softplus(alpha * (lambda_1 - similarities)) * positives
+    pull = F.softplus(ALPHA * (LAMBDA_1 - similarities)) * positives
     pull_B = pull.sum(1) / positives.sum(1)
     ids, counts = hard_negatives(similarities.detach(), positives, doubtful, r=r)
-    push = F.softplus(alpha * (similarities.gather(1, ids) - lambda_2)) * counts
+    push = F.softplus(ALPHA * (similarities.gather(1, ids) - LAMBDA_2)) * counts
     push_B = push.sum(1) / counts.sum(1).clamp(min=1)
     return (delta * pull_B + push_B).mean()
 
