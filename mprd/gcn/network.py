@@ -42,7 +42,6 @@ class PairGCN(nn.Module):
         num_features: int,
         *,
         hidden: int = HIDDEN,
-        conv_channels: int = CONV_CHANNELS,
         mlp_hidden: int = MLP_HIDDEN,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -51,9 +50,9 @@ class PairGCN(nn.Module):
         self.columns = num_features, NUM_LABELS
         self.theta_1 = nn.Parameter(torch.empty(sum(self.columns), hidden))
         self.theta_2 = nn.Parameter(torch.empty(hidden, hidden))
-        self.conv = nn.Conv1d(1, conv_channels, KERNEL_SIZE, STRIDE)
+        self.conv = nn.Conv1d(1, CONV_CHANNELS, KERNEL_SIZE, STRIDE)
         num_positions = (2 * hidden - KERNEL_SIZE) // STRIDE + 1
-        self.mlp_1 = nn.Linear(conv_channels * num_positions, mlp_hidden)
+        self.mlp_1 = nn.Linear(CONV_CHANNELS * num_positions, mlp_hidden)
         self.mlp_2 = nn.Linear(mlp_hidden, 1)
         self.reset_parameters(generator)
 

@@ -46,7 +46,7 @@ def test_batches_hold_the_graphs_of_eq_4_in_order(cluster: None) -> None:
 
 def test_logits_of_the_graphs_of_both_builders_are_equal_to_the_bit(cluster: None) -> None:
     pairs, memory = random_pairs(300), unit_rows(40, 8, dtype=torch.float32)
-    gcn = PairGCN(8, hidden=8, conv_channels=2, mlp_hidden=8, generator=torch.Generator().manual_seed(0))
+    gcn = PairGCN(8, hidden=8, mlp_hidden=8, generator=torch.Generator().manual_seed(0))
     builders = (build_serially, RayBuilder(1))
     one, other = (torch.cat([gcn(memory, b) for b in build(pairs, padded(LISTS), [150, 150])]) for build in builders)
     assert torch.equal(one, other)
