@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
 """A row a pair. Lists hold its leaves; membership has bit 0 for NN(i) and bit 1 for NN(j)."""
 
 
-def to_arrow(batch: SubgraphBatch) -> pa.RecordBatch:
+def to_arrow(batch: SubgraphBatch) -> pa.Table:
     """Convert to columns of SCHEMA, without absent leaves."""
     pairs, nodes, in_i, in_j, link = (
         column.numpy(force=True) for column in (batch.pairs, batch.nodes, batch.in_i, batch.in_j, batch.link)
@@ -38,13 +38,11 @@ def to_arrow(batch: SubgraphBatch) -> pa.RecordBatch:
         pa.ListArray.from_arrays(starts, pa.array(membership)),
         pa.array(link),
     ]
-    return pa.record_batch(columns, schema=SCHEMA)
+    return pa.table(columns, schema=SCHEMA)
 
 
-def from_arrow(table: pa.RecordBatch | pa.Table) -> SubgraphBatch:
+def from_arrow(table: pa.Table) -> SubgraphBatch:
     """Convert from columns of SCHEMA; absent leaves are at the end of a row, and W is the largest number of leaves."""
-    if isinstance(table, pa.RecordBatch):
-        table = pa.Table.from_batches([table])
     columns = {name: table.column(name).combine_chunks() for name in SCHEMA.names}
     counts = columns["nodes"].value_lengths().to_numpy(zero_copy_only=False)
     is_leaf = np.arange(counts.max(initial=0)) < counts[:, None]

@@ -120,7 +120,7 @@ def ray_rate(pairs: Tensor, neighbor_ids: Tensor, sizes: Sequence[int], num_acto
     pairs, neighbor_ids = pairs.cpu(), neighbor_ids.cpu()
     packed = [to_arrow(batch) for batch in build_serially(pairs, neighbor_ids, sizes)]
     built = best_seconds(lambda: to_arrow(build_subgraphs(pairs, neighbor_ids)))
-    unpacked = best_seconds(lambda: [from_arrow(record) for record in packed])
+    unpacked = best_seconds(lambda: [from_arrow(table) for table in packed])
     return max(built / num_actors, unpacked) / max(1, len(pairs))
 
 

@@ -103,7 +103,7 @@ class BlockBuilder:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Build the graphs of the pairs `i`, `j`."""
         pairs = np.stack([block.column(name).to_numpy() for name in ("i", "j")], axis=1)
-        return pa.Table.from_batches([to_arrow(build_subgraphs(torch.from_numpy(pairs), self.neighbor_ids))])
+        return to_arrow(build_subgraphs(torch.from_numpy(pairs), self.neighbor_ids))
 
 
 def pair_tables(pairs: np.ndarray, *, rows: int) -> list[pa.Table]:
