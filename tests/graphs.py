@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,6 +20,10 @@ Leaf = tuple[int, bool, bool, int]
 def unit_rows(num_images: int, num_features: int = 6, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     return normalize(torch.randn(num_images, num_features, generator=draw, dtype=torch.float64), dim=1).to(dtype)
+
+
+def at_degrees(*angles: float) -> Tensor:
+    return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in angles])
 
 
 def groups(num_groups: int, size: int, *, spread: float = 0.05, loners: int = 0) -> Tensor:

@@ -1,20 +1,14 @@
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.neighbors.exact import find_neighbors, rows_at_once
-from tests.graphs import as_lists, unit_rows
-
-
-def at_degrees(*angles: float) -> Tensor:
-    return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in angles])
+from tests.graphs import as_lists, at_degrees, unit_rows
 
 
 def slow_lists(features: np.ndarray, k: int, similarity: float, k_max: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mprd.neighbors import graph as graph_module
 from mprd.neighbors.graph import CosineBlocks, Density, SimilarityGraph, find_graph, group_images, measure_density
 from mprd.neighbors.graph_index import find_graph_by_index
-from tests.graphs import groups, unit_rows
+from tests.graphs import at_degrees, groups, unit_rows
 
 
 def slow_corrected(features: np.ndarray, camids: np.ndarray, density_k: int) -> np.ndarray:
@@ -83,10 +83,6 @@ def test_a_pair_that_no_list_holds_is_measured_beside_a_list_with_padding() -> N
     graph = SimilarityGraph(at_degrees(0, 60, 90), density, ids, scores, reads_lists=True)
     found = graph.between(torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 0]))
     torch.testing.assert_close(found, torch.tensor([0.7, 0, 2 * math.cos(math.radians(30)), 0.2]), atol=1e-6, rtol=0)
-
-
-def at_degrees(*angles: float) -> Tensor:
-    return torch.tensor([[math.cos(math.radians(a)), math.sin(math.radians(a))] for a in angles])
 
 
 def test_the_density_of_an_image_alone_in_its_camera_is_zero_there() -> None:

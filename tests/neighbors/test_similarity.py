@@ -12,6 +12,8 @@ from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.lists import FrozenLists
 from mprd.neighbors.similarity import KnownIds, SimilarityChain, fit_chain, fit_whitening
 
+from .test_camera_norm import share_of_true
+
 CONFIG = NeighborsConfig(standardise=True, whitening=True, k=4, k_max=12)
 PEOPLE, PER_PERSON, CAMERAS = 60, 6, 3
 
@@ -38,10 +40,6 @@ def slow_whitening(x: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
     values, vectors = np.linalg.eigh(within)
     y = (x - x.mean(0)) @ vectors / np.sqrt(values)
     return y / np.linalg.norm(y, axis=1, keepdims=True)
-
-
-def share_of_true(lists: FrozenLists, pids: Tensor) -> float:
-    return float((pids[lists.ids] == pids[:, None]).float().mean())
 
 
 def test_whitening_has_the_cosines_of_the_inverse_square_root_of_the_pairs_covariance() -> None:
