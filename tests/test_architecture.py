@@ -38,7 +38,7 @@ DOORS = {
         *("train/mailbox", "train/notice", "train/ray_workers", "tune/ray_trials"),
     },
     "optuna": {"tune/optuna_backend"},
-    "faiss": {"neighbors/approximate", "search/index"},
+    "faiss": {"neighbors/approximate"},
     "torch_geometric": {"gcn/reference"},
     "timm": {"backbone/from_timm"},
     "onnxruntime": {"export/formats"},

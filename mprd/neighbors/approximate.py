@@ -51,7 +51,9 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ModuleNotFoundError:
-        raise UserError("neighbors.search: ivf needs faiss (pip install faiss-cpu); or use exact") from None
+        raise UserError(
+            "an index needs faiss (pip install faiss-cpu); neighbors.search=exact and search --index exact do without"
+        ) from None
     return faiss
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mprd.errors import UserError
 from mprd.feature_file import Rows, feature_schema, open_features, rows_to_table, write_features
-from mprd.search.index import BLOCK_ROWS, CodeIndex, blocks, evenly_spaced, import_faiss
+from mprd.neighbors.approximate import import_faiss
+from mprd.search.index import BLOCK_ROWS, CodeIndex, blocks, evenly_spaced
 
 logger = logging.getLogger("mprd")
 

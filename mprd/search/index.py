@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mprd.errors import UserError
+from mprd.neighbors.approximate import import_faiss
 from mprd.runtime.files import replaced
 from mprd.runtime.machine import num_cores
 
@@ -116,16 +116,6 @@ class CodeIndex:
             logger.warning("%s: not a readable index, building it anew", path)
             return None
         return cls(shards, num_images=head["num_images"], num_features=head["num_features"]), head
-
-
-def import_faiss() -> Any:
-    """Import faiss; raise UserError if it is not installed."""
-    logging.getLogger("faiss").setLevel(logging.WARNING)
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        raise UserError("an index needs faiss (pip install faiss-cpu); or search exactly (--index exact)") from None
-    return faiss
 
 
 @contextmanager
