@@ -41,7 +41,8 @@ def find_graph_by_index(features: Tensor, camids: Tensor | None, *, width: int) 
     check_features(features, "features")
     group_ids = group_images(features, camids)
     ks = density_counts(group_ids)
-    counts = [max(k, width if len(ks) == 1 else width // 2) for k in ks]
+    least = width if len(ks) == 1 else width // 2
+    counts = [min(size, max(k, least)) for k, size in zip(ks, torch.bincount(group_ids).tolist(), strict=True)]
     ids, cosines = search_cells(features, Cells.divide(features, group_ids), counts)
     values = [
         found[:, :k].where(found[:, :k] > -torch.inf, 0).sum(1) / (found[:, :k] > -torch.inf).sum(1).clamp(min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mprd.neighbors import graph as graph_module
+from mprd.neighbors import graph_index
 from mprd.neighbors.graph import CosineBlocks, Density, SimilarityGraph, find_graph, group_images, measure_density
 from mprd.neighbors.graph_index import find_graph_by_index
 from tests.graphs import at_degrees, groups, unit_rows
@@ -109,6 +111,20 @@ def test_an_index_that_misses_nothing_gives_the_exact_graph() -> None:
     torch.testing.assert_close(found.scores[:, :18], exact.scores, atol=1e-5, rtol=0)
     assert torch.equal(found.ids[:, :10], exact.ids[:, :10])
     assert not (found.ids == torch.arange(20)[:, None]).any()
+
+
+def test_an_index_holds_of_a_camera_no_more_candidates_than_it_has_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    features, camids = unit_rows(40, dtype=torch.float32), torch.arange(40) // 2
+    widths, rank = [], graph_index.rank_candidates
+
+    def watch(ids: Tensor, *rest: Any, **width: int) -> tuple[Tensor, Tensor]:
+        widths.append(ids.shape[1])
+        return rank(ids, *rest, **width)
+
+    monkeypatch.setattr(graph_index, "rank_candidates", watch)
+    find_graph_by_index(features, camids, width=32)
+    assert widths == [40]
 
 
 def test_an_index_finds_most_neighbors_of_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
