@@ -75,4 +75,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], *, p
     )
     if saved != own:
         raise UserError(f"{path}: made with another {setting} than config.yaml says, which was changed since")
-    optimizer.load_state_dict(state)
+    # of this device, and not of the one that the checkpoint was made on
+    fused = optimizer.param_groups[0]["fused"]
+    optimizer.load_state_dict({**state, "param_groups": [{**group, "fused": fused} for group in state["param_groups"]]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -76,19 +77,28 @@ def without(row: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 @pretending
-def test_a_run_on_a_gpu_resumes_within_an_epoch_and_saves_again(tiny_root: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_resumes_within_an_epoch_on_either_device_and_saves_again(
+    optimizer: str, tiny_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # augmented as on a GPU
+    monkeypatch.setattr(TrainImages, "is_batched", lambda *_: True)
     saved: list[Any] = []
 
     def save(trainer: Trainer, _num_steps: int) -> None:
         state = trainer.state_dict()
-        saved.append(tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf, state))
+        saved.append(tree_map(lambda leaf: leaf.clone().cpu() if isinstance(leaf, torch.Tensor) else leaf, state))
 
-    settings = SETTINGS["as in the paper"]
+    settings = (*SETTINGS["as in the paper"], f"train.optimizer={optimizer}", "train.lr_new=0.001")
     with pretended_gpu():
-        whole, _ = run(tiny_root, *settings, device="cuda", after_step=save)
-        resumed, _ = run(tiny_root, *settings, device="cuda", after_step=save, start=saved[4])
-    for name, part in whole.items():
-        torch.testing.assert_close(resumed[name], part, atol=1e-6, rtol=0)
+        for first in ("cpu", "cuda"):
+            whole, _ = run(tiny_root, *settings, device=first, after_step=save)
+            for second in ("cpu", "cuda"):
+                # in the second step of the CNN, the 5th of 12 steps
+                resumed, _ = run(tiny_root, *settings, device=second, after_step=save, start=deepcopy(saved[4]))
+                for name, part in whole.items():
+                    torch.testing.assert_close(resumed[name], part, atol=1e-6, rtol=0)
+            saved.clear()
 
 
 @pretending
