@@ -61,7 +61,9 @@ def launch(
         raise UserError("--profile times a run in this process: give --launcher local")
     # what may change in a run that goes on
     changed = settings["set_"] or []
-    is_alone = out is None and not any(value for name, value in settings.items() if name != "set_")
+    # 0 is a seed too
+    others = [value for name, value in settings.items() if name != "set_" and value is not None and value is not False]
+    is_alone = out is None and not others
     if resume is not None and not (is_alone and all(text.startswith("data.on_changed=") for text in changed)):
         raise UserError("--resume goes on with the settings of its run folder; give it alone")
     from mprd.config.loading import build_config, read_given
