@@ -34,8 +34,12 @@ def load_config(
 
 
 def read_given(file: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """Read the nested settings of a YAML file and of dotted overrides, which win."""
-    return layered({} if file is None else read_yaml(file), *map(parse_override, overrides))
+    """Read the nested settings of a YAML file and of dotted overrides, which win; raise UserError naming a section."""
+    settings = layered({} if file is None else read_yaml(file), *map(parse_override, overrides))
+    for section, fields in settings.items():
+        if not isinstance(fields, dict):
+            raise UserError(f"{section} must be a section, `{section}: {{field: value}}`, but got {fields!r}")
+    return settings
 
 
 def build_config(settings: dict[str, Any]) -> Config:

@@ -73,5 +73,5 @@ def flatten(settings: Nested, prefix: str = "") -> dict[str, Any]:
     """Turn nested settings into dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -161,6 +161,25 @@ def test_settings_are_asked_for_by_file_or_option(tmp_path: Path) -> None:
         compose(options | {"set_": ["train.seed=4"]})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data:\n", "data must be a section, `data: {field: value}`, but got None"),
+        ("train: 3\n", "train must be a section"),
+        ("3: 4\n", "3 must be a section"),
+        ("train: {3: 4}\n", "train.3"),
+    ],
+)
+def test_a_file_without_sections_or_names_is_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        compose({"preset": "demo", "data": tmp_path, "set_": None, "config": file, "seed": 3})
+    assert str(error.value).startswith(message)
+    with pytest.raises(UserError, match=r"^backbone must be a section"):
+        compose({"preset": None, "data": tmp_path, "set_": ["backbone=small"]})
+
+
 @pytest.mark.parametrize("named", ["synthetic", "msmt17"])
 def test_the_best_settings_of_a_study_train_on_other_data(named: str, tiny_root: Path, tmp_path: Path) -> None:
     best = load_config("recommended", overrides=("pairs.mu=0.3",), values={"data": {"root": "elsewhere"}})
