@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,10 +88,8 @@ def choose_device(name: str, *, setting: str = "train.device") -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda[:N]`; raise UserError naming the setting where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"{setting} must be auto, cpu, cuda or cuda:N, but got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UserError(f"{setting} must be auto, cpu, cuda or cuda:N, but got {name!r}")
+    if name != "cpu" and int(name[5:] or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting}: {name} is not on this machine ({torch.cuda.device_count()} CUDA devices)")
-    return device
+    return torch.device(name)

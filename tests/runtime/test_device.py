@@ -95,8 +95,8 @@ def test_waiting_threads_spin_briefly_unless_the_environment_sets_it(given: dict
     assert done.stdout.split() == [expected, "False"]
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:99"])
-def test_a_device_that_does_not_exist_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "cuda:999", "cuda:", "mps", "meta", "cpu:1"])
+def test_a_device_that_does_not_exist_or_is_not_supported_is_refused(name: str) -> None:
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     with pytest.raises(UserError, match=rf"train\.device.*{name}"):
