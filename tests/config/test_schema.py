@@ -72,6 +72,7 @@ def test_an_override_is_read_as_yaml() -> None:
         ("pairs.mo=0.3", "unknown setting pairs.mo, did you mean pairs.mu?"),
         ("pairs.mu=1.3", "pairs.mu must be less than 1, but got 1.3"),
         ("pairs.labeller=gnc", "pairs.labeller must be 'gcn'"),
+        ("loss.r=.inf", "loss.r must be a finite number, but got inf"),
         ("train.epochs=0", "train.epochs must be greater than or equal to 1, but got 0"),
         ("train.epochs", "--set wants section.field=value"),
         ("neighbors.k_max=4", "neighbors.k_max must be at least neighbors.k = 8, but got 4"),
