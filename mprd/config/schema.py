@@ -388,7 +388,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Config:
-        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "reciprocal", "dbscan"):
+        if self.pairs.relabel_meta and self.pairs.labeller in ("gcn", "reciprocal", "dbscan", "single"):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
