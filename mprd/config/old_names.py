@@ -198,7 +198,7 @@ def upgrade(settings: Nested) -> Nested:
             put(settings, name, other)
     if get(settings, "data.cache") in ("ram", "device"):
         put(settings, "data.cache", "auto")
-    if get(settings, "pairs.refresh") == "batch" and get(settings, "pairs.labeller") == "reciprocal":
+    if get(settings, "pairs.refresh") == "batch" and get(settings, "pairs.labeller") in ("reciprocal", "dbscan"):
         # it did not say that all images are labeled at once
         put(settings, "pairs.refresh", "auto")
     is_drawn = get(settings, "data.dataset", "synthetic") == "synthetic"

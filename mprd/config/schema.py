@@ -228,7 +228,8 @@ class PairsConfig(Section):
     def _parts_agree(self) -> PairsConfig:
         if self.refresh == "batch" and self.labels_all_at_once:
             raise ValueError(
-                "pairs.labeller: reciprocal labels all images at once, so pairs.refresh must not be batch: use epoch"
+                f"pairs.labeller: {self.labeller} labels all images at once, so pairs.refresh must not be batch: use "
+                "epoch"
             )
         if self.threshold is not None and self.labeller not in THRESHOLDS:
             known = ", ".join(THRESHOLDS)
@@ -238,12 +239,12 @@ class PairsConfig(Section):
     @property
     def labels_all_at_once(self) -> bool:
         """Whether P_i of one image depends on the labels of all."""
-        return self.labeller == "reciprocal"
+        return self.labeller in ("reciprocal", "dbscan")
 
     @property
     def is_once_an_epoch(self) -> bool:
         """Whether P of all images is written before an epoch's first step and kept until its last."""
-        return self.refresh == "epoch" or self.labels_all_at_once or self.labeller == "dbscan"
+        return self.refresh == "epoch" or self.labels_all_at_once
 
     def threshold_of(self, labeller: Labeller) -> float:
         """Return what a pair's score must exceed under a labeller other than the GCN."""

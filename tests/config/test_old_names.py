@@ -102,6 +102,7 @@ def test_a_run_folder_of_an_earlier_version_is_read_as_it_was(tmp_path: Path) ->
         ({"pairs__labeller": "mlcr", "pairs__mplp_t": 0.6}, ("pairs={labeller: mlcr, refresh: batch}",)),
         # the threshold of a labeller that did not run had no effect
         ({"pairs__labeller": "knn", "pairs__ss_similarity": 0.8}, ("pairs={labeller: knn, refresh: batch}",)),
+        ({"pairs__labeller": "dbscan"}, ("pairs={labeller: dbscan, refresh: auto}",)),
         ({"train__optimizer": "adamw"}, ("train.optimizer=adamw",)),
         ({"neighbors__num_shards": 3}, ()),
         ({"data__cache": "ram"}, ()),

@@ -83,6 +83,7 @@ def test_an_override_is_read_as_yaml() -> None:
         ("pairs={labeller: dbscan, relabel_meta: true}", "pairs.relabel_meta: with dbscan"),
         ("pairs={labeller: single, relabel_meta: true}", "pairs.relabel_meta: with single"),
         ("pairs={labeller: reciprocal, refresh: batch}", "pairs.labeller: reciprocal labels all images at once"),
+        ("pairs={labeller: dbscan, refresh: batch}", "pairs.labeller: dbscan labels all images at once"),
         ("pairs.threshold=0.4", "pairs.threshold is for the labellers ss, mplp, mlcr, reciprocal, but"),
     ],
 )
