@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,14 @@ class Profile:
         self.trace: Any = None
         self.started = time.perf_counter()
 
-    def listening(self) -> AbstractContextManager[None]:
-        """Time the spans of this process while the block runs."""
-        return spans.listening(self.part)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Time the spans of this process while the block runs; a run of few steps ends the trace."""
+        try:
+            with spans.listening(self.part):
+                yield
+        finally:
+            self.end_trace()
 
     def traced(self, callbacks: Callbacks) -> Callbacks:
         """Return the callbacks, with a trace of some CNN steps."""
@@ -92,8 +97,14 @@ class Profile:
             self.trace = torch.profiler.profile(activities=kinds)
             self.trace.__enter__()
         elif self.num_steps == TRACED.stop:
-            self.trace.__exit__(None, None, None)
-            self.trace.export_chrome_trace(str(self.trace_file))
+            self.end_trace()
+
+    def end_trace(self) -> None:
+        """Write the trace, if one is being taken."""
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            trace.__exit__(None, None, None)
+            trace.export_chrome_trace(str(self.trace_file))
 
     def table(self) -> str:
         """Return the parts with seconds, share and calls; `other` is what no span covers."""

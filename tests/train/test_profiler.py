@@ -14,7 +14,7 @@ from mprd.config.schema import Config
 from mprd.runs.folder import RunFolder
 from mprd.runtime.spans import span, spanned
 from mprd.train.local import run_local
-from mprd.train.profiler import PARTS, Profile
+from mprd.train.profiler import PARTS, TRACED, Profile
 from tests.conftest import TINY
 
 
@@ -30,6 +30,16 @@ def test_a_span_inside_another_is_subtracted_from_it(tmp_path: Path) -> None:
     assert profile.calls == {"memory": 2, "GCN": 1, "load": 3}
     assert profile.seconds["memory"] >= 0.04
     assert 0.05 <= profile.seconds["GCN"] < profile.seconds["memory"] + 0.05
+
+
+def test_a_run_of_few_steps_leaves_a_trace_and_no_profiler(tmp_path: Path) -> None:
+    profile = Profile(torch.device("cpu"), tmp_path / "trace.json")
+    with profile.listening():
+        for _ in range(TRACED.start + 1):
+            profile.count_step()
+            torch.ones(3).sum()
+    assert "aten::sum" in (tmp_path / "trace.json").read_text()
+    assert not torch.autograd.profiler._is_profiler_enabled
 
 
 def test_a_profiled_run_shows_every_part_and_ends_in_the_same_bits(
