@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -72,29 +74,45 @@ def build_timm(
 
     Args:
         pixels: of files of weights; None, and for weights that timm publishes: timm's for the name.
+
+    Raises UserError for a network that has no map or class token, and for a size that it cannot take.
     """
     timm = import_timm()
-    net = create(timm, name, config, size, options)
-    has_token = getattr(net, "cls_token", None) is not None
-    pool = config.pool if config.pool != "auto" else "token" if has_token else "mean"
-    if pool in ("token", "clip") and not (has_token and (pool == "token" or isinstance(net.head, nn.Linear))):
-        wanted = "a class token" if pool == "token" else "a class token and its projection"
-        raise UserError(f"backbone.pool={pool} needs {wanted}, but {name} has none")
-    if pool in ("token", "clip") and config.num_stripes > 1:
-        raise UserError(f"backbone.num_stripes must be 1 for the class token of {name}; backbone.pool=mean has stripes")
-    if config.freeze_patches:
-        freeze_patches(net, name)
-    network = TimmTrunk(net, pool=pool, num_parts=num_parts, padding=fit_patches(net, name, size))
-    groups = timm.models.group_parameters(net, net.group_matcher(coarse=False))
-    if pixels is None or config.weights in PRETRAINED:
-        pixels = tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
-    return Trunk(
-        network,
-        count_channels(network, name, size),
-        pixels,
-        lambda state: {f"net.{key}": part for key, part in timm_names(timm, net, state).items()},
-        {f"net.{key}": layer for layer, keys in groups.items() for key in keys},
-    )
+    with explained(name, size):
+        net = create(timm, name, config, size, options)
+        has_token = getattr(net, "cls_token", None) is not None
+        pool = config.pool if config.pool != "auto" else "token" if has_token else "mean"
+        if pool in ("token", "clip") and not (has_token and (pool == "token" or isinstance(net.head, nn.Linear))):
+            wanted = "a class token" if pool == "token" else "a class token and its projection"
+            raise UserError(f"backbone.pool={pool} needs {wanted}, but {name} has none")
+        if pool in ("token", "clip") and config.num_stripes > 1:
+            raise UserError(
+                f"backbone.num_stripes must be 1 for the class token of {name}; backbone.pool=mean has stripes"
+            )
+        if config.freeze_patches:
+            freeze_patches(net, name)
+        network = TimmTrunk(net, pool=pool, num_parts=num_parts, padding=fit_patches(net, size))
+        groups = timm.models.group_parameters(net, net.group_matcher(coarse=False))
+        if pixels is None or config.weights in PRETRAINED:
+            pixels = tuple(net.pretrained_cfg["mean"]), tuple(net.pretrained_cfg["std"])
+        return Trunk(
+            network,
+            count_channels(network, size),
+            pixels,
+            lambda state: {f"net.{key}": part for key, part in timm_names(timm, net, state).items()},
+            {f"net.{key}": layer for layer, keys in groups.items() for key in keys},
+        )
+
+
+@contextmanager
+def explained(name: str, size: tuple[int, int]) -> Iterator[None]:
+    """Turn what a network raises, each in its own way, into a UserError."""
+    try:
+        yield
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        shape = f"{size[0]} x {size[1]} (data.height, data.width)"
+        raise UserError(f"backbone.name: {name} cannot be used for images of {shape}: {reason}") from None
 
 
 def import_timm() -> ModuleType:
@@ -126,7 +144,8 @@ def create(timm: ModuleType, name: str, config: BackboneConfig, size: tuple[int,
             # a convolutional network
             return timm.create_model(name, **options)
     except Exception as error:  # of the hub's client, of timm and of torch
-        if not options["pretrained"]:
+        # what timm asserts is of the network
+        if not options["pretrained"] or isinstance(error, AssertionError):
             raise
         reason = " ".join(str(error).split())[:160]
         raise UserError(
@@ -134,34 +153,21 @@ def create(timm: ModuleType, name: str, config: BackboneConfig, size: tuple[int,
         ) from None
 
 
-def fit_patches(net: Any, name: str, size: tuple[int, int]) -> tuple[int, int]:
+def fit_patches(net: Any, size: tuple[int, int]) -> tuple[int, int]:
     """Fit a ViT, in place, to images that are no multiple of its patches; return the pixels to add, right and below."""
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", (1, 1))
     below, right = (-pixels % edge for pixels, edge in zip(size, patch, strict=True))
     if below or right:
-        try:
-            net.set_input_size(img_size=(size[0] + below, size[1] + right))
-        except RuntimeError as error:
-            raise wrong_size(name, size, error) from None
+        net.set_input_size(img_size=(size[0] + below, size[1] + right))
     return right, below
 
 
 @torch.no_grad()
-def count_channels(network: nn.Module, name: str, size: tuple[int, int]) -> int:
-    """Return C by a trial; raise UserError for a size that the network cannot take."""
-    try:
-        found = network.eval()(torch.zeros(1, 3, *size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise wrong_size(name, size, error) from None
+def count_channels(network: nn.Module, size: tuple[int, int]) -> int:
+    """Return C by a trial."""
+    found = network.eval()(torch.zeros(1, 3, *size))
     network.train()
     return found.shape[1]
-
-
-def wrong_size(name: str, size: tuple[int, int], error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
-    return UserError(
-        f"backbone.name: {name} does not take images of {size[0]} x {size[1]} (data.height, data.width): {reason}"
-    )
 
 
 def freeze_patches(net: nn.Module, name: str) -> None:

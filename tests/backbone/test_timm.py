@@ -131,7 +131,10 @@ def test_batch_norms_with_an_activation_are_normalized_by_groups() -> None:
         ("resnet18", {"pool": "clip"}, r"backbone\.pool=clip needs a network with a class token"),
         ("timm:test_resnet", {"freeze_patches": True}, r"freeze_patches needs a network with a patch projection"),
         ("timm:test_vit", {"num_stripes": 2}, r"backbone\.num_stripes"),
-        ("timm:test_vit", {"size": (8, 8)}, r"test_vit does not take images of 8 x 8"),
+        ("timm:test_vit", {"size": (8, 8)}, r"test_vit cannot be used for images of 8 x 8 \(data\.height"),
+        ("timm:mixer_s32_224", {}, r"backbone\.name: mixer_s32_224 cannot be used for images of 64 x 32"),
+        ("timm:xcit_nano_12_p16_224", {}, r"backbone\.name: xcit_nano_12_p16_224 cannot be used"),
+        ("timm:efficientvit_b0", {"weights": "pretrained"}, r"name: efficientvit_b0 .*: Cannot disable pooling"),
         ("timm:test_vit2", {"weights": "pretrained"}, r"backbone\.weights: cannot get timm's weights of test_vit2"),
     ],
 )  # fmt: skip
