@@ -86,12 +86,6 @@ def choose_objective(config: Config, state: TrainState, camids: Tensor | None, g
     """Return the objective of this epoch: clusters where `dbscan` found any, else pairs in batches of a group each."""
     if state.clusters is not None:
         return ClusterObjective(state.clusters, camids, config.train.batch_size)
-    return PairObjective(state.memory, state.positives, choose_pair_loss(config), config.train.batch_size, groups)
-
-
-def choose_pair_loss(config: Config) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """Return Eq. 2, or MMCL under the labeler `mlcr`."""
-    c = config.loss
-    if config.pairs.labeller == "mlcr":
-        return partial(losses.mmcl, delta=c.delta, r=c.r)
-    return partial(losses.binomial_deviance, delta=c.delta, r=c.r)
+    pair_loss = losses.mmcl if config.pairs.labeller == "mlcr" else losses.binomial_deviance
+    pair_loss = partial(pair_loss, delta=config.loss.delta, r=config.loss.r)
+    return PairObjective(state.memory, state.positives, pair_loss, config.train.batch_size, groups)

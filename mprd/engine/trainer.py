@@ -6,7 +6,7 @@ order of the batch, so the number of workers changes nothing. Memory, P and netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,11 +175,6 @@ class Trainer:
         with span("extraction"):
             return extract(self.state.backbone, images, **how)[0]
 
-    def batches(self, images: Any, batches: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this worker's images of each batch and the ids of the whole batch."""
-        split, num_workers = self.state.backbone.batch_split, self.config.data.num_workers
-        return spanned("load", sharded_batches(images, batches, split, num_workers=num_workers, device=self.device))
-
     def fill_memory(self) -> None:
         """Fill the memory with features of the initial backbone (zeros would make NN_k meaningless)."""
         self.recalibrate()
@@ -283,8 +278,11 @@ class Trainer:
         batches = objective.batches(generator(self.config.train.seed, RngStream.ORDER, state.epoch))
         check_batches("train.batch_size", batches, self.workers)
         state.backbone.train()
+        split, num_workers = state.backbone.batch_split, self.config.data.num_workers
+        rest = batches[state.step :]
+        shown = sharded_batches(self.train_images, rest, split, num_workers=num_workers, device=self.device)
         with cudnn_benchmark():
-            for images, ids in self.batches(self.train_images, batches[state.step :]):
+            for images, ids in spanned("load", shown):
                 self.cnn_step(images, ids, label, objective)
                 state.step += 1
                 timer()
