@@ -62,8 +62,8 @@ class TrainState:
 
     def begin_epoch(self, epoch: int) -> None:
         """Move to an epoch's first step."""
-        self.epoch, self.phase, self.step = epoch, "gcn", 0
-        self.clusters = None
+        self.epoch, self.clusters = epoch, None
+        self.begin_phase("gcn")
 
     def begin_phase(self, phase: Phase) -> None:
         """Move to a phase's first step."""
@@ -150,13 +150,7 @@ def cnn_optimizer(backbone: Backbone, config: TrainConfig, *, is_pretrained: boo
     )
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=is_fused(backbone))
-    return torch.optim.SGD(
-        groups,
-        lr=config.lr_new,
-        momentum=MOMENTUM,
-        weight_decay=WEIGHT_DECAY,
-        fused=is_fused(backbone),
-    )
+    return torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=is_fused(backbone))
 
 
 def gcn_optimizer(gcn: PairGCN, config: GcnConfig) -> torch.optim.Optimizer:
