@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import urllib.request
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,16 +42,10 @@ def build(name: str, config: BackboneConfig, _size: tuple[int, int]) -> Trunk:
 def resnet_trunk(name: str, last_stride: int) -> tuple[nn.Module, int]:
     """Return a torchvision ResNet up to layer4 (Sec. 5.2), and its number of channels."""
     net = torchvision.models.get_model(name, weights=None)
-    num_channels = net.fc.in_features
     if last_stride == 1:
         drop_stride(net.layer4)
-    del net.fc, net.avgpool
-    stem = [(part, getattr(net, part)) for part in ("conv1", "bn1", "relu", "maxpool")]
-    stages = [(part, getattr(net, part)) for part in ("layer1", "layer2", "layer3", "layer4")]
-    trunk = nn.Sequential()
-    for part, module in stem + stages:
-        trunk.add_module(part, module)
-    return trunk, num_channels
+    parts = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    return nn.Sequential(OrderedDict((part, getattr(net, part)) for part in parts)), net.fc.in_features
 
 
 def mobilenet_trunk(last_stride: int) -> tuple[nn.Module, int]:
@@ -56,9 +53,7 @@ def mobilenet_trunk(last_stride: int) -> tuple[nn.Module, int]:
     net = torchvision.models.mobilenet_v2(weights=None)
     if last_stride == 1:
         drop_stride(net.features[14])
-    trunk = nn.Sequential()
-    trunk.add_module("features", net.features)
-    return trunk, net.last_channel
+    return nn.Sequential(OrderedDict(features=net.features)), net.last_channel
 
 
 class SmallBlock(nn.Module):
@@ -93,10 +88,8 @@ def small_trunk(last_stride: int) -> tuple[nn.Module, int]:
     return trunk, 2 * width
 
 
-TRUNKS = {
-    "resnet50": lambda last_stride: resnet_trunk("resnet50", last_stride),
-    "resnet34": lambda last_stride: resnet_trunk("resnet34", last_stride),
-    "resnet18": lambda last_stride: resnet_trunk("resnet18", last_stride),
+TRUNKS: dict[str, Callable[[int], tuple[nn.Module, int]]] = {
+    **{name: partial(resnet_trunk, name) for name in ("resnet50", "resnet34", "resnet18")},
     "mobilenet_v2": mobilenet_trunk,
     "small": small_trunk,
 }
