@@ -86,7 +86,7 @@ def test_all_studies_and_presets_are_in_the_wheel(python: Path, tmp_path: Path) 
     listed = mprd(python, "mprd", "tune", "--list", cwd=tmp_path)
     studies = [path.stem for path in (ROOT / "mprd" / "tune_configs").glob("*.yaml")]
     assert [name for name in studies if name not in listed] == []
-    code = "from mprd.config.loading import *\nfor name in get_args(Preset): read_preset(name)\nread_smoke()"
+    code = "from mprd.config.loading import *\nfor name in get_args(Preset): read_preset(name)\nread_packaged('smoke')"
     mprd(python, "python", "-c", code, cwd=tmp_path)
 
 

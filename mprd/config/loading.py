@@ -81,11 +81,6 @@ def read_preset(name: str) -> dict[str, Any]:
     return layered(read_preset(settings.pop("base")), settings) if "base" in settings else settings
 
 
-def read_smoke() -> dict[str, Any]:
-    """Read the small sizes that `--smoke` lays over any preset."""
-    return read_packaged("smoke")
-
-
 def read_packaged(name: str) -> dict[str, Any]:
     """Read a file of `mprd/presets`."""
     return yaml.safe_load(resources.files("mprd").joinpath("presets", f"{name}.yaml").read_text("utf-8"))

@@ -111,7 +111,6 @@ def mplp(memory: Tensor, targets: Tensor, *, t: float) -> Tensor:
     >>> mplp(memory, torch.tensor([0]), t=0.7).tolist()
     [[True, True, False, False]]
     """
-    memory, targets = torch.as_tensor(memory), torch.as_tensor(targets)
     if len(targets) == 0:
         return own_index(targets, len(memory))
     similarities_BN = memory[targets] @ memory.T

@@ -22,19 +22,12 @@ max_threads: int | None = None
 """`CpuThreads.max_threads` of this process; global, as torch's number of threads is."""
 
 
-def default_threads() -> int:
-    """Return torch's default number of threads, at most the cores available.
-
-    torch does not respect the limit of a container.
-    """
-    return min(torch.get_num_threads(), num_cores())
-
-
 def set_threads(threads: int, limit: int | None = None) -> None:
     """Set torch's CPU threads, and their limit for `more_threads`; see `CpuThreads`."""
     global max_threads
     max_threads = limit
-    threads = threads or default_threads()
+    # torch does not respect the limit of a container
+    threads = threads or min(torch.get_num_threads(), num_cores())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mprd.cli import quiet
-from mprd.config.loading import build_config, read_given, read_preset, read_smoke
+from mprd.config.loading import build_config, read_given, read_packaged, read_preset
 from mprd.config.nested import flatten, get, layered, nest, put
 from mprd.config.schema import Config, Preset
 from mprd.data.camera_style import style_folder
@@ -65,7 +65,7 @@ def compose(settings: dict[str, Any], *, shared: dict[str, Any] | None = None) -
     if settings.get("seed") is not None:
         put(given, "train.seed", settings["seed"])
     asked = set(flatten(layered(shared or {}, given)))
-    smoke = read_smoke() if settings.get("smoke") else {}
+    smoke = read_packaged("smoke") if settings.get("smoke") else {}
     if smoke and "meta.labels" in asked:
         # a part of the images may lack those that the file names
         put(smoke, "data.max_images", None)
