@@ -260,7 +260,7 @@ def random_meta_pairs(
 
     For each drawn z: one other image of its identity (positive), one labeled image of another identity
     (negative), and one image x_j of the training set (negative). Only labels of Z are read: an x_j outside of Z
-    has another identity because Z holds all images of its identities.
+    has another identity where Z holds all images of its identities, and is taken to have one where it may not.
 
     Args:
         meta_ids: `[Z]`, image ids of Z. meta_pids: `[Z]`, their identities.
