@@ -13,7 +13,6 @@ from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import FrozenLists, mean_features
-from mprd.neighbors.similarity import SimilarityChain
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
@@ -23,7 +22,6 @@ from mprd.subgraphs import build_serially
 
 CHUNK = 4096
 """Pairs scored at a time."""
-"""The score whose threshold makes positives, by labeler."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,9 +100,7 @@ def build_lists(snapshot: Snapshot) -> FrozenLists:
     config, features = snapshot.config.neighbors, snapshot.memory
     if config.source == "mean":
         features = mean_features(features, snapshot.extract(snapshot.need_train()))
-    saved = snapshot.state.get("chain")
-    chain = None if saved is None else SimilarityChain.from_state_dict(saved, features.device)
-    return FrozenLists(features, snapshot.camids(), config, chain=chain)
+    return FrozenLists(features, snapshot.camids(), config, chain=snapshot.model.chain)
 
 
 def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:

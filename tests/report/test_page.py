@@ -19,7 +19,7 @@ from mprd.report.checkpoint import Snapshot, open_snapshot
 from mprd.report.cli import app
 from mprd.report.features import find_cases
 from mprd.report.page import write_page
-from mprd.report.pairs import count_camera_pairs, score_candidates
+from mprd.report.pairs import build_lists, count_camera_pairs, score_candidates
 from mprd.report.runs import read_folders
 from mprd.report.tables import result_table
 from mprd.runs.folder import RunFolder
@@ -89,6 +89,13 @@ def test_candidates_exclude_the_labeled_images(gcn_run: Path) -> None:
     assert [*candidates.scores] == ["g_ij", "cosine", "k-reciprocal"]
     assert {len(scores) for scores in candidates.scores.values()} == {len(candidates.is_true)}
     assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
+
+
+def test_candidates_are_compared_as_the_training_compares_them(camera_run: Path) -> None:
+    saved = checkpoint.load(camera_run / "checkpoints" / "last.pt")["chain"]
+    chain = build_lists(snapshot(camera_run)).chain
+    assert chain.whitening is not None
+    assert torch.equal(chain.whitening.matrix, saved["whitening"]["matrix"])
 
 
 def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
