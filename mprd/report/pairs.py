@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,8 +167,8 @@ def same_identity(snapshot: Snapshot, pairs: Tensor) -> np.ndarray | None:
 class CameraPairs:
     """Pairs of P by the camera of i (row) and of j (column), each int64 `[C, C]`."""
 
-    cameras: list[int]
-    """Numbers from 1."""
+    cameras: list[str]
+    """Their names in file names."""
     num_pairs: np.ndarray
     num_true: np.ndarray
     num_same: np.ndarray
@@ -198,10 +199,13 @@ def count_camera_pairs(snapshot: Snapshot) -> CameraPairs:
     rows, columns = np.nonzero((ids != PADDING) & (ids != np.arange(len(ids))[:, None]))
     if not len(rows):
         raise UserError("P holds no pairs: the only positive of every image is the image itself")
-    return camera_counts(rows, ids[rows, columns], pids=pids, camids=camids.cpu().numpy())
+    names = snapshot.need_dataset().camera_names
+    return camera_counts(rows, ids[rows, columns], pids=pids, camids=camids.cpu().numpy(), names=names)
 
 
-def camera_counts(first: np.ndarray, second: np.ndarray, *, pids: np.ndarray, camids: np.ndarray) -> CameraPairs:
+def camera_counts(
+    first: np.ndarray, second: np.ndarray, *, pids: np.ndarray, camids: np.ndarray, names: Sequence[str]
+) -> CameraPairs:
     """Count the pairs (first, second), int64 `[P]` each, of images with `pids` and `camids` `[N]`."""
     num_cameras = int(camids.max()) + 1
     is_true = pids[first] == pids[second]
@@ -215,4 +219,4 @@ def camera_counts(first: np.ndarray, second: np.ndarray, *, pids: np.ndarray, ca
     same = images.T @ images - np.diag(images.sum(0))
     seen = np.flatnonzero(images.sum(0))
     picked = np.ix_(seen, seen)
-    return CameraPairs((seen + 1).tolist(), pairs[picked], true[picked], same[picked])
+    return CameraPairs([names[camid] for camid in seen.tolist()], pairs[picked], true[picked], same[picked])

@@ -181,6 +181,23 @@ def test_a_cut_record_of_the_command_is_as_none(text: str, gcn_run: Path, tmp_pa
     assert "<code>unknown</code>" in page_of(tmp_path / "page.html", run)
 
 
+def test_cameras_have_the_names_of_the_files(gcn_run: Path, tiny_root: Path, tmp_path: Path) -> None:
+    root, run = tmp_path / "data", Path(shutil.copytree(gcn_run, tmp_path / "run"))
+    for path in sorted(tiny_root.rglob("*.jpg")):
+        renamed = root / path.relative_to(tiny_root).with_name(path.name.replace("_c2s", "_c5s"))
+        renamed.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, renamed)
+    last = run / "checkpoints" / "last.pt"
+    # as from before images were recorded
+    checkpoint.save({name: part for name, part in checkpoint.load(last).items() if name != "images"}, last)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace(str(tiny_root), str(root)))
+    page = page_of(tmp_path / "page.html", run)
+    assert "<tr><th></th><th>1</th><th>5</th></tr>" in page
+    assert {*re.findall(r"camera (\w+)", page.split('id="queries"')[1])} >= {"1", "5"}
+    assert "camera 2" not in page
+
+
 def test_one_run_shows_the_choices_of_an_epoch_side_by_side(gcn_run: Path) -> None:
     table = result_table(read_folders([gcn_run])[0])
     assert [name for name, _ in table.columns] == ["last epoch", "by label-free score", "best on test", "untrained"]

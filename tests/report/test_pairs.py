@@ -11,8 +11,9 @@ from mprd.report.pairs import CandidateScores, camera_counts, contained
 def test_pairs_are_counted_by_the_cameras_of_their_images() -> None:
     # images 0 1 2 show identity 7 under cameras 0 0 2, image 3 identity 8 under camera 2
     pids, camids = np.array([7, 7, 7, 8]), np.array([0, 0, 2, 2])
-    counted = camera_counts(np.array([0, 0, 2]), np.array([2, 3, 3]), pids=pids, camids=camids)
-    assert counted.cameras == [1, 3]
+    names = ("hall", "lobby", "gate")
+    counted = camera_counts(np.array([0, 0, 2]), np.array([2, 3, 3]), pids=pids, camids=camids, names=names)
+    assert counted.cameras == ["hall", "gate"]
     assert counted.num_pairs.tolist() == [[0, 2], [0, 1]]
     assert counted.num_true.tolist() == [[0, 1], [0, 0]]
     assert counted.num_same.tolist() == [[2, 2], [2, 0]]
