@@ -198,6 +198,16 @@ def test_cameras_have_the_names_of_the_files(gcn_run: Path, tiny_root: Path, tmp
     assert "camera 2" not in page
 
 
+@pytest.mark.parametrize("program", [("mprd", "report"), ("mprd/report/__main__.py",)])
+def test_a_page_says_the_command_that_made_it(
+    program: tuple[str, ...], gcn_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [*program, "a", "--best"])
+    monkeypatch.setattr("sys.executable", "/usr/bin/python")
+    bare = Path(shutil.copytree(gcn_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    assert f"Made by <code>python {' '.join(program)} a --best</code>" in page_of(tmp_path / "page.html", bare)
+
+
 def test_one_run_shows_the_choices_of_an_epoch_side_by_side(gcn_run: Path) -> None:
     table = result_table(read_folders([gcn_run])[0])
     assert [name for name, _ in table.columns] == ["last epoch", "by label-free score", "best on test", "untrained"]
