@@ -97,6 +97,8 @@ def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False,
     more than 1e-4; nothing is left behind then.
     """
     check_packages(kind)
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file in it")
     images, source = sample_images(model)
     row, backbone = camera_row(model, camera), deepcopy(model.backbone)
     fix_camera(backbone, row)

@@ -85,6 +85,13 @@ def test_a_network_that_differs_for_a_single_image_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_no_file_to_write_and_gets_no_description(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "exports").mkdir()
+    with pytest.raises(UserError, match="exports: is a folder; name a file in it"):
+        export_network(model, tmp_path / "exports", kind="torchscript")
+    assert [path.name for path in tmp_path.rglob("*")] == ["exports"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
