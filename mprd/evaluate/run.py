@@ -36,14 +36,16 @@ def evaluate_run(
 
     Raises UserError if the run, its checkpoint, or query and gallery are missing.
     """
+    if data is None and (same_cameras or name_pattern is not None):
+        raise UserError("--same-cameras and --name-pattern are about other data, and need --data")
     config = folder.read_config()
     set_threads(config.train.threads)
     if data is not None:
         config = config.model_copy(update={"data": elsewhere(config.data, data, name_pattern=name_pattern)})
     dataset = open_dataset(config, needs_train=False)
     if not dataset.can_evaluate:
-        raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras in "
-                        "names to evaluate on; --name-pattern says where they are")  # fmt: skip
+        raise UserError(f"{dataset.root}: has no query and gallery with identities and cameras in names to evaluate "
+                        "on; --data is another data set, --name-pattern says where its names hold them")  # fmt: skip
     is_elsewhere = data is not None and not same_cameras
     model = load_model(folder.path, best=best, device=device, other_cameras=is_elsewhere)
     if is_elsewhere and model.backbone.num_cameras:

@@ -50,6 +50,13 @@ def test_data_without_query_and_gallery_are_refused(
     assert "has no query and gallery with identities and cameras" in refuse(app, tmp_path / "run")
 
 
+@pytest.mark.parametrize("option", [("--same-cameras",), ("--name-pattern", "(?P<pid>x)")])
+def test_options_of_other_data_are_refused_without_them(
+    option: tuple[str, ...], trained_run: Path, refuse: Callable[..., str]
+) -> None:
+    assert "need --data" in refuse(app, trained_run, *option)
+
+
 def test_other_data_need_query_and_gallery_alone_in_any_layout(
     trained_run: Path, tiny_root: Path, tmp_path: Path, refuse: Callable[..., str], capfd: pytest.CaptureFixture[str]
 ) -> None:
