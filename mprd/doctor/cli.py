@@ -47,6 +47,6 @@ def print_examination(root: Path, settings: list[str], *, backbone: str | None, 
     if as_json:
         print(json.dumps(report.row(), indent=2))
     else:
-        print_report(report, new_console())
+        print_report(report, new_console(highlight=False, soft_wrap=True))
     if report.command is None:
         raise SystemExit(1)

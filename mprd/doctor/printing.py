@@ -15,13 +15,13 @@ def print_report(report: DatasetReport, console: Console) -> None:
     """Print layout, counts, findings in increasing severity, and the commands."""
     layout = report.layout
     if layout is not None:
-        console.print(str(layout), highlight=False, markup=False, soft_wrap=True)
+        console.print(str(layout))
     if report.splits:
         console.print(split_table(report.splits))
     if report.sizes:
         low, mid, high = (report.sizes[part] for part in ("min", "median", "max"))
         console.print(f"pixels: {mid['width']} x {mid['height']} (width x height, median), width {low['width']} to "
-                      f"{high['width']}, height {low['height']} to {high['height']}", highlight=False)  # fmt: skip
+                      f"{high['width']}, height {low['height']} to {high['height']}")  # fmt: skip
     for level in ("note", "warning", "problem"):
         for finding in report.findings:
             if finding.level == level:
@@ -30,7 +30,7 @@ def print_report(report: DatasetReport, console: Console) -> None:
         console.print("training would fail: see the problem above", style="bold")
         return
     print_plan(report.plan, console)
-    console.print(f"packs of decoded images go to {cache_folder()}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"packs of decoded images go to {cache_folder()}")
     for plan in report.others:
         print_alternative(plan, console)
 
@@ -48,27 +48,27 @@ def split_table(splits: dict[str, dict[str, int | None]]) -> Table:
 
 def print_finding(finding: Finding, console: Console) -> None:
     """Print a finding and the first of its files."""
-    console.print(f"{finding.level}: {finding.text}", highlight=False, markup=False, soft_wrap=True,
-                  style={"problem": "red", "warning": "yellow", "note": ""}[finding.level])  # fmt: skip
+    style = {"problem": "red", "warning": "yellow", "note": ""}[finding.level]
+    console.print(f"{finding.level}: {finding.text}", style=style)
     for file in finding.files:
-        console.print(f"    {file}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"    {file}")
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the proposed command and its estimate."""
     machine = describe_machine()
-    console.print(f"\ntrain with ({plan.title}):\n", highlight=False)
-    console.print(f"    {plan.command}\n", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\ntrain with ({plan.title}):\n")
+    console.print(f"    {plan.command}\n")
     if plan.cost is not None:
         device = machine["gpu"] or f"{machine['cpus']} CPUs"
-        console.print(f"{format_cost(plan.cost)}, on {device}", highlight=False)
+        console.print(f"{format_cost(plan.cost)}, on {device}")
 
 
 def print_alternative(plan: Plan, console: Console) -> None:
     """Print an alternative command with its remark or estimate."""
     remark = plan.remark or ("" if plan.cost is None else format_cost(plan.cost))
-    console.print(f"\nor with {plan.title}{remark and f' ({remark})'}:\n", highlight=False, soft_wrap=True)
-    console.print(f"    {plan.command}\n", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nor with {plan.title}{remark and f' ({remark})'}:\n")
+    console.print(f"    {plan.command}\n")
 
 
 def format_cost(cost: Cost) -> str:

@@ -98,6 +98,7 @@ def test_the_proposed_command_trains(
     change(root)
     code, printed = doctor(capfd, str(root))
     assert code == 0
+    assert re.search(r"^estimate: .* GB of memory, on ", printed, re.MULTILINE)
     command = re.search(r"^    (python -m mprd\.train .*)$", printed, re.MULTILINE)
     assert command is not None
     paste(command[1], tmp_path / "run")
