@@ -27,7 +27,7 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
     is_first = trainer.workers.is_first
     row = training_row(trainer) | label_row(trainer) | speed_row(trainer) if is_first else {}
     trainer.epoch_lists.renew()
-    evaluation = evaluation_row(trainer)
+    evaluation = evaluate_trainer(trainer) if is_due(trainer) else {}
     return row | evaluation if is_first else {}
 
 
@@ -94,11 +94,6 @@ def speed_row(trainer: Trainer) -> dict[str, Any]:
         "similarity_seconds": stats.sums.get("similarity_seconds", 0.0),
         "images_per_second": stats.mean("images", "cnn_seconds"),
     }
-
-
-def evaluation_row(trainer: Trainer) -> dict[str, float]:
-    """Evaluate if this epoch is due."""
-    return evaluate_trainer(trainer) if is_due(trainer) else {}
 
 
 def untrained_row(trainer: Trainer) -> dict[str, float]:

@@ -14,7 +14,6 @@ from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.same_images import ImageRecord, find_changes, record_images
 from mprd.errors import UserError
 from mprd.model import Model, load_model
-from mprd.pairs.positives import PositiveTable
 from mprd.report.runs import Run
 from mprd.runs.dataset import open_dataset
 from mprd.runtime import checkpoint
@@ -66,12 +65,6 @@ class Snapshot:
         cameras = None if images.camids is None else [numbers[camid] for camid in images.camids]
         features = self.model.extract(images.paths, cameras=cameras, num_workers=self.config.data.num_workers)
         return torch.as_tensor(features, device=self.model.device)
-
-    def positives(self) -> PositiveTable:
-        """Return P."""
-        table = PositiveTable(0)
-        table.ids = self.state["positives"].to(self.model.device)
-        return table
 
     def need_dataset(self) -> ReidDataset:
         """Return the data set; raise UserError where it cannot be read."""

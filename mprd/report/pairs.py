@@ -195,7 +195,7 @@ def count_camera_pairs(snapshot: Snapshot) -> CameraPairs:
     pids, camids = snapshot.need_pids().cpu().numpy(), snapshot.camids()
     if camids is None:
         raise UserError("the file names carry no cameras")
-    ids = snapshot.positives().ids.cpu().numpy()
+    ids = snapshot.state["positives"].numpy()
     rows, columns = np.nonzero((ids != PADDING) & (ids != np.arange(len(ids))[:, None]))
     if not len(rows):
         raise UserError("P holds no pairs: the only positive of every image is the image itself")
