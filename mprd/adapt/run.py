@@ -91,7 +91,8 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     samples = groups.samples(order)
     used = torch.cat(samples).unique()
     logger.info("statistics of %d cameras from %d of %d images", len(samples) - 1, len(used), len(images))
-    shown, cameras = PlainImages(images.select(used.numpy()).paths, config.data), camids[used]
+    shown = PlainImages(images.select(used.numpy()).paths, config.data, hint="move such files away")
+    cameras = camids[used]
     rows = [torch.searchsorted(used, ids) for ids in samples]
     batch_size = config.eval.batch_size
     how: dict[str, Any] = {"num_workers": config.data.num_workers, "device": model.device}

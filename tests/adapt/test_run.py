@@ -126,6 +126,8 @@ def test_what_cannot_be_adapted_is_refused(
     shutil.copy(files(tiny_root)[0], tmp_path / "one")
     line = refuse(app, camera_run, tmp_path / "one", *new)
     assert line.endswith("one: statistics need at least 2 images, but there are 1")
+    (tmp_path / "one" / files(tiny_root)[1].name).write_bytes(b"no image")
+    assert refuse(app, camera_run, tmp_path / "one", *new).endswith("(move such files away)")
     assert not (tmp_path / "new").exists()
     assert refuse(app, camera_run, tiny_root, "--out", trained_run).endswith("holds a run already; change --out")
     adapt_run(RunFolder(camera_run), tiny_root, RunFolder(tmp_path / "new"))
