@@ -113,12 +113,17 @@ class PositiveLimit:
 
     @classmethod
     def of_labelled(cls, meta: MetaSet, camids: Tensor | None, num_images: int) -> PositiveLimit:
-        """Take the most that any image of Z has within Z, which must hold whole identities and not be empty."""
+        """Take what images of Z have within Z, which must hold whole identities and not be empty.
+
+        Few identities hardly include the largest. So the limit is as far above their largest count as their smallest is
+        below it; where all are alike it is their count.
+        """
         camids = meta.ids.new_zeros(num_images) if camids is None else camids
         is_mate = meta.pids[:, None] == meta.pids
         is_near = camids[meta.ids][:, None] == camids[meta.ids]
-        same, other = (is_mate & is_near).sum(1).amax() - 1, (is_mate & ~is_near).sum(1).amax()
-        return cls(camids, int(same), int(other))
+        both = (is_mate & is_near).sum(1) - 1, (is_mate & ~is_near).sum(1)
+        same, other = (int(2 * counts.amax() - counts.amin()) for counts in both)
+        return cls(camids, same, other)
 
     def keep(self, rows: Tensor, ids: Tensor, scores: Tensor) -> Tensor:
         """Keep the positives of highest score.

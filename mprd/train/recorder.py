@@ -161,7 +161,7 @@ class Recorder:
         pairs, meta, limit = self.config.pairs, self.config.meta, trainer.limit
         if limit is not None:
             logger.info(
-                "pairs.limit: at most %d positives under an image's camera and %d under others, as labeled ones have",
+                "pairs.limit: at most %d positives under an image's camera and %d under others, by the labeled ones",
                 limit.same,
                 limit.other,
             )

@@ -96,10 +96,18 @@ def test_labelled_images_say_how_many_positives_there_are_at_most() -> None:
     # identity 7: cameras 0, 0, 1, 2; identity 3: cameras 1, 2
     meta = MetaSet(torch.tensor([0, 1, 2, 3, 5, 6]), torch.tensor([7, 7, 7, 7, 3, 3]))
     limit = PositiveLimit.of_labelled(meta, camids, 8)
-    assert (limit.same, limit.other) == (1, 3)
+    # 1, 1, 0, 0 and 0, 0 under their own camera, 2, 2, 3, 3 and 1, 1 under others
+    assert (limit.same, limit.other) == (2 * 1 - 0, 2 * 3 - 1)
     limit = PositiveLimit.of_labelled(meta, None, 8)
-    assert (limit.same, limit.other) == (3, 0)
+    assert (limit.same, limit.other) == (2 * 3 - 1, 0)
     assert limit.camids.tolist() == [0] * 8
+
+
+def test_identities_that_are_alike_are_the_limit() -> None:
+    # two identities, each with one image under each of two cameras
+    meta = MetaSet(torch.tensor([0, 1, 2, 3]), torch.tensor([7, 7, 3, 3]))
+    limit = PositiveLimit.of_labelled(meta, torch.tensor([0, 1, 0, 1]), 4)
+    assert (limit.same, limit.other) == (0, 1)
 
 
 def test_the_table_starts_with_the_image_itself_and_grows_when_it_must() -> None:
