@@ -3,7 +3,7 @@
     python -m benchmarks.similarity --images 6660 --search exact
 
 Also the peak memory and, under an index, the share of the exact neighbors and of the exact positives that it finds on a
-sample. Seconds of an epoch are in docs/results.md.
+sample. Results: docs/performance.md.
 """
 
 from __future__ import annotations

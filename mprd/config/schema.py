@@ -216,8 +216,8 @@ class PairsConfig(Section):
     threshold: Annotated[float, Field(ge=-1, le=1)] | None = None
     """Score above which a pair is positive under `ss`, `mplp`, `mlcr` (default 0.6) and `reciprocal` (0.4)."""
     limit: bool = False
-    """At most as many positives under an image's own camera, and under the others, as any labeled image has; where
-    labeled identities are complete (`meta.all_listed`). For `gcn` and `reciprocal`."""
+    """Bound the positives under an image's own camera, and under the others, by what labeled images have, where labeled
+    identities are complete (`meta.all_listed`). For `gcn` and `reciprocal`."""
     refresh: Literal["auto", "batch", "epoch"] = "auto"
     """Neighbors and P_i anew for each batch (Alg. 1) or once an epoch; `auto`: once an epoch where all images are
     labeled at once, else for each batch."""
