@@ -1,4 +1,4 @@
-"""Time the similarity chain (camera statistics, graph, J, whitening in two rounds, and the labels) on drawn features.
+"""Time the similarity (graph, J, whitening in two rounds, and the labels) on drawn features.
 
     python -m benchmarks.similarity --images 6660 --search exact
 
@@ -20,7 +20,7 @@ from benchmarks.common import report
 from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.graph import find_graph
 from mprd.neighbors.lists import FrozenLists
-from mprd.neighbors.similarity import GRAPH_WIDTH, fit_chain
+from mprd.neighbors.similarity import GRAPH_WIDTH, fit_similarity
 
 CAMERAS, PER_IDENTITY, MAIN, THRESHOLD = 6, 18, 64, 0.4
 
@@ -35,11 +35,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     features, camids = draw(options.images, options.features)
-    config = NeighborsConfig(standardise=True, whitening=True, search=options.search)
+    config = NeighborsConfig(whitening=True, search=options.search)
     started = time.monotonic()
-    chain = fit_chain(features, camids, config)
+    similarity = fit_similarity(features, camids, config)
     fitted = time.monotonic()
-    lists = FrozenLists(features, camids, config, chain=chain)
+    lists = FrozenLists(features, camids, config, similarity=similarity)
     positives = lists.similarities.above(THRESHOLD)[0]
     ended = time.monotonic()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -78,7 +78,8 @@ def compare(lists: FrozenLists, camids: Tensor) -> dict[str, float]:
     exact = find_graph(lists.features, camids, width=GRAPH_WIDTH)
     width = lists.config.k_max
     is_found = (exact.ids[:, :width, None] == lists.graph.ids[:, None, :width]).any(2)
-    truth = FrozenLists(lists.source, camids, lists.config.model_copy(update={"search": "exact"}), chain=lists.chain)
+    settings = lists.config.model_copy(update={"search": "exact"})
+    truth = FrozenLists(lists.source, camids, settings, similarity=lists.similarity)
     keys, other = (one.similarities.keys[one.similarities.values > THRESHOLD] for one in (truth, lists))
     return {
         "list_recall": float(is_found.float().mean()),

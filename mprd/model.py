@@ -19,7 +19,7 @@ from mprd.config.schema import Config
 from mprd.data.datasets import to_number
 from mprd.data.images import ImageSource, PlainImages
 from mprd.errors import UserError
-from mprd.neighbors.similarity import SimilarityChain
+from mprd.neighbors.similarity import Similarity, Whitening
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from mprd.runtime.device import choose_device
@@ -42,7 +42,7 @@ class Model:
     """The settings of the run."""
     backbone: Backbone
     device: torch.device
-    chain: SimilarityChain | None = None
+    similarity: Similarity | None = None
     """The map to the features that training compares."""
     camera_numbers: tuple[int, ...] = ()
     """The numbers in file names of the training's cameras 0, 1, ..."""
@@ -120,13 +120,13 @@ class Model:
         rows = {number: row for row, number in enumerate(self.camera_numbers)}
         return torch.tensor([-1 if number is None else rows.get(number, -1) for number in cameras], dtype=torch.int64)
 
-    def tell_cameras(self, cameras: Sequence[int | None], *, is_whitened: bool) -> None:
+    def tell_cameras(self, cameras: Sequence[int | None]) -> None:
         """Log which cameras, as numbered in file names, features will take the statistics of."""
         seen = {*cameras}
         known = [
             name
             for row, (number, name) in enumerate(zip(self.camera_numbers, self.camera_names, strict=True))
-            if number in seen and (is_whitened or self.backbone.has_own_statistics(row))
+            if number in seen and self.backbone.has_own_statistics(row)
         ]
         if known:
             logger.info(
@@ -135,25 +135,21 @@ class Model:
                 ", ".join(known), self.name,
             )  # fmt: skip
 
-    def whitening_chain(self) -> SimilarityChain:
-        """Return the chain; raise UserError where the run has no whitening."""
-        if self.chain is None or self.chain.whitening is None:
-            raise UserError(f"{self.name}: has no whitening, which neighbors.whitening=true fits in training")
-        return self.chain
+    def need_whitening(self) -> Whitening:
+        """Return the whitening; raise UserError where the run has none."""
+        if self.similarity is None or self.similarity.whitening is None:
+            raise UserError(
+                f"{self.name}: has no whitening, which neighbors.whitening=true fits in training (one of an earlier "
+                "version is not read)"
+            )
+        return self.similarity.whitening
 
-    def whiten(self, features: np.ndarray, cameras: Sequence[int | None] | None = None) -> np.ndarray:
-        """Map unit features `[n, D]` to those that training compares: standardized by camera, whitened, unit length.
-
-        Args:
-            cameras: of each image, as numbered in file names; the statistics of all training images serve where they
-                are None or were not trained on.
+    def whiten(self, features: np.ndarray) -> np.ndarray:
+        """Map unit features `[n, D]` to those that training compares, of unit length.
 
         Raises UserError where the run has no whitening.
         """
-        chain = self.whitening_chain()
-        camids = None if cameras is None else self.camera_rows(cameras).to(self.device)
-        mapped = chain(torch.as_tensor(features, device=self.device), camids)
-        return mapped.numpy(force=True)
+        return self.need_whitening()(torch.as_tensor(features, device=self.device)).numpy(force=True)
 
     def fingerprint(self) -> str:
         """Return a hash of all weights, batch-norm statistics and known cameras, 16 hexadecimal digits."""
@@ -190,7 +186,7 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto", oth
     state = checkpoint.load(path)
     checkpoint.load_module(backbone, state["backbone"], path=path, name="backbone")
     # older checkpoints lack it, and what follows
-    saved = state.get("chain")
-    chain = None if saved is None else SimilarityChain.from_state_dict(saved, place)
+    saved = state.get("similarity")
+    similarity = None if saved is None else Similarity.from_state_dict(saved, place)
     cameras = [() if other_cameras else tuple(state.get(name, ())) for name in ("camera_numbers", "camera_words")]
-    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, chain, *cameras)
+    return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, similarity, *cameras)

@@ -44,12 +44,7 @@ TINY = (
 
 BY_CAMERA = ("backbone.camera_bn=true", "neighbors.whitening=true", "pairs.labeller=reciprocal", "pairs.limit=false")
 
-NAMELESS = (
-    "data.dataset=folder",
-    "data.name_pattern=crop",
-    "meta.num_ids=0",
-    "neighbors.standardise=false",
-)
+NAMELESS = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0")
 """Settings for images whose names have neither identity nor camera."""
 
 

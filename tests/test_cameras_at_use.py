@@ -1,6 +1,6 @@
-"""What training has fitted by camera serves at use: in evaluation, extraction, search, export and from Python.
+"""What training has fitted serves at use: in evaluation, extraction, search, export and from Python.
 
-That is the similarity chain, and the statistics of batch norms.
+That is the whitening, and the statistics of batch norms by camera.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def files(root: Path, split: str = "query") -> list[Path]:
 
 def test_evaluation_gives_the_figures_of_the_last_epoch(camera_run: Path, tiny_root: Path) -> None:
     row = json.loads((camera_run / "metrics.jsonl").read_text().splitlines()[-1])
-    found = evaluate_run(RunFolder(camera_run), data=None, best=False, extras=["whitened"])
+    found = evaluate_run(RunFolder(camera_run), data=None, best=False, whitens=True)
     assert found["mAP_whitened"] == pytest.approx(row["mAP_whitened"])
     assert found["mAP"] == pytest.approx(row["mAP"])
-    same = evaluate_run(RunFolder(camera_run), data=tiny_root, best=False, extras=["whitened"], same_cameras=True)
+    same = evaluate_run(RunFolder(camera_run), data=tiny_root, best=False, whitens=True, same_cameras=True)
     assert same == found
 
 
@@ -58,11 +58,11 @@ def test_another_data_set_has_other_cameras_unless_told(
 
     monkeypatch.setattr(evaluation, "rank_features", watched)
     for is_same in (True, False):
-        evaluate_run(RunFolder(camera_run), data=tiny_root, best=False, extras=["whitened"], same_cameras=is_same)
+        evaluate_run(RunFolder(camera_run), data=tiny_root, best=False, whitens=True, same_cameras=is_same)
     model = load_model(camera_run, device="cpu")
     # query and gallery as they are whitened, which is ranked first
     for (found, _), cameras in zip(seen[::3], ([1, 2] * 4, None), strict=True):
-        expected = model.whiten(model.extract(files(tiny_root), cameras=cameras), cameras)
+        expected = model.whiten(model.extract(files(tiny_root), cameras=cameras))
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     assert (seen[0][0] - seen[3][0]).abs().max() > 1e-3
 
@@ -77,11 +77,9 @@ def test_extraction_gives_the_features_of_the_model(
     caplog.set_level("INFO", logger="mprd")
     model, paths = load_model(camera_run, device="cpu"), files(tiny_root)
     plain, unknown = model.extract(paths, cameras=CAMERAS), model.extract(paths)
-    expected = model.whiten(plain, CAMERAS)
+    expected = model.whiten(plain)
     assert np.abs(np.linalg.norm(expected, axis=1) - 1).max() < 1e-5
     assert np.abs(unknown - plain).max() > 1e-3
-    # batch norms by camera leave little for the chain's own statistics
-    assert np.abs(model.whiten(unknown, CAMERAS) - model.whiten(unknown)).max() > 1e-3
     np.testing.assert_allclose(model.extract(paths, cameras=[None, 9] * 4), unknown, atol=1e-6)
 
     def extracted(name: str, **options: Any) -> np.ndarray:
@@ -102,7 +100,7 @@ def test_extraction_gives_the_features_of_the_model(
 def test_search_ranks_by_the_features_of_the_model(camera_run: Path, tiny_root: Path, tmp_path: Path) -> None:
     model, paths, gallery = load_model(camera_run, device="cpu"), files(tiny_root), tiny_root / "bounding_box_test"
     crops = (paths, files(tiny_root, gallery.name))
-    expected, others = (model.whiten(model.extract(some, cameras=CAMERAS), CAMERAS) for some in crops)
+    expected, others = (model.whiten(model.extract(some, cameras=CAMERAS)) for some in crops)
     out = tmp_path / "white.parquet"
     extract_run(camera_run, str(tiny_root / "query"), out, device="cpu", whiten=True)
     # a folder, and features that are whitened already, in which the query itself is left out
@@ -120,7 +118,7 @@ def test_an_export_has_the_features_of_the_model_under_one_camera(camera_run: Pa
         with torch.no_grad():
             numbers = [None if camera is None else int(camera)] * len(images)
             features = model.backbone(images, model.camera_rows(numbers)).numpy()
-            mapped = model.whiten(features, numbers) if whiten else features
+            mapped = model.whiten(features) if whiten else features
             np.testing.assert_allclose(READERS["torchscript"](exported.path)(images), mapped, atol=1e-5)
         description = json.loads(exported.description.read_text())
         assert (description["whitening"], description["camera"]) == (whiten, camera)
@@ -183,7 +181,7 @@ def test_cameras_may_be_words(
 def test_a_run_without_whitening_is_refused(trained_run: Path, tiny_root: Path, tmp_path: Path) -> None:
     model, query = load_model(trained_run, device="cpu"), str(tiny_root / "query")
     uses: list[Callable[[], Any]] = [
-        lambda: evaluate_run(RunFolder(trained_run), data=None, best=False, extras=["whitened"]),
+        lambda: evaluate_run(RunFolder(trained_run), data=None, best=False, whitens=True),
         lambda: extract_run(trained_run, query, tmp_path / "x.parquet", device="cpu", whiten=True),
         lambda: search_run(trained_run, tiny_root / "query", [query], SearchOptions(whiten=True, device="cpu")),
         lambda: export_network(model, tmp_path / "x.pt", kind="torchscript", whiten=True),

@@ -13,7 +13,7 @@ import torch
 
 from mprd.__main__ import app
 from mprd.config.schema import NeighborsConfig
-from mprd.neighbors.similarity import fit_chain
+from mprd.neighbors.similarity import fit_similarity
 from mprd.runs.folder import RunFolder
 from mprd.runtime import checkpoint
 from tests.conftest import TINY
@@ -78,12 +78,12 @@ def type_command(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert not stop.value.code, (command, capfd.readouterr().err)
 
 
-def add_chain(run: Path) -> None:
-    """Give a run the similarity chain of drawn features, under cameras 1 to 3."""
+def add_whitening(run: Path) -> None:
+    """Give a run the whitening of drawn features."""
     state = checkpoint.load(RunFolder(run).last)
     features = unit_rows(90, state["memory"].shape[1], dtype=torch.float32)
-    config = NeighborsConfig(standardise=True, whitening=True)
-    state["chain"] = fit_chain(features, torch.arange(90) % 3, config).state_dict()
+    config = NeighborsConfig(whitening=True)
+    state["similarity"] = fit_similarity(features, torch.arange(90) % 3, config).state_dict()
     state["camera_numbers"] = [1, 2, 3]
     for file in (RunFolder(run).last, RunFolder(run).best):
         checkpoint.save(state, file)
@@ -109,7 +109,7 @@ def test_a_command_runs_as_it_is_written(
         else:
             shutil.copytree(tiny_run, run)
         if "--whiten" in command:
-            add_chain(run)
+            add_whitening(run)
     for name in ("a.jpg", "b.jpg", "crop.jpg"):
         shutil.copy(min((tiny_root / "query").iterdir()), name)
     Path("mine.yaml").write_text("train: {epochs: 1}\n")

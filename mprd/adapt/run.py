@@ -1,22 +1,20 @@
 """Give the network of a run the statistics of other cameras, from images without labels.
 
-Batch norms by camera take theirs from a few images of each (Zhuang et al., ECCV 2020), and so does the similarity
-chain; weights and whitening stay. Not in the paper.
+Batch norms by camera take theirs from a few images of each (Zhuang et al., ECCV 2020); weights and whitening stay. Not
+in the paper.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from mprd.backbone.features import ordered_batches, recalibrate, stream_features
+from mprd.backbone.features import recalibrate
 from mprd.config.schema import Config
 from mprd.data.datasets import ImageSet
 from mprd.data.images import PlainImages
@@ -24,7 +22,6 @@ from mprd.data.recognition import elsewhere, locate
 from mprd.engine.camera_groups import CameraGroups
 from mprd.errors import UserError
 from mprd.model import Model, load_model
-from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.runs.console import ImageLine
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
@@ -73,15 +70,15 @@ def adapt_run(
     if images.camids is None:
         raise UserError(f"{data}: no cameras in the names of its images; --name-pattern says where they are")
     model = load_model(run.path, best=best, device=device)
-    adapted = adapt(model, images, config, console=console or new_console(quiet=True))
+    adapt(model, images, config, console=console or new_console(quiet=True))
     out.create(config)
-    out.save(checkpoint_of(adapted) | dataset.cameras_of(images))
+    out.save(checkpoint_of(model) | dataset.cameras_of(images))
     used = ", ".join(dataset.camera_names[camera] for camera in np.unique(images.camids))
     return f"{out.path}: {run.path.resolve().name} for the cameras {used}"
 
 
-def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -> Model:
-    """Return the model with statistics of the images' cameras, in batch norms, in place, and in the chain."""
+def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -> None:
+    """Give the batch norms of a model, in place, statistics of the images' cameras."""
     assert images.camids is not None
     camids = torch.as_tensor(images.camids)
     order = torch.randperm(len(images), generator=generator(config.train.seed, RngStream.ORDER))
@@ -92,25 +89,20 @@ def adapt(model: Model, images: ImageSet, config: Config, *, console: Console) -
     used = torch.cat(samples).unique()
     logger.info("statistics of %d cameras from %d of %d images", len(samples) - 1, len(used), len(images))
     shown = PlainImages(images.select(used.numpy()).paths, config.data, hint="move such files away")
-    cameras = camids[used]
     rows = [torch.searchsorted(used, ids) for ids in samples]
-    batch_size = config.eval.batch_size
-    how: dict[str, Any] = {"num_workers": config.data.num_workers, "device": model.device}
-    with ImageLine(console, sum(map(len, rows)) + len(used)) as line:
-        on_images = partial(line.advance, is_earlier=False)
-        recalibrate(model.backbone, shown, rows, batch_size=batch_size, on_images=on_images, **how)
-        if model.chain is None or model.chain.cameras is None:
-            return model
-        features = torch.empty(len(used), model.num_features, device=model.device)
-        many = ordered_batches(torch.arange(len(used)), batch_size)
-        for ids, found in stream_features(model.backbone, shown, many, cameras=cameras, **how):
-            features[ids] = found
-            on_images(len(ids))
-    statistics = CameraStatistics.measure(features, cameras.to(model.device))
-    return replace(model, chain=replace(model.chain, cameras=statistics))
+    with ImageLine(console, sum(map(len, rows))) as line:
+        recalibrate(
+            model.backbone,
+            shown,
+            rows,
+            batch_size=config.eval.batch_size,
+            num_workers=config.data.num_workers,
+            device=model.device,
+            on_images=partial(line.advance, is_earlier=False),
+        )
 
 
 def checkpoint_of(model: Model) -> dict[str, object]:
     """Return what `load_model` reads of a checkpoint, but for the cameras."""
-    chain = None if model.chain is None else model.chain.state_dict()
-    return {"backbone": model.backbone.state_dict(), "chain": chain}
+    similarity = None if model.similarity is None else model.similarity.state_dict()
+    return {"backbone": model.backbone.state_dict(), "similarity": similarity}

@@ -18,7 +18,6 @@ from mprd.backbone.pixels import PIXELS, pixel_affine
 from mprd.backbone.trunk import PRETRAINED, build_trunk
 from mprd.backbone.weights import load_weights
 from mprd.errors import UserError
-from mprd.neighbors.camera_norm import own_share, rows_of
 from mprd.runtime.distributed import WorkerGroup
 
 if TYPE_CHECKING:
@@ -29,6 +28,9 @@ GEM_POWER = 3.0
 """Initial exponent of generalized-mean pooling (Radenović et al., TPAMI 2018), which is trained."""
 GEM_LEAST = 1e-6
 """Least activation of generalized-mean pooling, whose power is not defined below 0."""
+PRIOR_IMAGES = 10
+"""Images that the statistics of all count for in those of a camera: a camera's mean over few images holds their
+identities, which subtracting it would remove."""
 
 
 class Backbone(nn.Module):
@@ -123,7 +125,9 @@ class Backbone(nn.Module):
 
     def camera_rows(self, cameras: Tensor | None) -> Tensor | None:
         """Return the row of each camera's statistics `[B]`, the last for cameras that are not known."""
-        return None if cameras is None or self.num_cameras == 0 else rows_of(cameras, self.num_cameras)
+        if cameras is None or self.num_cameras == 0:
+            return None
+        return cameras.where((cameras >= 0) & (cameras < self.num_cameras), self.num_cameras)
 
 
 def set_training_format(backbone: Backbone, *, precision: str) -> Backbone:
@@ -217,18 +221,18 @@ def estimate_bn(backbone: Backbone, images: Iterable[Tensor]) -> None:
 def estimate_camera_bn(backbone: Backbone, samples: Iterable[tuple[int, Iterable[Tensor]]]) -> None:
     """Estimate the statistics of each camera, given a number of images and their batches, and last of all, in place.
 
-    Training leaves statistics of augmented images, and of weights that have moved on. As in `CameraStatistics`, a
-    camera of n images takes n / (n + 30) of its own statistics and the rest from those of all; n may be 0, but 1 has no
-    variance.
+    Training leaves statistics of augmented images, and of weights that have moved on. A camera of n images takes
+    n / (n + 10) of its own statistics and the rest from those of all; n may be 0, but 1 has no variance.
     """
     norms = [norm for norm in batch_norms(backbone) if isinstance(norm, CameraBatchNorm)]
-    counts, moments = [], []
+    counts, moments = list[int](), []
     for count, batches in samples:
         if count:
             estimate_bn(backbone, batches)
         counts.append(count)
         moments.append([running_moments(norm) for norm in norms])
-    own = own_share(torch.tensor(counts))[:, None, None]
+    sizes = torch.tensor(counts)[:, None, None]
+    own = sizes / (sizes + PRIOR_IMAGES)
     # in the last row both are those of all images
     for norm, found in zip(norms, zip(*moments, strict=True), strict=True):
         norm.camera_moments = torch.lerp(found[-1], torch.stack(found), own.to(found[-1]))

@@ -168,10 +168,9 @@ class NeighborsConfig(Section):
     """Cosine above which an image is a neighbor beyond the first k (Sec. 5.2)."""
     k_max: int = Field(64, ge=1)
     """Most neighbors; lists that it cuts are counted and logged."""
-    standardise: bool = False
-    """Standardize features within each camera before comparing them: for lists, rules, clusters and the GCN."""
     whitening: bool = False
-    """Then whiten them by the differences of the surest pseudo pairs (of highest J), fitted once an epoch."""
+    """Whiten features by the differences of the surest pseudo pairs (of highest J), fitted once an epoch, before
+    comparing them: for lists, rules, clusters and the GCN."""
     source: Literal["memory", "mean"] = "memory"
     """Lists from the memory (Alg. 1), or from the mean of it and features extracted without augmentation each epoch."""
     search: Literal["exact", "ivf"] = "exact"
@@ -393,12 +392,7 @@ class Config(Section):
             raise ValueError(f"pairs.relabel_meta: with {self.pairs.labeller} the labels of Z never reach the CNN")
         if self.pairs.labeller == "gcn" and self.gcn.sources == "meta" and self.meta.num_ids == 0:
             raise ValueError("gcn.sources: meta pairs need meta.num_ids of at least 1")
-        # these need a pass over all images, which no batch can afford
-        of_all_images = {
-            "neighbors.standardise": self.neighbors.standardise,
-            "neighbors.whitening": self.neighbors.whitening,
-        }
-        for setting, is_asked in of_all_images.items():
-            if is_asked and self.searches_live:
-                raise ValueError(f"{setting} needs pairs.refresh=epoch or neighbors.source=mean")
+        # it needs a pass over all images, which no batch can afford
+        if self.neighbors.whitening and self.searches_live:
+            raise ValueError("neighbors.whitening needs pairs.refresh=epoch or neighbors.source=mean")
         return self

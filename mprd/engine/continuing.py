@@ -59,7 +59,7 @@ def move_rows(saved: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     refused = move_table(saved.get("refused", positives[:, :0]), rows)
     kept = {name: value for name, value in saved.items() if name != "meta"}
     # what an epoch derives from its images is made again
-    derived = {"list_features": None, "chain": None, "clusters": None, "stats": EpochStats().state_dict()}
+    derived = {"list_features": None, "similarity": None, "clusters": None, "stats": EpochStats().state_dict()}
     return {**kept, **derived, "memory": features, "positives": table, "refused": refused, "phase": "gcn", "step": 0}
 
 

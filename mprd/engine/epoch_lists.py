@@ -1,4 +1,4 @@
-"""The neighbor lists of an epoch: the features they are drawn from, and the similarity chain fitted to these."""
+"""The neighbor lists of an epoch: the features they are drawn from, and the similarity fitted to these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mprd.config.schema import Config
 from mprd.engine.stats import EpochStats
 from mprd.neighbors.lists import FrozenLists, mean_features
-from mprd.neighbors.similarity import KnownIds, SimilarityChain, Whitening, fit_chain
+from mprd.neighbors.similarity import KnownIds, Similarity, Whitening, fit_similarity
 from mprd.runtime.spans import span
 
 if TYPE_CHECKING:
@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 
 
 class EpochLists:
-    """Make lists when they are first needed, and keep them for the epoch; features and chain are kept in the state."""
+    """Make lists when they are first needed, and keep them for the epoch; the state keeps features and similarity."""
 
     def __init__(
-        self,
-        config: Config,
-        state: TrainState,
-        camids: Tensor | None,
-        *,
-        extract: Callable[[], Tensor],
+        self, config: Config, state: TrainState, camids: Tensor | None, *, extract: Callable[[], Tensor]
     ) -> None:
         """Draw lists of the images under the cameras `[N]`; `extract` returns their clean features `[N, D]`."""
         self.config = config
@@ -39,26 +34,26 @@ class EpochLists:
         self.last: Whitening | None = None
 
     def get(self, stats: EpochStats) -> FrozenLists:
-        """Return the epoch's lists; the seconds of a new similarity chain are added to the statistics."""
+        """Return the epoch's lists; the seconds of a new similarity are added to the statistics."""
         if self.config.searches_live:
             # the lists of the GCN's epoch, during which the memory is fixed
-            return self.draw(self.state.memory.features, SimilarityChain())
+            return self.draw(self.state.memory.features, Similarity())
         if self.lists is None:
             features = self.features()
             started = time.monotonic()
-            if self.state.chain is None:
-                self.state.chain = self.fit(features)
-            self.lists = self.draw(features, self.state.chain)
+            if self.state.similarity is None:
+                self.state.similarity = self.fit(features)
+            self.lists = self.draw(features, self.state.similarity)
             stats.add("similarity_seconds", time.monotonic() - started)
         return self.lists
 
     def renew(self) -> None:
-        """Drop lists, their features and the chain, all of which the network has moved away from.
+        """Drop lists, their features and the similarity, all of which the network has moved away from.
 
-        Under `neighbors.whitening` they are made anew at once, so that a chain of this network is saved with it.
+        Under `neighbors.whitening` they are made anew at once, so that a whitening of this network is saved with it.
         """
-        self.last = None if self.state.chain is None else self.state.chain.whitening
-        self.state.list_features = self.state.chain = self.lists = None
+        self.last = None if self.state.similarity is None else self.state.similarity.whitening
+        self.state.list_features = self.state.similarity = self.lists = None
         self.next_stats = EpochStats()
         if self.config.neighbors.whitening:
             self.get(self.next_stats)
@@ -85,13 +80,13 @@ class EpochLists:
                 state.list_features = memory.clone()
         return state.list_features
 
-    def fit(self, features: Tensor) -> SimilarityChain:
-        """Fit the similarity chain to features `[N, D]`; labeled images tell how many of the surest pairs are true."""
+    def fit(self, features: Tensor) -> Similarity:
+        """Fit the similarity to features `[N, D]`; labeled images tell how many of the surest pairs are true."""
         with span("similarity"):
             meta, is_whole = self.state.meta, self.config.meta.is_whole
             known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=is_whole)
-            return fit_chain(features, self.camids, self.config.neighbors, known=known, last=self.last)
+            return fit_similarity(features, self.camids, self.config.neighbors, known=known, last=self.last)
 
-    def draw(self, features: Tensor, chain: SimilarityChain) -> FrozenLists:
-        """Return lists of features `[N, D]` mapped by the chain."""
-        return FrozenLists(features, self.camids, self.config.neighbors, chain=chain)
+    def draw(self, features: Tensor, similarity: Similarity) -> FrozenLists:
+        """Return lists of features `[N, D]` mapped by the similarity."""
+        return FrozenLists(features, self.camids, self.config.neighbors, similarity=similarity)

@@ -31,10 +31,9 @@ class GcnInputs(NamedTuple):
         copies = torch.full((len(lists.features),), PADDING, device=lists.features.device)
         return cls(lists.features, lists.ids, copies)
 
-    def with_copies(self, perturbed: Tensor, originals: Tensor, lists: FrozenLists, camids: Tensor | None) -> GcnInputs:
+    def with_copies(self, perturbed: Tensor, originals: Tensor, lists: FrozenLists) -> GcnInputs:
         """Append copies, with features `[X, D]`, of the images `originals` `[X]`; `lists` finds their neighbors."""
-        num_images, camids = len(self.features), None if camids is None else camids[originals]
-        perturbed = lists.chain(perturbed, camids)
+        num_images, perturbed = len(self.features), lists.similarity(perturbed)
         near = lists.search_outside(perturbed)
         width = max(self.neighbor_ids.shape[1], near.shape[1])
         ids, near = (F.pad(part, (0, width - part.shape[1]), value=PADDING) for part in (self.neighbor_ids, near))

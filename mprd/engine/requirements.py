@@ -18,15 +18,11 @@ logger = logging.getLogger("mprd")
 
 
 def check_requirements(config: Config, dataset: ReidDataset, groups: CameraGroups, workers: WorkerGroup) -> None:
-    """Raise UserError for data too small for its settings, or without the cameras or identities they need.
+    """Raise UserError for data too small for its settings, or without the identities they need.
 
     Absent CamStyle files and cameras too small for statistics of their own are logged.
     """
     train, root = dataset.train, dataset.root
-    if train.camids is None and config.neighbors.standardise:
-        raise UserError(
-            f"neighbors.standardise needs cameras, and {root} has none; neighbors.standardise=false does without"
-        )
     if config.pairs.labeller == "supervised" and train.pids is None:
         raise UserError(f"pairs.labeller: supervised needs identities, and {root} has none")
     if len(train) <= config.neighbors.k:

@@ -15,7 +15,7 @@ from mprd.engine.schedules import learning_rate
 from mprd.errors import UserError
 from mprd.gcn.network import PairGCN
 from mprd.memory import FeatureMemory
-from mprd.neighbors.similarity import SimilarityChain
+from mprd.neighbors.similarity import Similarity
 from mprd.pairs.clusters import ClusterMemory
 from mprd.pairs.positives import MetaSet, PositiveTable
 from mprd.runtime import checkpoint
@@ -46,7 +46,7 @@ class TrainState:
     meta: MetaSet = field(default_factory=MetaSet.empty)
     list_features: Tensor | None = None
     """`[N, D]`, the features that this epoch's lists are drawn from, where they are fixed for the epoch."""
-    chain: SimilarityChain | None = None
+    similarity: Similarity | None = None
     """The map to the features that are compared, fitted to `list_features`."""
     clusters: ClusterMemory | None = None
     """Of this epoch, under the labeler `dbscan`."""
@@ -81,7 +81,7 @@ class TrainState:
             "refused": self.positives.refused,
             "meta": self.meta.table(),
             "list_features": self.list_features,
-            "chain": None if self.chain is None else self.chain.state_dict(),
+            "similarity": None if self.similarity is None else self.similarity.state_dict(),
             "clusters": None if self.clusters is None else self.clusters.state_dict(),
             "epoch": self.epoch,
             "phase": self.phase,
@@ -110,8 +110,8 @@ class TrainState:
         self.positives.refused = state.get("refused", self.positives.refused).to(device)
         self.list_features = None if state["list_features"] is None else state["list_features"].to(device)
         # older checkpoints lack it
-        chain = state.get("chain")
-        self.chain = None if chain is None else SimilarityChain.from_state_dict(chain, device)
+        similarity = state.get("similarity")
+        self.similarity = None if similarity is None else Similarity.from_state_dict(similarity, device)
         clusters = state["clusters"]
         if clusters is not None:
             clusters = ClusterMemory(**{name: part.to(device) for name, part in clusters.items()})

@@ -162,7 +162,7 @@ class Trainer:
         cameras = self.dataset.cameras_of(self.dataset.train)
         if any(saved.get(name, now) != now for name, now in cameras.items()):
             # statistics are in the order of the cameras of then
-            self.state.chain = None
+            self.state.similarity = None
             self.recalibrate()
         if len(unknown):
             self.state.memory.features[unknown] = self.extract(self.plain_images, ids=unknown)
@@ -252,7 +252,7 @@ class Trainer:
         self.perturbed_images.set_epoch(state.epoch)
         perturbed = self.extract(self.perturbed_images, ids=lonely)
         with span("neighbors"):
-            return inputs.with_copies(perturbed, lonely, lists, self.camids)
+            return inputs.with_copies(perturbed, lonely, lists)
 
     def gcn_step(self, inputs: GcnInputs, step: StepPairs, subgraphs: SubgraphBatch) -> None:
         """Take one step of Eq. 9 with the gradient of Eq. 10, given the graphs of this worker's shard of the pairs."""

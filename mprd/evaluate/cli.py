@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from mprd.cli import Command, run_command
 from mprd.text import new_console
-
-if TYPE_CHECKING:
-    from mprd.evaluate.evaluation import Extra
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -28,9 +25,6 @@ def evaluate(
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint by the label-free score.")] = False,
     rerank: Annotated[bool, typer.Option("--rerank", help="Also k-reciprocal re-ranking.")] = False,
-    standardise: Annotated[
-        bool, typer.Option("--standardise", help="Also by features standardised within each camera.")
-    ] = False,
     whiten: Annotated[
         bool, typer.Option("--whiten", help="Also by features whitened as the training images were.")
     ] = False,
@@ -38,10 +32,8 @@ def evaluate(
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Report CMC, mAP and mINP of a run."""
-    wanted: dict[Extra, bool] = {"reranked": rerank, "standardised": standardise, "whitened": whiten}
-    extras = [extra for extra, is_wanted in wanted.items() if is_wanted]
-    options = {"data": data, "same_cameras": same_cameras, "name_pattern": name_pattern, "best": best, "extras": extras}
-    options |= {"device": device}
+    options = {"data": data, "same_cameras": same_cameras, "name_pattern": name_pattern, "best": best}
+    options |= {"reranks": rerank, "whitens": whiten, "device": device}
     run_command(lambda: evaluate_and_print(run, options, as_json=json_))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mprd.evaluate import label_quality
-from mprd.evaluate.evaluation import Extra, extract_sets, rank_sets
+from mprd.evaluate.evaluation import extract_sets, rank_sets
 from mprd.runtime.seeding import RngStream, generator
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def epoch_row(trainer: Trainer) -> dict[str, Any]:
     """Return the figures of this epoch by column; a figure without its input (no identities, no GCN) is None.
 
     Every worker must call this, since all extract. The first returns the figures, the others an empty row. The lists of
-    the epoch are renewed: evaluation whitens by a chain of the network that it evaluates.
+    the epoch are renewed: evaluation whitens by differences of the network that it evaluates.
     """
     is_first = trainer.workers.is_first
     row = training_row(trainer) | label_row(trainer) | speed_row(trainer) if is_first else {}
@@ -51,7 +51,7 @@ def training_row(trainer: Trainer) -> dict[str, Any]:
         "mean_random_cosine": label_quality.mean_random_cosine(memory, generator=rng),
         "label_free_score": label_quality.neighborhood_agreement(memory, trainer.camids),
         "silhouette": label_quality.silhouette(memory, state.positives),
-        **({} if state.chain is None else state.chain.report),
+        **({} if state.similarity is None else state.similarity.report),
     }
 
 
@@ -109,9 +109,9 @@ def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
     features = extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
     if not trainer.workers.is_first:
         return {}
-    chain = trainer.state.chain
-    extras: tuple[Extra, ...] = () if chain is None or chain.whitening is None else ("whitened",)
-    return rank_sets(*features, trainer.dataset, extras=extras, chain=chain).row()
+    similarity = trainer.state.similarity
+    whitening = None if similarity is None else similarity.whitening
+    return rank_sets(*features, trainer.dataset, whitening=whitening).row()
 
 
 def is_due(trainer: Trainer) -> bool:

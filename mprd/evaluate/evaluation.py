@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,14 +14,10 @@ from mprd.backbone.network import Backbone
 from mprd.data.datasets import ReidDataset
 from mprd.data.images import PlainImages
 from mprd.metrics import RankMetrics, rank_features, rank_metrics, re_rank
-from mprd.neighbors.camera_norm import CameraStatistics
-from mprd.neighbors.similarity import SimilarityChain
+from mprd.neighbors.similarity import Whitening
 
 if TYPE_CHECKING:
     from mprd.config.schema import Config
-
-Extra = Literal["reranked", "standardised", "whitened"]
-"""Common post-processing, reported in columns of its own."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +27,8 @@ class Evaluation:
     after_bn: RankMetrics
     """The headline."""
     before_bn: RankMetrics
-    extra: dict[Extra, RankMetrics]
-    """The features after the batch norm, re-ranked, standardised or whitened."""
+    extra: dict[str, RankMetrics]
+    """The features after the batch norm, `reranked` or `whitened`, in columns of their own."""
 
     def row(self) -> dict[str, float]:
         """Return the figures under the column names of metrics.jsonl, fractions in [0, 1]."""
@@ -61,21 +56,20 @@ def evaluate(
     config: Config,
     *,
     device: torch.device,
-    extras: Collection[Extra] = (),
-    chain: SimilarityChain | None = None,
+    reranks: bool = False,
+    whitening: Whitening | None = None,
     camera_rows: Tensor | None = None,
 ) -> Evaluation:
     """Extract query and gallery, and rank the gallery for each query (Sec. 5.1).
 
     Args:
-        extras: evaluate the features also with k-reciprocal re-ranking, standardised by camera (Song et al., ICLR
-            2025), or whitened as the training images are.
-        chain: for `whitened`.
+        reranks: evaluate the features also with k-reciprocal re-ranking.
+        whitening: evaluate them also whitened as the training images are.
         camera_rows: the number in training of each camera of the data set, -1 where it was not trained on; None where
-            the data set is that of the training. Batch norms and chain have statistics of each.
+            the data set is that of the training. Batch norms have statistics of each.
     """
     features = extract_sets(backbone, dataset, config, device=device, camera_rows=camera_rows)
-    return rank_sets(*features, dataset, extras=extras, chain=chain, camera_rows=camera_rows)
+    return rank_sets(*features, dataset, reranks=reranks, whitening=whitening)
 
 
 def rank_sets(
@@ -83,45 +77,29 @@ def rank_sets(
     gallery_features: tuple[Tensor, Tensor],
     dataset: ReidDataset,
     *,
-    extras: Collection[Extra] = (),
-    chain: SimilarityChain | None = None,
-    camera_rows: Tensor | None = None,
+    reranks: bool = False,
+    whitening: Whitening | None = None,
 ) -> Evaluation:
     """Rank the gallery for each query.
 
     Args:
         query_features: after and before the batch norm, as from `extract_sets`.
         gallery_features: likewise.
-        extras: see `evaluate`, also for the others.
+        reranks: see `evaluate`, also for `whitening`.
     """
     query, gallery = dataset.query, dataset.gallery
     (q_after, q_before), (g_after, g_before) = query_features, gallery_features
     ids = tuple(require_ids(ids) for ids in (query.pids, gallery.pids, query.camids, gallery.camids))
-    extra: dict[Extra, RankMetrics] = {}
-    if "reranked" in extras:
+    extra = {}
+    if reranks:
         extra["reranked"] = rank_metrics(re_rank(q_after, g_after), *ids)
-    if "standardised" in extras:
-        standardised = standardize_sets(q_after, g_after, *ids[2:])
-        extra["standardised"] = rank_features(*standardised, *ids)
-    if "whitened" in extras:
-        assert chain is not None
-        sets = ((q_after, query.camids), (g_after, gallery.camids))
-        mapped = [chain(rows, trained_cameras(camids, camera_rows).to(rows.device)) for rows, camids in sets]
-        extra["whitened"] = rank_features(mapped[0], mapped[1], *ids)
+    if whitening is not None:
+        extra["whitened"] = rank_features(whitening(q_after), whitening(g_after), *ids)
     return Evaluation(
         rank_features(q_after, g_after, *ids),
         rank_features(q_before, g_before, *ids),
         extra,
     )
-
-
-def standardize_sets(
-    q_features: Tensor, g_features: Tensor, q_camids: np.ndarray, g_camids: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Standardise both by the gallery's statistics of each camera, and by those of all its images for other cameras."""
-    q_cameras, g_cameras = (torch.as_tensor(ids, device=g_features.device) for ids in (q_camids, g_camids))
-    statistics = CameraStatistics.measure(g_features, g_cameras)
-    return statistics.standardize(q_features, q_cameras), statistics.standardize(g_features, g_cameras)
 
 
 def require_ids(ids: np.ndarray | None) -> np.ndarray:

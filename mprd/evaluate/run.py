@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 from mprd.data.recognition import elsewhere
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import Extra, evaluate
+from mprd.evaluate.evaluation import evaluate
 from mprd.model import load_model
 from mprd.runs.dataset import open_dataset
 from mprd.runs.folder import RunFolder
@@ -22,7 +21,8 @@ def evaluate_run(
     *,
     data: Path | None,
     best: bool,
-    extras: Collection[Extra] = (),
+    reranks: bool = False,
+    whitens: bool = False,
     same_cameras: bool = False,
     name_pattern: str | None = None,
     device: str = "auto",
@@ -31,10 +31,12 @@ def evaluate_run(
 
     Args:
         data: another data set, recognized as `mprd doctor` does; query and gallery suffice.
+        reranks: evaluate also with k-reciprocal re-ranking.
+        whitens: evaluate also features whitened as the training images were.
         same_cameras: its cameras are those trained on, by their names.
         name_pattern: the `data.name_pattern` of `data`, in place of the run's or the recognized one.
 
-    Raises UserError if the run, its checkpoint, or query and gallery are missing.
+    Raises UserError if the run, its checkpoint, or query and gallery, or the whitening asked for, are missing.
     """
     if data is None and (same_cameras or name_pattern is not None):
         raise UserError("--same-cameras and --name-pattern are about other data, and need --data")
@@ -58,14 +60,13 @@ def evaluate_run(
         logger.warning(
             "%s: cameras that were not trained on take the statistics of all: %s", dataset.root, ", ".join(unknown)
         )
-    chain = model.whitening_chain() if "whitened" in extras else None
     evaluation = evaluate(
         model.backbone,
         dataset,
         config,
         device=model.device,
-        extras=extras,
-        chain=chain,
+        reranks=reranks,
+        whitening=model.need_whitening() if whitens else None,
         camera_rows=camera_rows,
     )
     return evaluation.row()

@@ -30,6 +30,7 @@ from mprd.data.synthetic.dataset import Drawing, write_dataset
 from mprd.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mprd.errors import UserError
 from mprd.model import Model
+from mprd.neighbors.similarity import Whitening
 from mprd.runtime.files import disk_reason
 
 TOLERANCE = 1e-4
@@ -59,50 +60,35 @@ class Exported:
 class WhitenedNetwork(torch.nn.Module):
     """A network whose features are mapped as training compares them."""
 
-    def __init__(self, backbone: Backbone, model: Model, row: int) -> None:
-        """Take the statistics of a camera by its number in training, -1 for those of all training images.
-
-        Raises UserError where the run has no whitening.
-        """
+    def __init__(self, backbone: Backbone, whitening: Whitening) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.scale: Tensor
         self.matrix: Tensor
         self.bias: Tensor
-        chain = model.whitening_chain()
-        assert chain.whitening is not None
         self.backbone = backbone
-        one = torch.ones(1, model.num_features)
-        mean, spread = (
-            (0 * one, one) if chain.cameras is None else (chain.cameras.means[[row]], chain.cameras.spreads[[row]])
-        )
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", 1 / spread)
-        self.register_buffer("matrix", chain.whitening.matrix)
-        self.register_buffer("bias", -(chain.whitening.mean @ chain.whitening.matrix))
+        self.register_buffer("matrix", whitening.matrix)
+        self.register_buffer("bias", -(whitening.mean @ whitening.matrix))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return unit features `[n, D]`."""
-        standardized = torch.nn.functional.normalize((self.backbone(images) - self.mean) * self.scale)
-        return torch.nn.functional.normalize(standardized @ self.matrix + self.bias)
+        return torch.nn.functional.normalize(self.backbone(images) @ self.matrix + self.bias)
 
 
 def export_network(model: Model, path: Path, *, kind: str, whiten: bool = False, camera: str | None = None) -> Exported:
     """Write the network of a model on the CPU and, beside it, its description.
 
     Statistics of batch norms are those of a camera as in file names, or of all training images; with `whiten`
-    features are mapped as training compares them, with that camera's.
+    features are mapped as training compares them.
 
-    Raises UserError if a package is missing, no such camera was trained on, writing fails, or the output differs by
-    more than 1e-4; nothing is left behind then.
+    Raises UserError if a package is missing, no such camera was trained on, the run has no whitening, writing fails, or
+    the output differs by more than 1e-4; nothing is left behind then.
     """
     check_packages(kind)
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder; name a file in it")
     images, source = sample_images(model)
-    row, backbone = camera_row(model, camera), deepcopy(model.backbone)
-    fix_camera(backbone, row)
-    network = WhitenedNetwork(backbone, model, row).eval() if whiten else backbone
+    backbone = deepcopy(model.backbone)
+    fix_camera(backbone, camera_row(model, camera))
+    network = WhitenedNetwork(backbone, model.need_whitening()).eval() if whiten else backbone
     with staging_folder(path) as folder:
         # torch.export requires its suffix
         temporary = folder / f"network{SUFFIXES[kind]}"

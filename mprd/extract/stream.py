@@ -78,7 +78,7 @@ def extract_to_file(
     parts.prepare(describe_settings(options, model, images, dtype=dtype, patterns=patterns))
     ids_of = [ids_from_name(name, patterns, model.camera_number) for name in images.names]
     cameras = [camid for _, camid in ids_of]
-    model.tell_cameras(cameras, is_whitened=options.whiten)
+    model.tell_cameras(cameras)
     missing = parts.missing(skip_bad=options.skip_bad)
     on_images(len(images.paths) - sum(count_images(parts.batches[number]) for number in missing), True)
     streamed = stream(model, options, images.paths, cameras, [parts.batches[number] for number in missing])
@@ -86,7 +86,7 @@ def extract_to_file(
         for number, (ids, features) in zip(missing, streamed, strict=True):
             warn_of_bad(images, parts.batches[number], ids)
             if options.whiten:
-                features = model.whiten(features, [cameras[row] for row in ids])
+                features = model.whiten(features)
             shown = ids.tolist()
             pids, camids = ([ids_of[row][part] for row in shown] for part in (0, 1))
             parts.write(number, Rows([images.paths[row] for row in shown], pids, camids, features))
@@ -101,7 +101,7 @@ def extract_to_file(
 
 def whitened_name(model: Model) -> str:
     """Return the run's name as the header of whitened features has it: they compare with whitened features alone."""
-    model.whitening_chain()
+    model.need_whitening()
     return f"{model.name}, whitened"
 
 

@@ -17,7 +17,7 @@ from mprd.neighbors.approximate import find_by_index
 from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors
 from mprd.neighbors.graph import SimilarityGraph
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
-from mprd.neighbors.similarity import SimilarityChain, find_similarity_graph, fit_chain
+from mprd.neighbors.similarity import Similarity, find_similarity_graph, fit_similarity
 
 
 class NeighborLists(Protocol):
@@ -47,16 +47,15 @@ class FrozenLists:
         camids: Tensor | None,
         config: NeighborsConfig,
         *,
-        chain: SimilarityChain | None = None,
+        similarity: Similarity | None = None,
     ) -> None:
-        """Search in unit features `source` `[N, D]` of images under the cameras `camids` `[N]`, mapped by the chain.
+        """Search in unit features `source` `[N, D]` of images under the cameras `camids` `[N]`, or None.
 
-        Without a chain one is fitted to these features. Raises UserError where the settings need cameras and none are
-        known.
+        Features are mapped by the similarity; without one, it is fitted to them.
         """
         self.source = source
-        self.chain = fit_chain(source, camids, config) if chain is None else chain
-        self.features = self.chain(source, camids)
+        self.similarity = fit_similarity(source, camids, config) if similarity is None else similarity
+        self.features = self.similarity(source)
         self.camids = camids
         self.config = config
 
@@ -78,13 +77,13 @@ class FrozenLists:
     @cached_property
     def similarities(self) -> SimilarityTable:
         """J, the k-reciprocal similarities of all images."""
-        return measure_similarities(self.graph, k1=self.chain.k1)
+        return measure_similarities(self.graph, k1=self.similarity.k1)
 
     def of_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.found.ids[rows], self.found.is_capped[rows]
 
     def search_outside(self, queries: Tensor) -> Tensor:
-        """Return the neighbors `[X, K]` of features `[X, D]`, mapped by the chain, that are not among the images."""
+        """Return the neighbors `[X, K]` of mapped features `[X, D]` of images from outside."""
         return find_neighbors(self.features, queries=queries, **search_rule(self.config)).ids
 
 

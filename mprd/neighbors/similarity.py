@@ -1,6 +1,6 @@
-"""The similarity that images are compared by: camera statistics, then whitening, fitted once an epoch.
+"""The similarity that images are compared by: whitened features, fitted once an epoch, and the graph behind J.
 
-    y = unit((standardize(x) - mean) W),   W W^T = (S + tr(S) / D I)^-1,
+    y = unit((x - mean) W),   W W^T = (S + tr(S) / D I)^-1,
     S = sum_ij w_ij (x_i - x_j)(x_i - x_j)^T / sum_ij w_ij,   w_ij = (degree_i degree_j)^-1/2
 
 over the 2 N surest pseudo pairs (i, j), those of highest J. S is the covariance of the differences within an identity:
@@ -10,7 +10,7 @@ shrinkage that D = 2,048 needs; degrees weigh down images that appear in many pa
 in features whitened as in the epoch before; at first in two rounds, the first of them without whitening. Not in the
 paper.
 
-Shapes: N images, D feature size, P pairs, C cameras.
+Shapes: N images, D feature size, P pairs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.config.schema import NeighborsConfig
-from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.graph import SimilarityGraph, find_graph
 from mprd.neighbors.graph_index import find_graph_by_index
-from mprd.neighbors.reciprocal import K1, measure_similarities
+from mprd.neighbors.reciprocal import K1, K2, measure_similarities
 
 FIRST_ROUNDS = 2
 """Times that pairs are found and features whitened where no earlier whitening finds the pairs."""
@@ -35,12 +34,12 @@ DAMPING = 1.0
 """Multiple of the mean eigenvalue that is added to the diagonal."""
 MIN_JUDGED = 20
 """Pairs that touch labeled images from which their precision is taken."""
-SETS_PER_SIZE = 1.2
+LIST_PER_SIZE = 1.2
 """Length of the lists behind J, as a multiple of the size of an identity."""
-MIN_K1 = 6
+MIN_K1 = K2
 """Least length of these lists, that of the lists J is averaged over."""
 GRAPH_WIDTH = 32
-"""Least width of the graph, at least that of the lists J is built from."""
+"""Width of the graph, and the largest length of these lists."""
 DIFFERENCES_AT_ONCE = 2**24
 """Feature entries of pair differences held at a time."""
 
@@ -86,40 +85,30 @@ def fit_whitening(features: Tensor, first: Tensor, second: Tensor) -> Whitening 
 
 
 @dataclass(frozen=True, eq=False)
-class SimilarityChain:
-    """The map from unit features of the network to the features that are compared."""
+class Similarity:
+    """The map from unit features of the network to the features that are compared, and the length of lists behind J."""
 
-    cameras: CameraStatistics | None = None
     whitening: Whitening | None = None
     k1: int = K1
     """Length of the lists behind J."""
     report: dict[str, float | None] = field(default_factory=dict)
     """Figures of the surest pairs of the last round, by the column of metrics.jsonl."""
 
-    def __call__(self, features: Tensor, camids: Tensor | None) -> Tensor:
-        """Map features `[n, D]` under the cameras `[n]`, which are -1, or None, where unknown."""
-        if self.cameras is not None:
-            camids = torch.full((len(features),), -1, device=features.device) if camids is None else camids
-            features = self.cameras.standardize(features, camids)
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map features `[n, D]`."""
         return features if self.whitening is None else self.whitening(features)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the parts as dicts of tensors and numbers."""
-        parts = {"cameras": self.cameras, "whitening": self.whitening}
-        return {name: None if part is None else dict(vars(part)) for name, part in parts.items()} | {
-            "k1": self.k1,
-            "report": dict(self.report),
-        }
+        whitening = None if self.whitening is None else dict(vars(self.whitening))
+        return {"whitening": whitening, "k1": self.k1, "report": dict(self.report)}
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> SimilarityChain:
+    def from_state_dict(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> Similarity:
         """Restore the parts on a device."""
-
-        def restore(kind: Any, part: dict[str, Tensor] | None) -> Any:
-            return None if part is None else kind(**{name: value.to(device) for name, value in part.items()})
-
-        cameras, whitening = restore(CameraStatistics, state["cameras"]), restore(Whitening, state["whitening"])
-        return cls(cameras, whitening, state["k1"], dict(state["report"]))
+        saved = state["whitening"]
+        whitening = None if saved is None else Whitening(**{name: part.to(device) for name, part in saved.items()})
+        return cls(whitening, state["k1"], dict(state["report"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +133,7 @@ class KnownIds:
         pids = self.pids[self.pids >= 0]
         if not self.is_whole or len(pids) == 0:
             return K1
-        return min(GRAPH_WIDTH, max(MIN_K1, round(SETS_PER_SIZE * len(pids) / len(pids.unique()))))
+        return min(GRAPH_WIDTH, max(MIN_K1, round(LIST_PER_SIZE * len(pids) / len(pids.unique()))))
 
     def precision(self, first: Tensor, second: Tensor) -> float | None:
         """Return the share of true ones among the pairs `[P]` of which that is known; None where these are few."""
@@ -156,39 +145,35 @@ class KnownIds:
 
 
 @torch.no_grad()
-def fit_chain(
+def fit_similarity(
     features: Tensor,
     camids: Tensor | None,
     config: NeighborsConfig,
     *,
     known: KnownIds | None = None,
     last: Whitening | None = None,
-) -> SimilarityChain:
-    """Fit camera statistics and whitening, as far as the settings have them, to features `[N, D]` of all images.
-
-    Raises UserError where the settings need cameras `[N]` and none are known.
+) -> Similarity:
+    """Fit the whitening, where the settings have it, to unit features `[N, D]` of all images under the cameras `[N]`.
 
     Args:
         known: tells the length of the lists behind J, and judges the surest pairs for the report.
         last: the whitening of the epoch before, in whose features the pairs are found.
     """
-    cameras = CameraStatistics.measure(features, camids) if config.standardise else None
-    chain = SimilarityChain(cameras, k1=K1 if known is None else known.k1)
+    similarity = Similarity(k1=K1 if known is None else known.k1)
     if not config.whitening:
-        return chain
-    standardized = chain(features, camids)
+        return similarity
     whitening = last
     for _ in range(FIRST_ROUNDS if last is None else 1):
-        compared = standardized if whitening is None else whitening(standardized)
-        table = measure_similarities(find_similarity_graph(compared, camids, config), k1=chain.k1)
+        compared = features if whitening is None else whitening(features)
+        table = measure_similarities(find_similarity_graph(compared, camids, config), k1=similarity.k1)
         surest = table.surest(PAIRS_PER_IMAGE * len(features))
         first, second = (ids[surest] for ids in table.pairs)
         report = {
             "surest_similarity": float(table.values[surest].double().mean()) if len(surest) else 0.0,
             "surest_precision": None if known is None else known.precision(first, second),
         }
-        whitening = fit_whitening(standardized, first, second)
-    return replace(chain, whitening=whitening, report=report)
+        whitening = fit_whitening(features, first, second)
+    return replace(similarity, whitening=whitening, report=report)
 
 
 def find_similarity_graph(features: Tensor, camids: Tensor | None, config: NeighborsConfig) -> SimilarityGraph:

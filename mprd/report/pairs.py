@@ -101,7 +101,7 @@ def build_lists(snapshot: Snapshot) -> FrozenLists:
     config, features = snapshot.config.neighbors, snapshot.memory
     if config.source == "mean":
         features = mean_features(features, snapshot.extract(snapshot.need_train()))
-    return FrozenLists(features, snapshot.camids(), config, chain=snapshot.model.chain)
+    return FrozenLists(features, snapshot.camids(), config, similarity=snapshot.model.similarity)
 
 
 def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:

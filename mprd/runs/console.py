@@ -36,7 +36,6 @@ FIGURES = (
     ("mINP", "mINP"),
     ("mAP_before_bn", "mAP before BN"),
     ("mAP_reranked", "mAP re-ranked"),
-    ("mAP_standardised", "mAP, cameras taken out"),
     ("mAP_whitened", "mAP, whitened"),
     ("pair_precision", "pair precision"),
     ("pair_recall", "pair recall"),

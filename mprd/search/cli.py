@@ -30,9 +30,6 @@ def search(
         ),
     ] = "all",
     rerank: Annotated[bool, typer.Option("--rerank", help="k-reciprocal re-ranking, for small galleries.")] = False,
-    standardise: Annotated[
-        bool, typer.Option("--standardise", help="Compare features standardised within each camera.")
-    ] = False,
     whiten: Annotated[
         bool, typer.Option("--whiten", help="Compare features whitened as the training images were.")
     ] = False,
@@ -50,7 +47,7 @@ def search(
     ] = None,
 ) -> None:
     """Find a person's other appearances: rank a gallery of images by their distance to queries."""
-    options = {"top": top, "cameras": cameras, "rerank": rerank, "standardise": standardise, "index": index}
+    options = {"top": top, "cameras": cameras, "rerank": rerank, "index": index}
     options |= {"whiten": whiten, "other_cameras": other_cameras}
     options |= {"features_dir": features_dir, "best": best, "device": device, "name_pattern": name_pattern}
     run_command(lambda: search_and_show(run, gallery, [*query, *(more or [])], options, html=html, as_json=json_))

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from mprd.errors import UserError
-from mprd.evaluate.evaluation import standardize_sets
 from mprd.extract.stream import whitened_name
 from mprd.metrics import JUNK_PID
 from mprd.model import Model
@@ -111,35 +109,15 @@ def answer_queries(
     ]
 
 
-def standardize_gallery(
-    gallery: Gallery, queries: Sequence[QueryImage], features: np.ndarray
-) -> tuple[Gallery, np.ndarray]:
-    """Return the gallery and the queries' features [Q, D], standardised within each camera of the gallery.
-
-    Raises UserError if a name has no camera.
-    """
-    for path, camid in (*zip(gallery.paths, gallery.camids, strict=True), *((q.path, q.camid) for q in queries)):
-        if camid is None or camid == UNKNOWN:
-            raise UserError(f"{path}: no camera in its name, which --standardise needs (--name-pattern)")
-    numbers = np.concatenate([[query.camid for query in queries], gallery.camids]).astype(np.int64)
-    camids = np.unique(numbers, return_inverse=True)[1]
-    wanted, seen = (torch.from_numpy(np.asarray(rows, np.float32)) for rows in (features, gallery.features))
-    wanted, seen = standardize_sets(wanted, seen, camids[: len(queries)], camids[len(queries) :])
-    return Gallery(seen.numpy(), gallery.paths, gallery.pids, gallery.camids, run=gallery.run), wanted.numpy()
-
-
-def whiten_gallery(
-    gallery: Gallery, queries: Sequence[QueryImage], features: np.ndarray, model: Model
-) -> tuple[Gallery, np.ndarray]:
+def whiten_gallery(gallery: Gallery, features: np.ndarray, model: Model) -> tuple[Gallery, np.ndarray]:
     """Return the gallery and the queries' features [Q, D], both as training compares them.
 
     A gallery that was extracted with --whiten is taken as it is. Raises UserError where the run has no whitening.
     """
-    wanted = model.whiten(features, [query.camid for query in queries])
+    wanted = model.whiten(features)
     if gallery.run == whitened_name(model):
         return gallery, wanted
-    cameras = [None if camid == UNKNOWN else camid for camid in gallery.camids.tolist()]
-    seen = model.whiten(np.asarray(gallery.features, np.float32), cameras)
+    seen = model.whiten(np.asarray(gallery.features, np.float32))
     return Gallery(seen, gallery.paths, gallery.pids, gallery.camids, run=gallery.run), wanted
 
 

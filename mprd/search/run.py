@@ -21,7 +21,6 @@ from mprd.search.results import (
     SearchResult,
     answer_queries,
     check_cameras,
-    standardize_gallery,
     whiten_gallery,
 )
 from mprd.storage.copies import local_only
@@ -36,7 +35,6 @@ class SearchOptions:
     top: int = 10
     cameras: str = "all"
     rerank: bool = False
-    standardise: bool = False
     whiten: bool = False
     index: str = "exact"
     features_dir: Path | None = None
@@ -48,9 +46,7 @@ class SearchOptions:
 
     def describe_distance(self) -> str:
         distance = "k-reciprocal re-ranked, in [0, 1]" if self.rerank else "1 - cosine, in [0, 2]"
-        if self.whiten:
-            return f"{distance}, of whitened features"
-        return distance + (", of features standardised within each camera" if self.standardise else "")
+        return distance + (", of whitened features" if self.whiten else "")
 
 
 def search_run(run: Path, gallery: Path, queries: Sequence[str], options: SearchOptions) -> SearchResult:
@@ -59,9 +55,7 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     Raises UserError for unknown or contradictory options, and for images that are missing.
     """
     cameras, kind = check_cameras(options.cameras), check_index_kind(options.index)
-    if options.whiten and options.standardise:
-        raise UserError("--whiten standardises by the training images' cameras already: give one of the two")
-    for option in ("rerank", "standardise", "whiten"):
+    for option in ("rerank", "whiten"):
         if getattr(options, option) and kind != "exact":
             raise UserError(f"--{option} needs the whole gallery, but an index ranks part of it: give one of the two")
     config = RunFolder(run).read_config()
@@ -76,12 +70,10 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     files = [(path, name) for images in lists for path, name in zip(*images, strict=True)]
     images = [QueryImage(path, *ids_from_name(name, patterns, model.camera_number)) for path, name in files]
     if gallery.is_file():
-        model.tell_cameras([image.camid for image in images], is_whitened=options.whiten)
+        model.tell_cameras([image.camid for image in images])
     features = model.extract([path for path, _ in files], cameras=[image.camid for image in images])
     if options.whiten:
-        opened, features = whiten_gallery(opened, images, features, model)
-    if options.standardise:
-        opened, features = standardize_gallery(opened, images, features)
+        opened, features = whiten_gallery(opened, features, model)
     answers = answer_queries(opened, images, features, top=options.top, cameras=cameras, rerank=options.rerank)
     if gallery.is_file():
         warn_of_newer_images(answers, gallery)

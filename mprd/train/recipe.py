@@ -104,8 +104,8 @@ def fit_to_data(config: Config, dataset: ReidDataset, *, asked: Collection[str])
         changes[name] = value
         notes.append(f"{why} ({name}={str(value).lower()})")
 
-    if dataset.train.camids is None and config.neighbors.standardise and "neighbors.standardise" not in asked:
-        leave_out("neighbors.standardise", False, "no cameras in the file names, so no camera correction")
+    if dataset.train.camids is None and config.backbone.camera_bn:
+        notes.append("no cameras in the file names, so batch norms take the statistics of all images")
     if config.data.camera_style == "camstyle" and dataset.style_paths is None:
         folder = style_folder(dataset.train.paths, dataset.root)
         absent = "no CamStyle files" if folder is None else f"no CamStyle file of an expected name in {folder}"

@@ -64,25 +64,19 @@ def test_other_cameras_have_the_statistics_of_their_images(camera_run: Path, dar
     for paths in (*shots, [*shots[0], *shots[1]]):
         new.extract(paths)
     moments = torch.stack([torch.stack([m.mean((0, 2, 3)), m.var((0, 2, 3))]) for m in maps])
-    share = len(shots[0]) / (len(shots[0]) + 30)
+    share = len(shots[0]) / (len(shots[0]) + 10)
     # each batch norm's statistics are the mean over batches of 8, here of images of one kind
     wanted = share * moments[:2, 0] + (1 - share) * moments[2, 0]
     torch.testing.assert_close(norm.camera_moments[:2, 0].double(), wanted, atol=1e-3, rtol=1e-2)
     assert (norm.camera_moments[2, 0].double() - moments[2, 0]).abs().max() < 1e-3
     # weights and whitening are those of the run
-    assert old.chain is not None
-    assert new.chain is not None
-    torch.testing.assert_close(new.chain.whitening.matrix, old.chain.whitening.matrix)
-    rows = [torch.tensor(new.extract(paths, cameras=[row + 1] * len(paths))) for row, paths in enumerate(shots)]
-    mean = torch.cat(rows).mean(0)
-    wanted = torch.stack([share * part.mean(0) + (1 - share) * mean for part in rows] + [mean])
-    torch.testing.assert_close(new.chain.cameras.means, wanted, atol=1e-5, rtol=1e-4)
+    assert torch.equal(new.need_whitening().matrix, old.need_whitening().matrix)
 
 
 def test_commands_take_the_new_run(camera_run: Path, dark_root: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     adapt_run(RunFolder(camera_run), dark_root, RunFolder(new), name_pattern=NAMES)
-    row = evaluate_run(RunFolder(new), data=None, best=False, extras=["whitened"])
+    row = evaluate_run(RunFolder(new), data=None, best=False, whitens=True)
     assert 0 < row["mAP_whitened"] <= 1
     extract_run(new, str(dark_root / "query"), tmp_path / "f.parquet", device="cpu")
     (rows,) = open_features(tmp_path / "f.parquet").batches()

@@ -78,7 +78,7 @@ def test_an_override_is_read_as_yaml() -> None:
         ("neighbors.k_max=4", "neighbors.k_max must be at least neighbors.k = 8, but got 4"),
         ("meta.eta.end=2", "meta.eta.end must be less than or equal to 1, but got 2"),
         ("data.dataset=folder", "data.root: the data set folder needs a folder"),
-        ("pairs.refresh=batch", "neighbors.standardise needs pairs.refresh=epoch"),
+        ("pairs.refresh=batch", "neighbors.whitening needs pairs.refresh=epoch"),
         ("pairs={labeller: reciprocal, relabel_meta: true}", "pairs.relabel_meta: with reciprocal"),
         ("pairs={labeller: dbscan, relabel_meta: true}", "pairs.relabel_meta: with dbscan"),
         ("pairs={labeller: single, relabel_meta: true}", "pairs.relabel_meta: with single"),
@@ -95,7 +95,7 @@ def test_a_wrong_setting_is_named_in_one_line(override: str, message: str) -> No
 
 
 def test_similarities_of_all_images_are_refused_where_the_memory_moves_between_batches() -> None:
-    live = ("neighbors={source: memory, standardise: false}",)
+    live = ("neighbors.source=memory",)
     with pytest.raises(UserError, match=r"neighbors\.whitening needs pairs\.refresh=epoch or"):
         load_config("demo", overrides=live)
     live += ("neighbors.whitening=false",)

@@ -286,7 +286,7 @@ def test_the_recommended_does_without_cameras_where_none_are_known(root: Path, m
     monkeypatch.setattr(plans, "estimate_cost", lambda _trainer: estimate.Cost(1, 1, 1, 60, 60, 10**9, 10**10))
     found = examine(root)
     assert found.command == f"python -m mprd.train --data {root}"
-    assert "no cameras in the file names, so no camera correction" in texts(found, "note")
+    assert "no cameras in the file names, so batch norms take the statistics of all images" in texts(found, "note")
 
 
 def test_the_bytes_that_autograd_saves_are_counted() -> None:

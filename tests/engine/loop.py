@@ -19,10 +19,7 @@ from mprd.runtime import checkpoint
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")
-LIVE = (
-    "neighbors.source=memory",
-    "neighbors.standardise=false",
-)
+LIVE = ("neighbors.source=memory",)
 """Lists from the memory as it moves, as in the paper."""
 WHITENING = ("neighbors.whitening=true", "pairs.labeller=reciprocal", "meta.num_ids=0", "pairs.limit=false")
 

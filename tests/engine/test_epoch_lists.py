@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from mprd.config.loading import load_config
 from mprd.config.schema import Config
 from mprd.engine.callbacks import Callbacks
 from mprd.engine.trainer import Trainer, fit
-from mprd.errors import UserError
 from mprd.evaluate.epoch_metrics import epoch_row
-from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.exact import find_neighbors
 from mprd.pairs import clusters as clusters_module
 from tests.conftest import NAMELESS, NUM_IDS, TINY
@@ -64,36 +61,24 @@ def test_lists_are_drawn_from_the_mean_of_memory_and_clean_features(tiny_config:
         torch.testing.assert_close(drawn[i], mean / mean.norm(), atol=1e-6, rtol=0)
 
 
-def test_lists_that_need_cameras_are_refused_at_the_start_where_there_are_none(
-    tiny_config: Config, tiny_root: Path
-) -> None:
-    data = open_data(tiny_config)
-    blind = dataclasses.replace(data, train=dataclasses.replace(data.train, camids=None))
-    config = changed(tiny_config, tiny_root, "train.warmup_epochs=2", "train.epochs=2")
-    with pytest.raises(UserError, match=r"^neighbors\.standardise needs cameras, and .* has none; "):
-        Trainer(config, blind, device=CPU)
-    rule = changed(tiny_config, tiny_root, "neighbors.standardise=false", "pairs.labeller=knn", "train.epochs=1")
-    train(rule, dataset=blind)
-
-
-def test_images_without_cameras_are_whitened_as_one_group(nameless_root: Path) -> None:
+def test_images_without_cameras_are_whitened(nameless_root: Path) -> None:
     overrides = (*TINY, *NAMELESS, *WHITENING, "train.epochs=1")
     config = load_config("demo", overrides=overrides, values={"data": {"root": nameless_root}})
-    chain = train(config).state.chain
-    assert chain is not None
-    assert chain.cameras is None
-    assert chain.whitening is not None
+    similarity = train(config).state.similarity
+    assert similarity is not None
+    assert similarity.whitening is not None
 
 
 def test_scores_of_candidates_are_of_the_features_that_lists_were_drawn_from(
     tiny_config: Config, tiny_root: Path
 ) -> None:
-    """Under `source: memory` the memory has moved on when the epoch is evaluated; standardized features are not it."""
+    """Under `source: memory` the memory has moved on when the epoch is evaluated; whitened features are not it."""
     settings = ("neighbors.source=memory", "pairs.refresh=epoch", "train.epochs=1", "neighbors.k=6")
     start: list[Tensor] = []
 
     def look(trainer: Trainer) -> None:
-        features = CameraStatistics.measure(start[0], trainer.camids).standardize(start[0], trainer.camids)
+        assert trainer.state.similarity is not None
+        features = trainer.state.similarity(start[0])
         lists = trainer.frozen_lists()
         torch.testing.assert_close(lists.features, features)
         assert not torch.allclose(lists.source, trainer.state.memory.features, atol=0.01)

@@ -16,7 +16,7 @@ from mprd.engine.trainer import Trainer, fit
 from mprd.errors import Interrupted, NonFiniteLoss, UserError
 from mprd.evaluate.epoch_metrics import epoch_row
 from mprd.neighbors.lists import mean_features
-from mprd.neighbors.similarity import fit_chain
+from mprd.neighbors.similarity import fit_similarity
 from mprd.pairs import clusters as clusters_module
 from mprd.runtime import checkpoint
 from tests.conftest import NUM_IDS, TINY
@@ -54,7 +54,7 @@ def test_cluster_contrast_resumes_within_an_epoch(
 ) -> None:
     for name, value in {"K1": 7, "K2": 2, "MIN_SAMPLES": 3}.items():
         monkeypatch.setattr(clusters_module, name, value)
-    small = ("pairs.labeller=dbscan", "clusters.eps=0.7")
+    small = ("pairs.labeller=dbscan", "clusters.eps=0.8")
     config, path = changed(tiny_config, tiny_root, *small), tmp_path / "last.pt"
     clusters: list[Any] = []
     whole = train(config, callbacks=Callbacks(after_epoch=lambda trainer: clusters.append(trainer.state.clusters)))
@@ -68,7 +68,7 @@ def test_cluster_contrast_resumes_within_an_epoch(
     assert_same_state(whole, resumed)
 
 
-def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_chain_of_its_network(
+def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_whitening_of_its_network(
     tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:
     config, path = changed(tiny_config, tiny_root, *WHITENING, "train.epochs=2"), tmp_path / "last.pt"
@@ -77,21 +77,21 @@ def test_a_whitened_run_resumes_in_the_same_bits_and_ends_with_a_chain_of_its_ne
     last: list[Any] = []
 
     def after_epoch(trainer: Trainer) -> None:
-        assert trainer.state.chain is not None
-        reports.append(trainer.state.chain.report)
-        last.append(trainer.state.chain.whitening)
+        assert trainer.state.similarity is not None
+        reports.append(trainer.state.similarity.report)
+        last.append(trainer.state.similarity.whitening)
         rows.append(epoch_row(trainer))
 
     whole = train(config, callbacks=Callbacks(after_epoch=after_epoch))
-    # a row tells of the chain that the epoch's lists were drawn by, and of the features whitened by the next one
+    # a row tells of the whitening that the epoch's lists were drawn by, and of the features whitened by the next one
     assert [row["surest_similarity"] for row in rows] == [report["surest_similarity"] for report in reports]
     assert all(0 < row["mAP_whitened"] <= 1 for row in rows)
-    chain = whole.state.chain
-    assert chain is not None
+    similarity = whole.state.similarity
+    assert similarity is not None
     drawn = mean_features(whole.state.memory.features, whole.extract(whole.plain_images))
     # pairs are found in features whitened as in the epoch before
-    again = fit_chain(drawn, whole.camids, config.neighbors, last=last[-1])
-    assert torch.equal(chain(drawn, whole.camids), again(drawn, whole.camids))
+    again = fit_similarity(drawn, whole.camids, config.neighbors, last=last[-1])
+    assert torch.equal(similarity(drawn), again(drawn))
     with pytest.raises(Interrupted):
         train(config, callbacks=dataclasses.replace(stop_after(4, path), after_epoch=epoch_row))
     resumed = Trainer(config, open_data(config), device=CPU, callbacks=Callbacks(after_epoch=epoch_row))

@@ -1,4 +1,4 @@
-"""The similarity chain: whitening by hand, by the surest pairs of the loop, and its file."""
+"""The similarity: whitening by hand, by the surest pairs of the loop, and its file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mprd.config.schema import NeighborsConfig
-from mprd.neighbors.camera_norm import CameraStatistics
 from mprd.neighbors.lists import FrozenLists
-from mprd.neighbors.similarity import KnownIds, SimilarityChain, fit_chain, fit_whitening
+from mprd.neighbors.similarity import KnownIds, Similarity, fit_similarity, fit_whitening
 
-from .test_camera_norm import share_of_true
-
-CONFIG = NeighborsConfig(standardise=True, whitening=True, k=4, k_max=12)
+CONFIG = NeighborsConfig(whitening=True, k=4, k_max=12)
 PEOPLE, PER_PERSON, CAMERAS = 60, 6, 3
 
 
@@ -25,6 +22,10 @@ def crowd() -> tuple[Tensor, Tensor, Tensor]:
     noise = torch.randn(PEOPLE * PER_PERSON, 24, generator=draw) * torch.linspace(0.4, 2.4, 24)
     pids = torch.arange(PEOPLE).repeat_interleave(PER_PERSON)
     return F.normalize(people[pids] + noise), pids, torch.arange(len(pids)) % CAMERAS
+
+
+def share_of_true(lists: FrozenLists, pids: Tensor) -> float:
+    return float((pids[lists.ids] == pids[:, None]).float().mean())
 
 
 def slow_whitening(x: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
@@ -43,7 +44,7 @@ def slow_whitening(x: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
 
 
 def test_whitening_has_the_cosines_of_the_inverse_square_root_of_the_pairs_covariance() -> None:
-    features, _, _ = crowd()
+    features, *_ = crowd()
     pairs = [(0, 1), (1, 2), (0, 3), (20, 24), (24, 25), (40, 1)]
     whiten = fit_whitening(features.double(), *torch.tensor(pairs).T)
     expected = slow_whitening(features.double().numpy(), pairs)
@@ -51,38 +52,35 @@ def test_whitening_has_the_cosines_of_the_inverse_square_root_of_the_pairs_covar
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-9)
 
 
-def test_the_chain_whitens_by_the_surest_pairs_found_twice() -> None:
+def test_features_are_whitened_by_the_surest_pairs_found_twice() -> None:
     features, _, camids = crowd()
-    standardized = CameraStatistics.measure(features, camids).standardize(features, camids)
-    compared = standardized
+    compared = features
     for _ in range(2):
-        table = FrozenLists(compared, camids, CONFIG, chain=SimilarityChain()).similarities
+        table = FrozenLists(compared, camids, CONFIG, similarity=Similarity()).similarities
         first, second = table.pairs
         best = table.values.sort(descending=True, stable=True).indices[: 2 * len(features)]
         pairs = [*zip(first[best].tolist(), second[best].tolist(), strict=True)]
-        compared = torch.from_numpy(slow_whitening(standardized.double().numpy(), pairs)).float()
-    found = fit_chain(features, camids, CONFIG)(features, camids)
+        compared = torch.from_numpy(slow_whitening(features.double().numpy(), pairs)).float()
+    found = fit_similarity(features, camids, CONFIG)(features)
     torch.testing.assert_close(found @ found.T, compared @ compared.T, atol=1e-4, rtol=0)
 
 
 def test_a_whitening_of_the_epoch_before_stands_for_the_first_round() -> None:
     features, _, camids = crowd()
-    first = fit_chain(features, camids, CONFIG)
-    second = fit_chain(features, camids, CONFIG, last=first.whitening)
+    first = fit_similarity(features, camids, CONFIG)
+    second = fit_similarity(features, camids, CONFIG, last=first.whitening)
     # the pairs of a third round
-    table = FrozenLists(first(features, camids), camids, CONFIG, chain=SimilarityChain()).similarities
+    table = FrozenLists(first(features), camids, CONFIG, similarity=Similarity()).similarities
     surest = table.surest(2 * len(features))
-    assert first.cameras is not None
-    standardized = first.cameras.standardize(features, camids)
-    expected = fit_whitening(standardized, *(ids[surest] for ids in table.pairs))(standardized)
-    torch.testing.assert_close(second(features, camids), expected)
+    expected = fit_whitening(features, *(ids[surest] for ids in table.pairs))(features)
+    torch.testing.assert_close(second(features), expected)
 
 
 def test_a_network_that_has_collapsed_gets_no_whitening() -> None:
     features, camids = F.normalize(torch.ones(40, 8), dim=1), torch.arange(40) % 2
-    chain = fit_chain(features, camids, CONFIG)
-    assert chain.whitening is None
-    assert chain(features, camids).isfinite().all()
+    similarity = fit_similarity(features, camids, CONFIG)
+    assert similarity.whitening is None
+    assert torch.equal(similarity(features), features)
 
 
 def test_lists_of_whitened_features_hold_more_mates() -> None:
@@ -107,16 +105,14 @@ def test_lists_behind_j_are_as_long_as_labeled_identities_are_large() -> None:
         pids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
         return KnownIds.of(torch.arange(len(pids)), pids, num_images=200, is_whole=is_whole)
 
-    assert labeled((10, 20, 30)).k1 == 24
+    assert labeled((5, 10, 15)).k1 == 12
     assert [labeled((2, 2)).k1, labeled((90,)).k1] == [6, 32]
     assert labeled((10, 20, 30), is_whole=False).k1 == labeled(()).k1 == 20
 
 
-def test_a_chain_is_restored_to_the_bit_and_maps_unknown_cameras() -> None:
+def test_a_similarity_is_restored_to_the_bit() -> None:
     features, _, camids = crowd()
-    chain = fit_chain(features, camids, CONFIG)
-    restored = SimilarityChain.from_state_dict(chain.state_dict())
-    assert torch.equal(restored(features, camids), chain(features, camids))
-    assert restored.report == chain.report
-    assert torch.equal(chain(features, None), chain(features, torch.full_like(camids, 99)))
-    assert not torch.equal(chain(features, None), chain(features, camids))
+    similarity = fit_similarity(features, camids, CONFIG)
+    restored = Similarity.from_state_dict(similarity.state_dict())
+    assert torch.equal(restored(features), similarity(features))
+    assert (restored.report, restored.k1) == (similarity.report, similarity.k1)

@@ -92,10 +92,10 @@ def test_candidates_exclude_the_labeled_images(gcn_run: Path) -> None:
 
 
 def test_candidates_are_compared_as_the_training_compares_them(camera_run: Path) -> None:
-    saved = checkpoint.load(camera_run / "checkpoints" / "last.pt")["chain"]
-    chain = build_lists(snapshot(camera_run)).chain
-    assert chain.whitening is not None
-    assert torch.equal(chain.whitening.matrix, saved["whitening"]["matrix"])
+    saved = checkpoint.load(camera_run / "checkpoints" / "last.pt")["similarity"]
+    similarity = build_lists(snapshot(camera_run)).similarity
+    assert similarity.whitening is not None
+    assert torch.equal(similarity.whitening.matrix, saved["whitening"]["matrix"])
 
 
 def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:

@@ -22,7 +22,7 @@ ROW = {
     "labelled_precision": 1.0,
     "mAP": 0.071,
     "rank1": 1.0,
-    "mAP_standardised": 0.09,
+    "mAP_whitened": 0.09,
     "mAP_trapezoid": 0.08,
     "images_per_second": 12345.6,
     "label_free_score": 0.3,

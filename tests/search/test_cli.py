@@ -97,7 +97,7 @@ def test_a_page_is_self_contained(
         (["--cameras", "same"], "--cameras must be all, others, protocol, but got 'same'"),
         (["--index", "ivf"], "--index must be exact or pq, but got 'ivf'"),
         (["--rerank", "--index", "pq"], "--rerank needs the whole gallery"),
-        (["--standardise", "--index", "pq"], "--standardise needs the whole gallery"),
+        (["--whiten", "--index", "pq"], "--whiten needs the whole gallery"),
         (["no/such.jpg"], "no/such.jpg: no such folder, list or image"),
         (["--gallery", "no/such.parquet"], "no/such.parquet: no such folder or feature file"),
         (["--gallery", "small.parquet"], "small.parquet: features of 3 numbers, but the network of"),

@@ -14,7 +14,6 @@ from mprd.search.results import (
     answer_queries,
     count_first_right,
     relative_names,
-    standardize_gallery,
 )
 
 
@@ -61,22 +60,6 @@ def test_re_ranking_orders_by_its_own_distance_and_excludes_as_well(street: Gall
     assert "a" not in {hit.path for hit in answer.hits}
 
 
-def test_standardising_finds_identities_that_camera_bias_hides() -> None:
-    draw = np.random.default_rng(0)
-    identities, biases = draw.normal(size=(150, 16)), 2 * draw.normal(size=(2, 16))
-    # identities under two cameras, whose biases are far larger than the differences of identities
-    features = np.concatenate([identities + bias for bias in biases])
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    paths, camids = [str(row) for row in range(300)], np.repeat([40, 7], 150)
-    gallery = Gallery.from_features(features, paths=paths, pids=[*range(150)] * 2, camids=camids)
-    queries = [QueryImage(str(row), row, 40) for row in range(12)]
-    plain = answer_queries(gallery, queries, features[:12], top=1, cameras="all", rerank=False)
-    standardised = standardize_gallery(gallery, queries, features[:12])
-    found = answer_queries(standardised[0], queries, standardised[1], top=1, cameras="all", rerank=False)
-    assert count_first_right(plain)[0] == 0
-    assert count_first_right(found)[0] >= 11
-
-
 def test_choices_that_need_missing_ids_are_refused(street: Gallery) -> None:
     query = QueryImage("x.jpg", 7, None)
     for cameras, missing in (
@@ -85,8 +68,6 @@ def test_choices_that_need_missing_ids_are_refused(street: Gallery) -> None:
     ):
         with pytest.raises(UserError, match=f"x.jpg: {missing} --cameras {cameras} needs"):
             ask(street, query, cameras=cameras)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"^x\.jpg: no camera in its name, which --standardise needs"):
-        standardize_gallery(street, [query], np.array([[1.0, 0.0]]))
 
 
 def test_a_large_gallery_is_not_re_ranked(street: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:

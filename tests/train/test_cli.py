@@ -70,7 +70,7 @@ def test_a_folder_of_crops_trains_in_a_smoke_run_without_cameras_identities_or_e
     assert len(rows) == 2
     assert "mAP" not in rows[-1]
     stored = RunFolder(run).read_config()
-    assert (stored.data.dataset, stored.neighbors.standardise, stored.meta.num_ids) == ("folder", False, 0)
+    assert (stored.data.dataset, stored.meta.num_ids) == ("folder", 0)
 
 
 def test_ray_trains_where_it_is_installed_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

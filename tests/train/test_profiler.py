@@ -45,7 +45,7 @@ def test_a_run_of_few_steps_leaves_a_trace_and_no_profiler(tmp_path: Path) -> No
 def test_a_profiled_run_shows_every_part_and_ends_in_the_same_bits(
     tiny_config: Config, tiny_root: Path, tmp_path: Path
 ) -> None:
-    live = ("neighbors.source=memory", "neighbors.standardise=false", "train.epochs=2", "train.batch_size=4")
+    live = ("neighbors.source=memory", "train.epochs=2", "train.batch_size=4")
     config = load_config("demo", overrides=(*TINY, *live), values={"data": {"root": tiny_root}})
     folder = RunFolder(tmp_path / "profiled")
     rows = run_local(config, folder, resume=False, console=Console(quiet=True), profiled=True)

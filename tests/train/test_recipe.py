@@ -65,9 +65,9 @@ def test_what_the_data_cannot_give_is_left_out_and_told(nameless_root: Path, cap
     caplog.set_level(logging.INFO, logger="mprd")
     config = settings(nameless_root)
     assert (config.data.dataset, config.data.name_pattern) == ("folder", ".")
-    assert (config.neighbors.standardise, config.meta.num_ids) == (False, 0)
+    assert config.meta.num_ids == 0
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records[1:]] == [
-        "no cameras in the file names, so no camera correction (neighbors.standardise=false)",
+        "no cameras in the file names, so batch norms take the statistics of all images",
         "no identities in the file names, so none labeled (meta.num_ids=0)",
     ]
 
@@ -101,13 +101,13 @@ def test_without_camstyle_files_the_run_is_named_by_what_it_does(
 
 
 def test_what_was_asked_for_stays(nameless_root: Path, tmp_path: Path) -> None:
-    config = settings(nameless_root, "neighbors.standardise=true", "meta.num_ids=2")
-    assert (config.neighbors.standardise, config.meta.num_ids) == (True, 2)
+    config = settings(nameless_root, "meta.num_ids=2")
+    assert config.meta.num_ids == 2
     file = tmp_path / "mine.yaml"
-    file.write_text("neighbors: {standardise: true}\npairs: {labeller: mlcr, relabel_meta: true}\n")
+    file.write_text("pairs: {labeller: mlcr, relabel_meta: true}\n")
     config = read_settings({"preset": None, "data": nameless_root, "set_": None, "config": file})
     # relabeling needs labels, so that their number is no matter of the recipe
-    assert (config.neighbors.standardise, config.meta.num_ids) == (True, 5)
+    assert config.meta.num_ids == 5
     varied = read_settings({"preset": None, "data": nameless_root, "set_": []}, varied=["meta.num_ids"])
     assert varied.meta.num_ids == 5
 

@@ -218,7 +218,7 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(tmp_path: Path, ti
 
 def test_the_command_line_overrides_the_objective(tmp_path: Path, nameless_root: Path) -> None:
     write_study_file(tmp_path, {**STUDY, "objective": "silhouette"})
-    crops = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0", "neighbors.standardise=false")
+    crops = ("data.dataset=folder", "data.name_pattern=crop", "meta.num_ids=0")
     with pytest.raises(UserError, match=r"--objective mAP: .* has no query and gallery"):
         run("small", nameless_root, tmp_path / "out", *crops, changes={"objective": "mAP"})
     assert StudyFolder(tmp_path / "out").read_options().objective == "mAP"
