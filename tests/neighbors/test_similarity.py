@@ -105,7 +105,7 @@ def test_lists_behind_j_are_as_long_as_labeled_identities_are_large() -> None:
         pids = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes, dtype=torch.long))
         return KnownIds.of(torch.arange(len(pids)), pids, num_images=200, is_whole=is_whole)
 
-    assert labeled((5, 10, 15)).k1 == 12
+    assert labeled((5, 10, 15)).k1 == 17
     assert [labeled((2, 2)).k1, labeled((90,)).k1] == [6, 32]
     assert labeled((10, 20, 30), is_whole=False).k1 == labeled(()).k1 == 20
 
