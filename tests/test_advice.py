@@ -63,7 +63,7 @@ def test_a_run_goes_on_as_its_messages_say(
 ) -> None:
     out = tmp_path / "a run"
     failed = said("train", *options, "--out", out, code=2)
-    setting = re.search(r"\((\S+) leaves such files out\)", failed)
+    setting = re.search(r"\((\S+) leaves such files out of a training\)", failed)
     assert setting is not None
     # before its first checkpoint a run starts again, by itself or resumed
     said("train", "--launcher", "local", "--resume", out, code=2)

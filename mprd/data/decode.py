@@ -25,7 +25,7 @@ VERSION = 2
 """To be incremented when the same file yields other pixels: caches of pixels and features are keyed by it."""
 # the errors that Pillow raises for damaged files
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-SKIP_HINT = "data.on_bad_image=skip leaves such files out"
+SKIP_HINT = "data.on_bad_image=skip leaves such files out of a training"
 """The remedy for an image of a data set that cannot be read."""
 BACKGROUND = (255, 255, 255)
 """What transparent pixels are shown over."""

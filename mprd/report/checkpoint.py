@@ -22,7 +22,7 @@ from mprd.runtime.device import set_threads
 logger = logging.getLogger("mprd")
 
 # without optimizers, which would fill the memory where many runs are shown
-PARTS = ("memory", "positives", "gcn", "epoch", "phase", "step")
+PARTS = ("memory", "positives", "list_features", "gcn", "epoch", "phase", "step")
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,10 +97,13 @@ def has_gcn(snapshot: Snapshot) -> bool:
 
 
 def build_lists(snapshot: Snapshot) -> FrozenLists:
-    """Return the neighbor lists of all images in the state's features."""
-    config, features = snapshot.config.neighbors, snapshot.memory
-    if config.source == "mean":
-        features = mean_features(features, snapshot.extract(snapshot.need_train()))
+    """Return the neighbor lists of all images in the state's features, which are extracted where it holds none."""
+    config, features = snapshot.config.neighbors, snapshot.state["list_features"]
+    if features is None:
+        features = snapshot.memory
+        if config.source == "mean":
+            features = mean_features(features, snapshot.extract(snapshot.need_train()))
+    features = features.to(snapshot.memory.device)
     return FrozenLists(features, snapshot.camids(), config, similarity=snapshot.model.similarity)
 
 

@@ -98,6 +98,14 @@ def test_candidates_are_compared_as_the_training_compares_them(camera_run: Path)
     assert torch.equal(similarity.whitening.matrix, saved["whitening"]["matrix"])
 
 
+def test_features_of_the_lists_are_those_that_training_drew_them_from(
+    camera_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Snapshot, "extract", lambda *_: pytest.fail("extracts what the checkpoint holds"))
+    saved = checkpoint.load(camera_run / "checkpoints" / "last.pt")["list_features"]
+    assert torch.equal(build_lists(snapshot(camera_run)).source, saved)
+
+
 def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
     config = state.config.model_copy(update={part: getattr(state.config, part).model_copy(update=settings)})
     return dataclasses.replace(state, run=dataclasses.replace(state.run, config=config))
