@@ -126,7 +126,8 @@ def assert_same_run(alone: dict[str, Any], shared: dict[str, Any], *, atol: floa
             assert other.get(name) == wanted, name
     for part in ("backbone", "gcn"):
         for name, tensor in alone[part].items():
-            torch.testing.assert_close(shared[part][name], tensor, rtol=0, atol=atol, msg=name)
+            # variances are far above 1
+            torch.testing.assert_close(shared[part][name], tensor, rtol=atol, atol=atol, msg=name)
 
 
 def test_labels_of_different_widths_are_gathered(two: list[dict[str, Any]]) -> None:
