@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 HOME = Path(pwd.getpwuid(os.getuid()).pw_dir)
 SHARED = Path("/mnt/mprd")
 NETWORK = "10.77.0"
+PROGRAMS = ("ip", "ssh", "ssh-keygen", "sshd", "rsync", "curl")
 HIDDEN = (Path("/tmp"), HOME)
 """What each host has of its own, apart from what the project needs of it."""
 
@@ -83,6 +85,8 @@ class Host:
 @contextmanager
 def make_hosts(folder: Path, *, number: int) -> Iterator[tuple[Host, list[Host]]]:
     """Make the desk and so many hosts with sshd, and take them down again whatever happens."""
+    missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
+    assert not missing, f"install {', '.join(missing)}"
     prefix = f"mprd{os.getpid()}"
     names = [f"{prefix}-desk", *(f"{prefix}-h{n}" for n in range(number))]
     key = folder / "key"
