@@ -97,7 +97,9 @@ def test_extraction_gives_the_features_of_the_model(
     np.testing.assert_allclose(whitened, model.whiten(unknown), atol=1e-6)
 
 
-def test_search_ranks_by_the_features_of_the_model(camera_run: Path, tiny_root: Path, tmp_path: Path) -> None:
+def test_search_ranks_by_the_features_of_the_model(
+    camera_run: Path, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model, paths, gallery = load_model(camera_run, device="cpu"), files(tiny_root), tiny_root / "bounding_box_test"
     crops = (paths, files(tiny_root, gallery.name))
     expected, others = (model.whiten(model.extract(some, cameras=CAMERAS)) for some in crops)
@@ -108,6 +110,9 @@ def test_search_ranks_by_the_features_of_the_model(camera_run: Path, tiny_root: 
         found = search_run(camera_run, searched, [str(paths[0])], SearchOptions(top=3, whiten=True, device="cpu"))
         nearest = np.sort(1 - features @ expected[0])[:3]
         np.testing.assert_allclose([hit.distance for hit in found.answers[0].hits], nearest, atol=1e-5)
+    assert "but the queries' are of" not in caplog.text
+    search_run(camera_run, out, [str(paths[0])], SearchOptions(top=3, device="cpu"))
+    assert "features of run by_camera, whitened, but the queries' are of by_camera" in caplog.text
 
 
 def test_an_export_has_the_features_of_the_model_under_one_camera(camera_run: Path, tmp_path: Path) -> None:

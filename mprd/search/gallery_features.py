@@ -13,7 +13,7 @@ from mprd.data.decode import VERSION
 from mprd.data.same_images import digest_files
 from mprd.errors import UserError
 from mprd.extract.inputs import ImageList, find_images
-from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts
+from mprd.extract.stream import ExtractOptions, extract_to_file, stream_parts, whitened_name
 from mprd.model import Model
 from mprd.runs.console import ImageLine
 from mprd.search.gallery import Gallery, IndexKind
@@ -31,11 +31,16 @@ def open_gallery(
     patterns: Sequence[re.Pattern[str]],
     features_dir: Path,
     index: IndexKind,
+    whiten: bool,
 ) -> Gallery:
     """Open a feature file, or that of a folder, which is extracted unless it is cached.
 
-    Raises UserError for features of another size than those of the model.
+    Args:
+        whiten: features will be whitened, or are.
+
+    Raises UserError for features of another size than those of the model, and where there is no whitening.
     """
+    names = [model.name, whitened_name(model)] if whiten else [model.name]
     file = gallery
     if gallery.is_dir():
         images = find_images(str(gallery))
@@ -48,7 +53,7 @@ def open_gallery(
             f"{file}: features of {opened.features.shape[1]} numbers, but the network of {run} makes "
             f"{model.num_features}; extract them with this run"
         )
-    if opened.run != model.name:
+    if opened.run not in names:
         logger.warning("%s: features of run %s, but the queries' are of %s", file, opened.run, model.name)
     return opened
 

@@ -65,7 +65,14 @@ def search_run(run: Path, gallery: Path, queries: Sequence[str], options: Search
     model = load_model(run, best=options.best, device=options.device, other_cameras=options.other_cameras)
     features_dir = options.features_dir or local_only(run) / "features"
     opened = open_gallery(
-        model, gallery, run, best=options.best, patterns=patterns, features_dir=features_dir, index=kind
+        model,
+        gallery,
+        run,
+        best=options.best,
+        patterns=patterns,
+        features_dir=features_dir,
+        index=kind,
+        whiten=options.whiten,
     )
     files = [(path, name) for images in lists for path, name in zip(*images, strict=True)]
     images = [QueryImage(path, *ids_from_name(name, patterns, model.camera_number)) for path, name in files]
