@@ -84,3 +84,8 @@ def test_frozen_lists_are_searched_as_the_settings_say(caplog: pytest.LogCapture
     # the index of so few images has one cell
     assert torch.equal(lists.ids, find_neighbors(features, **RULE).ids)
     assert "neighbors.search = ivf: recall 1.000" in caplog.text
+
+
+def test_the_nearest_of_a_copy_from_outside_is_its_image() -> None:
+    lists = FrozenLists(crowded_rows(), None, NeighborsConfig(**RULE))
+    assert lists.search_outside(lists.features[[5]])[0, 0] == 5

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from mprd.pairs import clusters
 from mprd.pairs.clusters import ClusterMemory, balanced_batches, cluster_images, find_clusters, same_cluster
-from tests.graphs import groups
+from tests.graphs import groups, unit_rows
 
 
 def test_groups_are_found_and_loners_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +26,18 @@ def test_exact_copies_are_neighbors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clusters, "K2", 2)
     labels = cluster_images(torch.eye(2).repeat_interleave(5, 0), eps=0.5)
     assert labels.tolist() == [0] * 5 + [1] * 5
+
+
+def test_clusters_are_of_the_compared_features_and_centroids_of_those_of_the_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clusters, "K1", 8)
+    monkeypatch.setattr(clusters, "K2", 3)
+    features = unit_rows(24, 4, dtype=torch.float32)
+    found = find_clusters(features, groups(3, 8), eps=0.4)
+    assert found is not None
+    assert found.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
+    torch.testing.assert_close(found.centroids[0], normalize(features[:8].sum(0), dim=0))
 
 
 def test_members_are_those_of_the_cluster_and_an_outlier_is_alone() -> None:
