@@ -104,6 +104,7 @@ def strength(standard: Any, small: Any) -> Moved:
 
 SEC_5_2 = "Sec. 5.2"
 AUTHORS = "Cluster-Contrast's value"
+NO_STANDARDIZING = "batch norms by camera leave nothing to standardize"
 OLD: dict[str, Fixed | Gone | Moved] = {
     "data.colour_jitter": strength(0.2, 0.3),
     "data.rotation": strength(10.0, 5.0),
@@ -122,7 +123,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "neighbors.num_shards": FixedInTraining(0, "shards on Ray actors brought no measured gain"),
     "neighbors.metric": FixedInTraining("cosine", SEC_5_2, "gcn"),
     "neighbors.density_k": Gone("the density that J is corrected for is of 20 images"),
-    "neighbors.standardise": FixedInTraining(False, "batch norms by camera leave nothing to standardize"),
+    "neighbors.standardise": FixedInTraining(False, NO_STANDARDIZING),
     "neighbors.memory_mb": Gone("blocks take 256 MB, and the results do not depend on it"),
     "gcn.hidden": Fixed(64, "not stated in the paper"),
     "gcn.conv_channels": Fixed(4, "not stated in the paper"),
@@ -163,7 +164,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "train.cudnn_benchmark": Gone("on a GPU cuDNN always tries its kernels out on training batches"),
     "train.checkpoint_steps": Gone("train.checkpoint_seconds is the one clock"),
     "eval.rerank": Gone("mprd evaluate RUN --rerank"),
-    "eval.standardise": Gone("batch norms by camera leave nothing to standardize"),
+    "eval.standardise": Gone(NO_STANDARDIZING),
     "eval.memory_mb": Gone("blocks take 512 MB, and the results do not depend on it"),
 }
 

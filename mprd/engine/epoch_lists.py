@@ -52,7 +52,7 @@ class EpochLists:
 
         Under `neighbors.whitening` they are made anew at once, so that a whitening of this network is saved with it.
         """
-        self.last = None if self.state.similarity is None else self.state.similarity.whitening
+        self.last = self.state.whitening
         self.state.list_features = self.state.similarity = self.lists = None
         self.next_stats = EpochStats()
         if self.config.neighbors.whitening:

@@ -15,7 +15,7 @@ from mprd.engine.schedules import learning_rate
 from mprd.errors import UserError
 from mprd.gcn.network import PairGCN
 from mprd.memory import FeatureMemory
-from mprd.neighbors.similarity import Similarity
+from mprd.neighbors.similarity import Similarity, Whitening
 from mprd.pairs.clusters import ClusterMemory
 from mprd.pairs.positives import MetaSet, PositiveTable
 from mprd.runtime import checkpoint
@@ -68,6 +68,11 @@ class TrainState:
     def begin_phase(self, phase: Phase) -> None:
         """Move to a phase's first step."""
         self.phase, self.step = phase, 0
+
+    @property
+    def whitening(self) -> Whitening | None:
+        """The whitening of the similarity; None without one."""
+        return None if self.similarity is None else self.similarity.whitening
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors and plain values."""

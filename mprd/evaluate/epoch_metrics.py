@@ -109,9 +109,7 @@ def evaluate_trainer(trainer: Trainer) -> dict[str, float]:
     features = extract_sets(trainer.state.backbone, trainer.dataset, trainer.config, device=trainer.device)
     if not trainer.workers.is_first:
         return {}
-    similarity = trainer.state.similarity
-    whitening = None if similarity is None else similarity.whitening
-    return rank_sets(*features, trainer.dataset, whitening=whitening).row()
+    return rank_sets(*features, trainer.dataset, whitening=trainer.state.whitening).row()
 
 
 def is_due(trainer: Trainer) -> bool:

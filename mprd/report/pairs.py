@@ -103,8 +103,9 @@ def build_lists(snapshot: Snapshot) -> FrozenLists:
         features = snapshot.memory
         if config.source == "mean":
             features = mean_features(features, snapshot.extract(snapshot.need_train()))
-    features = features.to(snapshot.memory.device)
-    return FrozenLists(features, snapshot.camids(), config, similarity=snapshot.model.similarity)
+    return FrozenLists(
+        features.to(snapshot.model.device), snapshot.camids(), config, similarity=snapshot.model.similarity
+    )
 
 
 def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:
