@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mprd.errors import UserError
-from mprd.neighbors.jaccard import check_query_gallery, expand_queries, re_rank, to_tensor
+from mprd.neighbors.re_ranking import check_query_gallery, expand_queries, re_rank, to_tensor
 
 __all__ = ["RankMetrics", "expand_queries", "rank_features", "rank_metrics", "re_rank"]
 

@@ -165,7 +165,7 @@ OLD: dict[str, Fixed | Gone | Moved] = {
     "train.checkpoint_steps": Gone("train.checkpoint_seconds is the one clock"),
     "eval.rerank": Gone("mprd evaluate RUN --rerank"),
     "eval.standardise": Gone(NO_STANDARDIZING),
-    "eval.memory_mb": Gone("blocks take 512 MB, and the results do not depend on it"),
+    "eval.memory_mb": Gone("blocks take 256 MB, and the results do not depend on it"),
 }
 
 GONE_VALUES = [("pairs.labeller", "jaccard"), ("pairs.labeller", "list_overlap")]

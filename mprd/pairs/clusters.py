@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mprd.neighbors.jaccard import jaccard_distances
+from mprd.neighbors.jaccard import jaccard_blocks
+from mprd.neighbors.re_ranking import distance_weights, find_nearest
 from mprd.pairs import rules
 
 logger = logging.getLogger("mprd")
@@ -23,7 +24,8 @@ OUTLIER = -1
 MIN_SAMPLES = 4
 """Neighbors that make an image the core of a DBSCAN cluster; this and the next are the values of Cluster-Contrast."""
 K1, K2 = 30, 6
-"""Length of the k-reciprocal lists behind the Jaccard distance, and the images over which they are averaged."""
+"""Length of the lists behind the Jaccard distance, with the image itself as SpCL's search returns them (Zhong et al.
+have one image more), and of those it is averaged over."""
 NUM_INSTANCES = 4
 """Images of a cluster in a batch of 32; theirs is 16 of 256."""
 TEMPERATURE = 0.05
@@ -56,15 +58,15 @@ def cluster_images(features: Tensor, *, eps: float) -> Tensor:
     from sklearn.cluster import DBSCAN
 
     num_images = len(features)
-    rows, columns, values = [], [], []
-    for block, distances in jaccard_distances(features, k1=min(K1, num_images - 1), k2=K2):
-        near = (distances <= eps).nonzero()
-        rows.append((near[:, 0] + block.start).cpu())
-        columns.append(near[:, 1].cpu())
-        # a sparse matrix drops explicit zeros
-        values.append(distances[near[:, 0], near[:, 1]].clamp(min=1e-9).double().cpu())
-    entries = (torch.cat(values).numpy(), (torch.cat(rows).numpy(), torch.cat(columns).numpy()))
-    graph = csr_array(entries, shape=(num_images, num_images))
+    lists, _ = find_nearest(features, K1)
+    weights = distance_weights(features, lists, k1=K1, k2=K2)
+    blocks = jaccard_blocks(weights, least=1 - eps)
+    first, second, jaccard = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    own = np.arange(num_images)
+    # a sparse matrix drops explicit zeros
+    distances = np.concatenate([np.tile(1 - jaccard, 2), np.zeros(num_images)]).clip(min=1e-9)
+    ends = (np.concatenate([first, second, own]), np.concatenate([second, first, own]))
+    graph = csr_array((distances, ends), shape=(num_images, num_images))
     found = DBSCAN(eps=eps, min_samples=MIN_SAMPLES, metric="precomputed").fit_predict(graph)
     return torch.from_numpy(found.astype(np.int64)).to(features.device)
 

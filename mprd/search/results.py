@@ -13,7 +13,7 @@ from mprd.errors import UserError
 from mprd.extract.stream import whitened_name
 from mprd.metrics import JUNK_PID
 from mprd.model import Model
-from mprd.neighbors.jaccard import re_rank
+from mprd.neighbors.re_ranking import re_rank
 from mprd.search.gallery import UNKNOWN, Gallery, RankedRows
 
 Cameras = Literal["all", "others", "protocol"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mprd.neighbors import graph as graph_module
-from mprd.neighbors import reciprocal
+from mprd.neighbors import jaccard
 from mprd.neighbors.graph import SimilarityGraph, find_graph
 from mprd.neighbors.reciprocal import LEAST, measure_similarities
 from tests.graphs import slow_jaccard
@@ -36,7 +36,7 @@ def similarities() -> np.ndarray:
 def test_a_table_holds_the_similarities_of_a_slow_loop(
     at_once: int, graph: SimilarityGraph, similarities: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reciprocal, "TERMS_AT_ONCE", at_once)
+    monkeypatch.setattr(jaccard, "TERMS_AT_ONCE", at_once)
     table = measure_similarities(graph, k1=6, k2=3)
     everyone = torch.arange(len(graph))
     np.testing.assert_allclose(table.between(everyone[:, None], everyone), similarities, atol=1e-6)

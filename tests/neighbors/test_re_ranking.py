@@ -1,4 +1,4 @@
-"""Jaccard distances, re-ranking and query expansion equal published code (oracle files), literal values, slow loops."""
+"""Re-ranking, the distances of DBSCAN and query expansion equal published code (oracle files), values, slow loops."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ import torch
 
 from mprd.errors import UserError
 from mprd.metrics import expand_queries, re_rank
-from mprd.neighbors.jaccard import jaccard_distances
+from mprd.neighbors import exact, jaccard
+from mprd.neighbors.re_ranking import distance_weights, find_nearest
 from tests.graphs import slow_jaccard, squared_distances, unit_rows
 
 ORACLE = Path(__file__).parent.parent / "oracle"
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=["whole", "row by row"])
+def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "row by row":
+        monkeypatch.setattr(exact, "SIMILARITIES_MB", 0)
+        monkeypatch.setattr(jaccard, "TERMS_AT_ONCE", 1)
 
 
 def slow_re_rank(q_features, g_features, *, k1, k2, lambda_value):
@@ -49,22 +57,25 @@ def test_re_ranked_distances_match_the_published_code(dtype, device):
     ("num_queries", "num_gallery", "k1", "k2"),
     [(12, 40, 20, 6), (12, 40, 7, 1), (12, 40, 5, 9), (12, 40, 1, 1), (1, 30, 20, 6), (6, 1, 3, 2), (5, 8, 99, 99)],
 )
+@pytest.mark.usefixtures("_blocks")
 def test_re_ranking_equals_the_slow_loop(num_queries, num_gallery, k1, k2):
     features = clustered_features(num_queries, num_gallery, seed=k1)
-    expected = slow_re_rank(*features, k1=k1, k2=k2, lambda_value=0.3)
-    for memory_mb in (0, 512):
-        distances = re_rank(*features, k1=k1, k2=k2, memory_mb=memory_mb)
-        np.testing.assert_allclose(distances, expected, rtol=0, atol=1e-6)
+    distances = re_rank(*features, k1=k1, k2=k2)
+    np.testing.assert_allclose(distances, slow_re_rank(*features, k1=k1, k2=k2, lambda_value=0.3), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory_mb", [0, 512])
-def test_jaccard_distances_of_all_images_equal_the_slow_loop(memory_mb):
+@pytest.mark.usefixtures("_blocks")
+def test_jaccard_distances_of_all_images_equal_the_slow_loop():
     features = unit_rows(23)
-    blocks = list(jaccard_distances(features, k1=6, k2=3, memory_mb=memory_mb))
-    assert len(blocks) == (1 if memory_mb else 23)
     # SpCL's lists hold k1 images with the image itself, those of Zhong et al. one more
+    weights = distance_weights(features, find_nearest(features, 6)[0], k1=6, k2=3)
+    blocks = list(jaccard.jaccard_blocks(weights, least=0))
+    found = np.ones((23, 23))
+    for first, second, similarities in blocks:
+        found[first, second] = found[second, first] = 1 - similarities
+    np.fill_diagonal(found, 0)
     expected = slow_jaccard(squared_distances(features.numpy()), 6, 3, length=6)
-    np.testing.assert_allclose(torch.cat([block for _, block in blocks]), expected, atol=1e-9)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 def test_lambda_one_is_the_squared_distance_over_its_maximum():
@@ -109,11 +120,11 @@ def test_input_that_cannot_be_re_ranked_is_refused(queries, gallery, settings, m
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("memory_mb", [0, 512])
-def test_expanded_queries_match_the_published_code(memory_mb, device):
+@pytest.mark.usefixtures("_blocks")
+def test_expanded_queries_match_the_published_code(device):
     data = np.load(ORACLE / "extra_aqe_0.npz")
     features = [torch.from_numpy(data[name]).to(device) for name in ("q_feat", "g_feat")]
-    outputs = expand_queries(*features, k=int(data["qe_k"]), alpha=float(data["alpha"]), memory_mb=memory_mb)
+    outputs = expand_queries(*features, k=int(data["qe_k"]), alpha=float(data["alpha"]))
     for output, expected in zip(outputs, (data["q_out"], data["g_out"]), strict=True):
         unit, expected_unit = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (output.cpu().numpy(), expected))
         np.testing.assert_allclose(unit, expected_unit, rtol=0, atol=1e-6)
