@@ -112,7 +112,7 @@ def explained(name: str, size: tuple[int, int]) -> Iterator[None]:
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         shape = f"{size[0]} x {size[1]} (data.height, data.width)"
-        raise UserError(f"backbone.name: {name} cannot be used for images of {shape}: {reason}") from None
+        raise UserError(f"backbone.name: {name} cannot be used for images of {shape}: {reason}") from error
 
 
 def import_timm() -> ModuleType:
