@@ -165,7 +165,7 @@ class Recorder:
                 limit.same,
                 limit.other,
             )
-        elif pairs.limit and self.config.uses_meta and meta.num_ids > 0:
+        elif pairs.limit and meta.num_ids > 0 and not meta.is_whole:
             logger.info("pairs.limit: none, for meta.labels may leave images of an identity out (see meta.all_listed)")
 
     def warn(self, row: dict[str, Any]) -> None:

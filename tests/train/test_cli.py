@@ -250,6 +250,17 @@ def test_curves_are_drawn_now_and_then_and_at_the_end_hold_all_epochs(
     assert sizes == sorted({*sizes})
 
 
+@pytest.mark.parametrize(("labeller", "is_told"), [("reciprocal", True), ("mplp", False)])
+def test_a_limit_is_told_where_a_labeller_reads_it(
+    labeller: str, is_told: bool, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="mprd")
+    sets = ("train.epochs=1", f"pairs.labeller={labeller}")
+    launch(settings(tiny_root, *sets), out=tmp_path / "run", resume=None, launcher="local")
+    told = [message for message in caplog.messages if message.startswith("pairs.limit:")]
+    assert [message.startswith("pairs.limit: at most") for message in told] == [True] * is_told
+
+
 def test_cut_lists_are_told_once_and_counted_in_each_epoch(
     tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
