@@ -255,7 +255,7 @@ def test_a_limit_is_told_where_a_labeller_reads_it(
     labeller: str, is_told: bool, tiny_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="mprd")
-    sets = ("train.epochs=1", f"pairs.labeller={labeller}")
+    sets = ("train.epochs=1", "neighbors.whitening=true", f"pairs.labeller={labeller}")
     launch(settings(tiny_root, *sets), out=tmp_path / "run", resume=None, launcher="local")
     told = [message for message in caplog.messages if message.startswith("pairs.limit:")]
     assert [message.startswith("pairs.limit: at most") for message in told] == [True] * is_told
