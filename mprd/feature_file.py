@@ -38,8 +38,8 @@ class Rows(NamedTuple):
     """Unit features, float32 or float16 `[n, D]`."""
 
 
-def feature_schema(*, run: str, num_features: int, dtype: Dtype) -> pa.Schema:
-    """Return the columns; the metadata under `mprd` hold the format, the run's name and D."""
+def feature_schema(*, run: str, num_features: int, dtype: Dtype, weights: str = "") -> pa.Schema:
+    """Return the columns; the metadata under `mprd` hold the format, the run's name, D and a hash of the weights."""
     element = pa.float16() if dtype == "float16" else pa.float32()
     fields = [
         pa.field("path", pa.string()),
@@ -47,7 +47,7 @@ def feature_schema(*, run: str, num_features: int, dtype: Dtype) -> pa.Schema:
         pa.field("camid", pa.int64()),
         pa.field("feature", pa.list_(element, num_features)),
     ]
-    header = {"format": FILE_FORMAT, "run": run, "num_features": num_features}
+    header = {"format": FILE_FORMAT, "run": run, "num_features": num_features, "weights": weights}
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(header)})
 
 
@@ -87,6 +87,8 @@ class FeatureFile:
     num_rows: int
     num_features: int
     dtype: Dtype
+    weights: str
+    """`Model.fingerprint` of the network; empty where it is not known."""
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the row groups as Arrow tables."""
@@ -133,7 +135,8 @@ def open_features(path: Path | str) -> FeatureFile:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: not a file of features as mprd.extract writes it ({reason})") from None
     dtype: Dtype = "float16" if schema.field("feature").type.value_type == pa.float16() else "float32"
-    return FeatureFile(path, header["run"], num_rows, header["num_features"], dtype)
+    # files of earlier versions lack the weights
+    return FeatureFile(path, header["run"], num_rows, header["num_features"], dtype, header.get("weights", ""))
 
 
 def check_schema(schema: pa.Schema, header: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ class Model:
             batch_size: images per forward pass; by default the run's `eval.batch_size`.
             num_workers: decoding processes; 0 decodes in this one.
 
-        Raises UserError naming a file that cannot be read.
+        Raises UserError naming a file that cannot be read, and for other than one camera an image.
 
         >>> features = model.extract([path, Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
         >>> features.shape, features.dtype
@@ -80,6 +80,8 @@ class Model:
         >>> bool(cosine > 0.9)
         True
         """
+        if cameras is not None and len(cameras) != len(images):
+            raise UserError(f"cameras must be one of each of the {len(images)} images, but are {len(cameras)}")
         features = np.empty((len(images), self.num_features), np.float32)
         batches = ordered_batches(torch.arange(len(images)), batch_size or self.config.eval.batch_size)
         prepared = PlainImages(images, self.config.data, hint="")
@@ -149,7 +151,8 @@ class Model:
 
         Raises UserError where the run has no whitening.
         """
-        return self.need_whitening()(torch.as_tensor(features, device=self.device)).numpy(force=True)
+        given = torch.as_tensor(features, dtype=torch.float32, device=self.device)
+        return self.need_whitening()(given).numpy(force=True)
 
     def fingerprint(self) -> str:
         """Return a hash of all weights, batch-norm statistics and known cameras, 16 hexadecimal digits."""
@@ -188,5 +191,7 @@ def load_model(run: Path | str, *, best: bool = False, device: str = "auto", oth
     # older checkpoints lack it, and what follows
     saved = state.get("similarity")
     similarity = None if saved is None else Similarity.from_state_dict(saved, place)
+    # as in training, whose figures are of that precision
+    backbone.is_bf16 = config.train.precision == "bf16" and place.type == "cuda"
     cameras = [() if other_cameras else tuple(state.get(name, ())) for name in ("camera_numbers", "camera_words")]
     return Model(folder.path.resolve().name, config, backbone.to(place).eval(), place, similarity, *cameras)

@@ -22,7 +22,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def write(path: Path, dtype: Dtype = "float32", num_tables: int = 2) -> None:
-    schema = feature_schema(run="market", num_features=3, dtype=dtype)
+    schema = feature_schema(run="market", num_features=3, dtype=dtype, weights="ab12")
     assert write_features(path, [rows_to_table(ROWS, schema)] * num_tables, schema) == 2 * num_tables
 
 
@@ -30,7 +30,13 @@ def write(path: Path, dtype: Dtype = "float32", num_tables: int = 2) -> None:
 def test_what_is_written_is_read_again(dtype: Dtype, tolerance: float, file: Path) -> None:
     write(file, dtype)
     opened = open_features(file)
-    assert (opened.run, opened.num_rows, opened.num_features, opened.dtype) == ("market", 4, 3, dtype)
+    assert (opened.run, opened.num_rows, opened.num_features, opened.dtype, opened.weights) == (
+        "market",
+        4,
+        3,
+        dtype,
+        "ab12",
+    )
     first, second = opened.batches()
     assert first[:3] == second[:3] == ROWS[:3]
     assert first.features.dtype == dtype
@@ -43,7 +49,12 @@ def test_any_parquet_reader_finds_columns_and_metadata(file: Path) -> None:
     assert [str(field.type) for field in table.schema][:3] == ["string", "int64", "int64"]
     feature = table.schema.field("feature").type
     assert (feature.list_size, feature.value_type) == (3, pa.float32())
-    assert json.loads(table.schema.metadata[b"mprd"]) == {"format": 1, "run": "market", "num_features": 3}
+    assert json.loads(table.schema.metadata[b"mprd"]) == {
+        "format": 1,
+        "run": "market",
+        "num_features": 3,
+        "weights": "ab12",
+    }
     assert table.column("pid").to_pylist() == [7, None, 7, None]
 
 

@@ -49,6 +49,12 @@ def test_features_depend_on_neither_batch_size_nor_decoders_nor_the_kind_of_inpu
     assert loaded.extract([]).shape == (0, 256)
 
 
+@pytest.mark.parametrize("cameras", [[1, 2], [1, 2, 1, 2]])
+def test_cameras_are_of_each_image(cameras: list[int], loaded: Model, paths: list[Path]) -> None:
+    with pytest.raises(UserError, match=f"one of each of the 3 images, but are {len(cameras)}"):
+        loaded.extract(paths[:3], cameras=cameras)
+
+
 def test_an_unreadable_file_is_named(loaded: Model, paths: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.jpg: cannot read the image: no such file$"):
         loaded.extract([paths[0], tmp_path / "absent.jpg"])

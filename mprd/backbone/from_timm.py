@@ -91,6 +91,7 @@ def build_timm(
             )
         if config.freeze_patches:
             freeze_patches(net, name)
+        drop_nothing(timm, net)
         network = TimmTrunk(net, pool=pool, num_parts=num_parts, padding=fit_patches(net, size))
         groups = timm.models.group_parameters(net, net.group_matcher(coarse=False))
         if pixels is None or config.weights in PRETRAINED:
@@ -168,6 +169,19 @@ def count_channels(network: nn.Module, size: tuple[int, int]) -> int:
     found = network.eval()(torch.zeros(1, 3, *size))
     network.train()
     return found.shape[1]
+
+
+def drop_nothing(timm: ModuleType, net: nn.Module) -> None:
+    """Turn dropout and stochastic depth off, in place, which Swins have by default.
+
+    They draw from torch's global generator, so a run would not resume exactly, and would perturb the statistics that
+    batch norms are estimated from.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, timm.layers.DropPath):
+            module.drop_prob = 0.0
 
 
 def freeze_patches(net: nn.Module, name: str) -> None:

@@ -202,7 +202,9 @@ def backbone_tensors(everything: State, layout: Format) -> State:
 
 
 def convert(trunk: Trunk, state: State) -> State:
-    """Give tensors the network's names; those of another network keep theirs."""
+    """Give tensors the network's names; those of another network keep theirs, as those that have them do."""
+    if state.keys() <= trunk.network.state_dict().keys():
+        return state
     try:
         return trunk.convert(state)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):

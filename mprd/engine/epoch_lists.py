@@ -68,17 +68,9 @@ class EpochLists:
 
     def features(self) -> Tensor:
         """Return the features `[N, D]` that the epoch's lists are drawn from."""
-        state, memory = self.state, self.state.memory.features
-        if state.list_features is None:
-            if self.config.pairs.labeller == "dbscan":
-                # Cluster-Contrast clusters clean features
-                state.list_features = self.extract()
-            elif self.config.neighbors.source == "mean":
-                state.list_features = mean_features(memory, self.extract())
-            else:
-                # the memory moves during the epoch
-                state.list_features = memory.clone()
-        return state.list_features
+        if self.state.list_features is None:
+            self.state.list_features = list_features(self.config, self.state.memory.features, extract=self.extract)
+        return self.state.list_features
 
     def fit(self, features: Tensor) -> Similarity:
         """Fit the similarity to features `[N, D]`; labeled images tell how many of the surest pairs are true."""
@@ -90,3 +82,15 @@ class EpochLists:
     def draw(self, features: Tensor, similarity: Similarity) -> FrozenLists:
         """Return lists of features `[N, D]` mapped by the similarity."""
         return FrozenLists(features, self.camids, self.config.neighbors, similarity=similarity)
+
+
+def list_features(config: Config, memory: Tensor, *, extract: Callable[[], Tensor]) -> Tensor:
+    """Return the features `[N, D]` that lists are drawn from, a copy where they are the memory, which moves.
+
+    Args:
+        extract: returns clean features of all images.
+    """
+    if config.pairs.labeller == "dbscan":
+        # Cluster-Contrast clusters clean features
+        return extract()
+    return mean_features(memory, extract()) if config.neighbors.source == "mean" else memory.clone()

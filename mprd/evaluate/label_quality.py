@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mprd.neighbors.exact import PADDING
+from mprd.neighbors.similarity import KnownIds
 from mprd.pairs.positives import MetaSet, PositiveTable
 
 
@@ -49,9 +50,7 @@ def labelled_quality(positives: PositiveTable, meta: MetaSet) -> dict[str, float
     """
     ids = positives.ids[meta.ids]
     is_pair = (ids != PADDING) & (ids != meta.ids[:, None])
-    # identities renumbered from 0; -1 is unknown
-    pids = torch.full((len(positives),), -1, device=ids.device)
-    pids[meta.ids] = meta.pids.unique(return_inverse=True)[1]
+    pids = KnownIds.of(meta.ids, meta.pids, num_images=len(positives), is_whole=True).pids
     is_true = is_pair & (pids[ids.clamp(min=0)] == pids[meta.ids][:, None])
     return {
         "labelled_precision": ratio(is_true.sum(), is_pair.sum()),

@@ -112,6 +112,8 @@ def camera_row(model: Model, camera: str | None) -> int:
     """Return the number in training of a camera as in file names, -1 for None; raise UserError for others."""
     if camera is None:
         return -1
+    if model.backbone.num_cameras == 0:
+        raise UserError(f"--camera: {model.name} has no statistics of cameras (backbone.camera_bn)")
     number = model.camera_number(camera)
     if number is None or number not in model.camera_numbers:
         known = ", ".join(model.camera_names)

@@ -17,7 +17,7 @@ from mprd.neighbors.approximate import find_by_index
 from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors
 from mprd.neighbors.graph import SimilarityGraph
 from mprd.neighbors.reciprocal import SimilarityTable, measure_similarities
-from mprd.neighbors.similarity import Similarity, find_similarity_graph, fit_similarity
+from mprd.neighbors.similarity import Similarity, find_similarity_graph
 
 
 class NeighborLists(Protocol):
@@ -42,20 +42,12 @@ class FrozenLists:
     """Lists from features that stay as they are: all images are searched once, when a list is first needed."""
 
     def __init__(
-        self,
-        source: Tensor,
-        camids: Tensor | None,
-        config: NeighborsConfig,
-        *,
-        similarity: Similarity | None = None,
+        self, source: Tensor, camids: Tensor | None, config: NeighborsConfig, *, similarity: Similarity
     ) -> None:
-        """Search in unit features `source` `[N, D]` of images under the cameras `camids` `[N]`, or None.
-
-        Features are mapped by the similarity; without one, it is fitted to them.
-        """
+        """Search in unit features `source` `[N, D]`, mapped by the similarity, of images under the cameras `[N]`."""
         self.source = source
-        self.similarity = fit_similarity(source, camids, config) if similarity is None else similarity
-        self.features = self.similarity(source)
+        self.similarity = similarity
+        self.features = similarity(source)
         self.camids = camids
         self.config = config
 

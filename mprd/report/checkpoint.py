@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Snapshot:
     """One state of a run."""
 
     run: Run
+    path: Path
+    """The checkpoint's."""
     model: Model
     state: dict[str, Any]
     """The parts `PARTS` of the checkpoint, on the CPU."""
@@ -110,7 +113,7 @@ def open_snapshot(run: Run, *, best: bool) -> Snapshot:
         problem = f"the data set cannot be read: {error}"
     else:
         problem = find_problem(dataset, run.config, images, num_images=len(state["memory"]))
-    return Snapshot(run, model, state, dataset, problem)
+    return Snapshot(run, path, model, state, dataset, problem)
 
 
 def find_problem(dataset: ReidDataset, config: Config, images: dict[str, Any] | None, *, num_images: int) -> str | None:

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from mprd.data.datasets import ImageSet, ReidDataset
 from mprd.data.decode import read_image
 from mprd.errors import UserError
 from mprd.report.checkpoint import Snapshot, open_snapshot
-from mprd.report.features import HardIdentities, QueryCases, choose_identities, embed, find_cases, need_evaluation
+from mprd.report.features import (
+    HardIdentities,
+    QueryCases,
+    all_ids,
+    choose_identities,
+    embed,
+    find_cases,
+    need_evaluation,
+)
 from mprd.report.pairs import CameraPairs, CandidateScores, count_camera_pairs, score_candidates
 from mprd.report.plots import STUDY_PANELS, draw_candidates, draw_curves, draw_embedding
 from mprd.report.runs import Run, StudyRuns, compare_settings, read_folders
@@ -179,8 +189,10 @@ def query_groups(reports: list[RunReport], progress: Progress) -> Iterator[dict[
 
 def evaluated_images(snapshot: Snapshot) -> ImageSet:
     """Return query and gallery as one set."""
-    dataset = snapshot.need_dataset()
-    return ImageSet((*dataset.query.paths, *dataset.gallery.paths), None, None)
+    dataset = need_evaluation(snapshot)
+    q_pids, g_pids, q_camids, g_camids = all_ids(dataset)
+    paths = (*dataset.query.paths, *dataset.gallery.paths)
+    return ImageSet(paths, np.concatenate([q_pids, g_pids]), np.concatenate([q_camids, g_camids]))
 
 
 def group_runs(
@@ -200,9 +212,10 @@ def group_runs(
     return list(groups.values())
 
 
-def fingerprint(images: ImageSet) -> tuple[tuple[str, int], ...]:
-    """Identify a set of images by the names and sizes of their files, wherever they are stored."""
-    return tuple((path.name, path.stat().st_size if path.is_file() else 0) for path in images.paths)
+def fingerprint(images: ImageSet) -> tuple[Any, ...]:
+    """Identify a set of images by names and sizes of files, wherever they are stored, identities and cameras."""
+    files = tuple((path.name, path.stat().st_size if path.is_file() else 0) for path in images.paths)
+    return files, *(None if ids is None else ids.tobytes() for ids in (images.pids, images.camids))
 
 
 def thumbnails(cases: QueryCases, dataset: ReidDataset) -> dict[tuple[str, int], str]:

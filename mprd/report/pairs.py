@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mprd.engine.epoch_lists import list_features
 from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
-from mprd.neighbors.lists import FrozenLists, mean_features
+from mprd.neighbors.lists import FrozenLists
+from mprd.neighbors.similarity import KnownIds, Similarity, fit_similarity
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
@@ -72,8 +74,8 @@ def score_candidates(snapshot: Snapshot) -> CandidateScores:
     Raises UserError where the training images are missing or have changed.
     """
     snapshot.need_train()
-    meta = choose_meta(snapshot.config, snapshot.need_dataset(), snapshot.memory.device)
-    lists = build_lists(snapshot)
+    meta = choose_meta(snapshot.config, snapshot.need_dataset(), snapshot.model.device)
+    lists = build_lists(snapshot, meta)
     labeller = build_labeller(snapshot, lists, meta)
     tables = label_candidates(labeller, lists)
     where = lists.ids != PADDING
@@ -96,16 +98,17 @@ def has_gcn(snapshot: Snapshot) -> bool:
     return snapshot.config.pairs.labeller == "gcn" and snapshot.num_epochs > snapshot.config.train.warmup_epochs
 
 
-def build_lists(snapshot: Snapshot) -> FrozenLists:
-    """Return the neighbor lists of all images in the state's features, which are extracted where it holds none."""
-    config, features = snapshot.config.neighbors, snapshot.state["list_features"]
+def build_lists(snapshot: Snapshot, meta: MetaSet) -> FrozenLists:
+    """Return the neighbor lists of all images as training draws them; it makes features and similarity if need be."""
+    config, camids, features = snapshot.config, snapshot.camids(), snapshot.state["list_features"]
     if features is None:
-        features = snapshot.memory
-        if config.source == "mean":
-            features = mean_features(features, snapshot.extract(snapshot.need_train()))
-    return FrozenLists(
-        features.to(snapshot.model.device), snapshot.camids(), config, similarity=snapshot.model.similarity
-    )
+        features = list_features(config, snapshot.memory, extract=lambda: snapshot.extract(snapshot.need_train()))
+    features = features.to(snapshot.model.device)
+    similarity = Similarity() if config.searches_live else snapshot.model.similarity
+    if similarity is None:
+        known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=config.meta.is_whole)
+        similarity = fit_similarity(features, camids, config.neighbors, known=known)
+    return FrozenLists(features, camids, config.neighbors, similarity=similarity)
 
 
 def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> CandidateLabeller | RuleLabeller:
@@ -116,17 +119,17 @@ def build_labeller(snapshot: Snapshot, lists: FrozenLists, meta: MetaSet) -> Can
         "single" if is_untrained else config.pairs.labeller,
         config,
         lists,
-        gcn=load_gcn(snapshot) if has_gcn(snapshot) else PairGCN(snapshot.memory.shape[1]),
+        gcn=load_gcn(snapshot) if has_gcn(snapshot) else PairGCN(snapshot.model.num_features),
         pids=None,
         meta=meta,
-        limit=choose_limit(config, meta, snapshot.camids(), len(snapshot.memory)),
+        limit=choose_limit(config, meta, snapshot.camids(), len(snapshot.state["memory"])),
     )
 
 
 def load_gcn(snapshot: Snapshot) -> PairGCN:
     """Return G of this state."""
-    gcn = PairGCN(snapshot.memory.shape[1]).to(snapshot.memory.device).eval()
-    checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.run.folder.last, name="GCN")
+    gcn = PairGCN(snapshot.model.num_features).to(snapshot.model.device).eval()
+    checkpoint.load_module(gcn, snapshot.state["gcn"], path=snapshot.path, name="GCN")
     return gcn
 
 

@@ -69,7 +69,7 @@ class WorkerGroup:
     def gather(self, rows: Tensor, counts: list[int]) -> Tensor:
         """Concatenate the rows `[n_r, ...]` of all ranks, detached; `counts` are their n_r."""
         if self.size == 1:
-            return rows
+            return rows.detach()
         padded = F.pad(rows.detach(), (0, 0) * (rows.ndim - 1) + (0, max(counts) - len(rows)))
         parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded.contiguous())

@@ -64,7 +64,14 @@ class Gallery:
     """
 
     def __init__(
-        self, features: np.ndarray, paths: Sequence[str], pids: np.ndarray, camids: np.ndarray, *, run: str = ""
+        self,
+        features: np.ndarray,
+        paths: Sequence[str],
+        pids: np.ndarray,
+        camids: np.ndarray,
+        *,
+        run: str = "",
+        weights: str = "",
     ) -> None:
         self.features = features
         """float32 or float16 [N, D], unit length."""
@@ -75,6 +82,8 @@ class Gallery:
         """int64 [N], as numbered in file names, or UNKNOWN."""
         self.run = run
         """Name of the run that the features come from."""
+        self.weights = weights
+        """`Model.fingerprint` of its network; empty where it is not known."""
         self.index: CodeIndex | None = None
         self.recall: float | None = None
         """Recall@10 of the index against exact search, on a sample of the gallery's images."""
@@ -130,7 +139,7 @@ class Gallery:
             features[rows] = batch.features
             pids[rows], camids[rows] = as_ids(batch.pids, len(batch.paths)), as_ids(batch.camids, len(batch.paths))
             paths += batch.paths
-        gallery = cls(features, paths, pids, camids, run=file.run)
+        gallery = cls(features, paths, pids, camids, run=file.run, weights=file.weights)
         if index == "pq":
             gallery.open_index(path)
         return gallery
@@ -138,7 +147,7 @@ class Gallery:
     def save(self, path: Path | str) -> None:
         """Write a feature file; an existing file is replaced only once the new one is complete."""
         dtype: Literal["float16", "float32"] = "float16" if self.features.dtype == np.float16 else "float32"
-        schema = feature_schema(run=self.run, num_features=self.features.shape[1], dtype=dtype)
+        schema = feature_schema(run=self.run, num_features=self.features.shape[1], dtype=dtype, weights=self.weights)
         tables = (
             rows_to_table(
                 Rows(list(self.paths[r]), as_optional(self.pids[r]), as_optional(self.camids[r]), self.features[r]),

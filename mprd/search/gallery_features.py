@@ -44,7 +44,7 @@ def open_gallery(
     file = gallery
     if gallery.is_dir():
         images = find_images(str(gallery))
-        file = features_dir / cache_name(model, gallery, images, patterns)
+        file = features_dir / cache_name(model, gallery, images, run=run, best=best, patterns=patterns)
         if not file.is_file():
             extract_gallery(model, images, file, run, best=best, patterns=patterns)
     opened = Gallery.open(file, index=index)
@@ -55,21 +55,34 @@ def open_gallery(
         )
     if opened.run not in names:
         logger.warning("%s: features of run %s, but the queries' are of %s", file, opened.run, model.name)
+    elif opened.weights not in ("", model.fingerprint()):
+        logger.warning(
+            "%s: features of other weights or statistics than the queries' (%s was trained on, or --best or "
+            "--other-cameras differ); extract them again",
+            file,
+            model.name,
+        )
     return opened
 
 
-def cache_name(model: Model, gallery: Path, images: ImageList, patterns: Sequence[re.Pattern[str]]) -> str:
-    """Return a file name from the folder, and a hash of the weights, the patterns and the images' sizes and times."""
-    digest = digest_files(images.paths, model.fingerprint(), VERSION, *(pattern.pattern for pattern in patterns))
+def cache_name(
+    model: Model, gallery: Path, images: ImageList, *, run: Path, best: bool, patterns: Sequence[re.Pattern[str]]
+) -> str:
+    """Return a file name of the folder, a hash of what is asked, and one of weights and the images' sizes and times.
+
+    The first two are the same after a change of the folder or the network, whose file then replaces the former.
+    """
+    digest = digest_files(images.paths, model.fingerprint(), VERSION)
     folder = gallery.resolve()
-    folder_hash = hashlib.sha256(str(folder).encode(errors="surrogateescape")).hexdigest()[:6]
-    return f"{folder.name}-{folder_hash}-{digest[:10]}.parquet"
+    asked = [folder, run.resolve(), best, model.camera_numbers, *(pattern.pattern for pattern in patterns)]
+    asked_hash = hashlib.sha256("\n".join(map(str, asked)).encode(errors="surrogateescape")).hexdigest()[:6]
+    return f"{folder.name}-{asked_hash}-{digest[:10]}.parquet"
 
 
 def extract_gallery(
     model: Model, images: ImageList, file: Path, run: Path, *, best: bool, patterns: Sequence[re.Pattern[str]]
 ) -> None:
-    """Extract a folder's features into the cache, and remove what an earlier state of the folder left there."""
+    """Extract a folder's features into the cache, and remove what an earlier state of it or of the run left there."""
     stale = list(file.parent.glob(f"{glob.escape(file.stem.rpartition('-')[0])}-*.parquet*"))
     why = "the folder or the network has changed; " if stale else ""
     logger.info("%sextracting %d images of the gallery into %s", why, len(images.paths), file)

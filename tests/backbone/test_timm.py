@@ -37,6 +37,12 @@ def build(name: str, *, size: tuple[int, int] = (64, 32), **settings: Any) -> Ba
     return build_backbone(config, size=size)
 
 
+@pytest.mark.parametrize("name", ["timm:swin_tiny_patch4_window7_224", "solider:swin_tiny_patch4_window7_224"])
+def test_networks_draw_no_random_numbers_while_they_train(name: str) -> None:
+    backbone, images = build(name).train(), torch.rand(4, 3, 64, 32)
+    assert torch.equal(backbone(images), backbone(images))
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "size", "num_features"),
     [

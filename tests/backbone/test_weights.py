@@ -198,6 +198,15 @@ FILES: dict[str, Case] = {
         "imagenet",
         lambda state: {"format": 1, "backbone": prefixed(state, "trunk.") | noise("neck.weight"), "gcn": noise("a")},
     ),
+    "a run of mprd on a network of timm": (
+        VIT,
+        "imagenet",
+        lambda state: {
+            "format": 1,
+            "backbone": prefixed(state, "trunk.net.") | noise("neck.weight"),
+            "gcn": noise("a"),
+        },
+    ),
     "timm": (VIT, "half", lambda state: {"state_dict_ema": prefixed(state, "_orig_mod."), "state_dict": noise("a")}),
     "TransReID-SSL, PersonViT": (VIT, "half", dino),
     "TransReID-SSL with a stem": (VIT.replace("timm", "ics"), "half", lambda state: dino(state, "module.backbone.")),

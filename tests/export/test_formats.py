@@ -98,6 +98,7 @@ def test_a_folder_is_no_file_to_write_and_gets_no_description(model: Model, tmp_
         (["no/such/run"], "no/such/run: not a run folder"),
         (["no/such/run", "--format", "tflite"], "--format must be onnx, torchscript, torch-export, but got 'tflite'"),
         (["RUN", "--format", "torchscript", "--out", "FILE/x"], "x: cannot write"),
+        (["RUN", "--format", "torchscript", "--camera", "1"], "has no statistics of cameras (backbone.camera_bn)"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(

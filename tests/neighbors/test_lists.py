@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from mprd.config.schema import NeighborsConfig
 from mprd.neighbors.exact import PADDING, NeighborTable, find_neighbors
 from mprd.neighbors.lists import FrozenLists, LiveLists
+from mprd.neighbors.similarity import Similarity
 
 NUM_IMAGES = 40
 RULE = {"k": 2, "similarity": 0.6, "k_max": 12}
@@ -54,7 +55,8 @@ def test_live_lists_follow_the_memory() -> None:
 @pytest.mark.parametrize("kind", ["live", "frozen"])
 def test_lists_that_the_cap_cuts_are_marked(kind: str) -> None:
     config = NeighborsConfig(k=2, similarity=-1.0, k_max=5)
-    lists = LiveLists(crowded_rows(), config) if kind == "live" else FrozenLists(crowded_rows(), None, config)
+    frozen = FrozenLists(crowded_rows(), None, config, similarity=Similarity())
+    lists = LiveLists(crowded_rows(), config) if kind == "live" else frozen
     near, is_capped = lists.of_batch(torch.tensor([3, 4]))
     assert near.shape == (2, 5)
     assert is_capped.tolist() == [True, True]
@@ -69,7 +71,7 @@ def test_frozen_lists_are_searched_once_and_when_first_needed(monkeypatch: pytes
 
     features = crowded_rows()
     monkeypatch.setattr("mprd.neighbors.lists.find_neighbors", search_all)
-    lists = FrozenLists(features, None, NeighborsConfig(**RULE))
+    lists = FrozenLists(features, None, NeighborsConfig(**RULE), similarity=Similarity())
     assert calls == []
     everyone = torch.arange(NUM_IMAGES)
     assert torch.equal(lists.of_batch(everyone)[0], lists.ids)
@@ -80,12 +82,12 @@ def test_frozen_lists_are_searched_once_and_when_first_needed(monkeypatch: pytes
 def test_frozen_lists_are_searched_as_the_settings_say(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mprd")
     features = crowded_rows()
-    lists = FrozenLists(features, None, NeighborsConfig(**RULE, search="ivf"))
+    lists = FrozenLists(features, None, NeighborsConfig(**RULE, search="ivf"), similarity=Similarity())
     # the index of so few images has one cell
     assert torch.equal(lists.ids, find_neighbors(features, **RULE).ids)
     assert "neighbors.search = ivf: recall 1.000" in caplog.text
 
 
 def test_the_nearest_of_a_copy_from_outside_is_its_image() -> None:
-    lists = FrozenLists(crowded_rows(), None, NeighborsConfig(**RULE))
+    lists = FrozenLists(crowded_rows(), None, NeighborsConfig(**RULE), similarity=Similarity())
     assert lists.search_outside(lists.features[[5]])[0, 0] == 5

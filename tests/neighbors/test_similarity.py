@@ -85,8 +85,8 @@ def test_a_network_that_has_collapsed_gets_no_whitening() -> None:
 
 def test_lists_of_whitened_features_hold_more_mates() -> None:
     features, pids, camids = crowd()
-    plain = FrozenLists(features, camids, CONFIG.model_copy(update={"whitening": False}))
-    whitened = FrozenLists(features, camids, CONFIG)
+    plain = FrozenLists(features, camids, CONFIG, similarity=Similarity())
+    whitened = FrozenLists(features, camids, CONFIG, similarity=fit_similarity(features, camids, CONFIG))
     assert share_of_true(whitened, pids) > share_of_true(plain, pids) + 0.02
 
 

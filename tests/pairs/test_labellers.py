@@ -8,6 +8,7 @@ from mprd.config.schema import Config, NeighborsConfig, PairsConfig
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import NeighborTable
 from mprd.neighbors.lists import FrozenLists
+from mprd.neighbors.similarity import Similarity
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_by_similarity
 from mprd.pairs.positives import MetaSet, PositiveLimit
 from mprd.subgraphs import build_serially
@@ -19,7 +20,7 @@ NEAR = [[1, 2, 3], [0, 2, 4], [0, 1, 3], [4, 5, 0], [3, 5, 1], [3, 4, 2]]
 
 def lists_by_hand() -> FrozenLists:
     table = NeighborTable(torch.tensor(NEAR), torch.zeros(6, dtype=torch.bool))
-    lists = FrozenLists(torch.eye(6), None, NeighborsConfig(k=3, k_max=3))
+    lists = FrozenLists(torch.eye(6), None, NeighborsConfig(k=3, k_max=3), similarity=Similarity())
     lists.found = table
     return lists
 
@@ -63,7 +64,7 @@ def test_every_name_has_its_labeller() -> None:
 
 def test_similarities_above_a_threshold_are_positives_and_the_limit_refuses_some() -> None:
     camids = torch.zeros(24, dtype=torch.long)
-    lists = FrozenLists(groups(3, 8, spread=0.4), camids, NeighborsConfig(k=3))
+    lists = FrozenLists(groups(3, 8, spread=0.4), camids, NeighborsConfig(k=3), similarity=Similarity())
     everyone, table = torch.arange(24), lists.similarities
     above = table.between(everyone[:, None], everyone) > 0.4
     free = label_by_similarity(lists, above=0.4, limit=None).label(everyone)

@@ -15,10 +15,11 @@ import torch
 from mprd.config.loading import load_config
 from mprd.engine.state import build_state
 from mprd.errors import UserError
+from mprd.pairs.positives import MetaSet, choose_meta
 from mprd.report.checkpoint import Snapshot, open_snapshot
 from mprd.report.cli import app
 from mprd.report.features import find_cases
-from mprd.report.page import write_page
+from mprd.report.page import fingerprint, write_page
 from mprd.report.pairs import build_lists, count_camera_pairs, score_candidates
 from mprd.report.runs import read_folders
 from mprd.report.tables import result_table
@@ -91,9 +92,16 @@ def test_candidates_exclude_the_labeled_images(gcn_run: Path) -> None:
     assert 0 <= candidates.scores["g_ij"].min() <= candidates.scores["g_ij"].max() <= 1
 
 
+def test_lists_behind_j_are_as_long_as_in_training(gcn_run: Path) -> None:
+    state = snapshot(gcn_run)
+    meta = choose_meta(state.config, state.need_dataset(), state.model.device)
+    # two identities of four images, 1.7 times as long
+    assert build_lists(state, meta).similarity.k1 == 7
+
+
 def test_candidates_are_compared_as_the_training_compares_them(camera_run: Path) -> None:
     saved = checkpoint.load(camera_run / "checkpoints" / "last.pt")["similarity"]
-    similarity = build_lists(snapshot(camera_run)).similarity
+    similarity = build_lists(snapshot(camera_run), MetaSet.empty()).similarity
     assert similarity.whitening is not None
     assert torch.equal(similarity.whitening.matrix, saved["whitening"]["matrix"])
 
@@ -103,7 +111,7 @@ def test_features_of_the_lists_are_those_that_training_drew_them_from(
 ) -> None:
     monkeypatch.setattr(Snapshot, "extract", lambda *_: pytest.fail("extracts what the checkpoint holds"))
     saved = checkpoint.load(camera_run / "checkpoints" / "last.pt")["list_features"]
-    assert torch.equal(build_lists(snapshot(camera_run)).source, saved)
+    assert torch.equal(build_lists(snapshot(camera_run), MetaSet.empty()).source, saved)
 
 
 def changed(state: Snapshot, part: str, **settings: object) -> Snapshot:
@@ -187,6 +195,13 @@ def test_a_cut_record_of_the_command_is_as_none(text: str, gcn_run: Path, tmp_pa
     run = Path(shutil.copytree(gcn_run, tmp_path / "run"))
     (run / "run.json").write_text(text)
     assert "<code>unknown</code>" in page_of(tmp_path / "page.html", run)
+
+
+def test_runs_that_read_other_identities_or_cameras_from_the_same_files_are_apart(gcn_run: Path) -> None:
+    train = snapshot(gcn_run).need_train()
+    assert train.pids is not None
+    others = [dataclasses.replace(train, pids=train.pids + 1), dataclasses.replace(train, camids=None)]
+    assert len({fingerprint(images) for images in (train, dataclasses.replace(train), *others)}) == 3
 
 
 def test_cameras_have_the_names_of_the_files(gcn_run: Path, tiny_root: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mprd.runs.folder import RunFolder
+from mprd.runtime import checkpoint
 from mprd.search import Gallery
 from mprd.search.cli import app
 
@@ -45,6 +47,35 @@ def test_a_folder_is_extracted_once_and_again_when_it_changes(
     assert json.loads(run_command(capfd, args)) == found
     (other,) = cache.iterdir()
     assert other.name != file.name
+
+
+def test_features_of_other_weights_of_a_run_are_told(
+    tiny_run: Path,
+    tiny_root: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run, cache = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "cache"
+    run_command(capfd, command(run, tiny_root, cache))
+    (file,) = cache.iterdir()
+    args = [str(run), "--gallery", str(file), "--query", str(tiny_root / "query"), "--device", "cpu"]
+    run_command(capfd, args)
+    assert "other weights" not in caplog.text
+    folder = RunFolder(run)
+    state = checkpoint.load(folder.last)
+    state["backbone"]["neck.weight"] *= 2
+    checkpoint.save(state, folder.last)
+    run_command(capfd, args)
+    assert f"{file}: features of other weights or statistics than the queries'" in caplog.text
+    # the cache is made anew, and what it held before is removed
+    run_command(capfd, command(run, tiny_root, cache))
+    (other,) = cache.iterdir()
+    assert other.name != file.name
+    # another question has a file of its own
+    run_command(capfd, command(run, tiny_root, cache, "--best"))
+    assert other in cache.iterdir()
+    assert len([*cache.iterdir()]) == 2
 
 
 def test_a_feature_file_older_than_its_images_is_named(
