@@ -183,11 +183,16 @@ def choose_rule(
     """Return the rule of this name on features `[N, D]`: from ids `[B]` to P `[B, W]`."""
     if name == "single" or (name == "dbscan" and clusters is None):
         return lambda ids: ids[:, None]
+
+    def mplp(ids: Tensor) -> Tensor:
+        return rules.mplp(features, ids, t=config.threshold_of(name))
+
     masks: dict[str, Callable[[Tensor], Tensor]] = {
         "knn": lambda ids: rules.knn(features, ids),
         "ss": lambda ids: rules.ss(features, ids, similarity=config.threshold_of("ss")),
-        "mplp": lambda ids: rules.mplp(features, ids, t=config.threshold_of("mplp")),
-        "mlcr": lambda ids: rules.mplp(features, ids, t=config.threshold_of("mlcr")),
+        "mplp": mplp,
+        # MLCReID, with MMCL as its loss
+        "mlcr": mplp,
         "supervised": lambda ids: rules.supervised(known(pids), ids),
         "dbscan": lambda ids: same_cluster(known(None if clusters is None else clusters.labels), ids),
     }
