@@ -9,15 +9,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from mprd.__main__ import app
-from mprd.config.schema import NeighborsConfig
-from mprd.neighbors.similarity import fit_similarity
-from mprd.runs.folder import RunFolder
-from mprd.runtime import checkpoint
 from tests.conftest import TINY
-from tests.graphs import unit_rows
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -78,20 +72,9 @@ def type_command(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert not stop.value.code, (command, capfd.readouterr().err)
 
 
-def add_whitening(run: Path) -> None:
-    """Give a run the whitening of drawn features."""
-    state = checkpoint.load(RunFolder(run).last)
-    features = unit_rows(90, state["memory"].shape[1], dtype=torch.float32)
-    config = NeighborsConfig(whitening=True)
-    state["similarity"] = fit_similarity(features, torch.arange(90) % 3, config).state_dict()
-    state["camera_numbers"] = [1, 2, 3]
-    for file in (RunFolder(run).last, RunFolder(run).best):
-        checkpoint.save(state, file)
-
-
 @pytest.mark.parametrize("command", all_commands())
 def test_a_command_runs_as_it_is_written(
-    command: str, place: Path, tiny_root: Path, tiny_run: Path, capfd: pytest.CaptureFixture[str]
+    command: str, place: Path, tiny_root: Path, camera_run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("ROOT", "OTHER"):
         (place / name).symlink_to(tiny_root)
@@ -104,12 +87,8 @@ def test_a_command_runs_as_it_is_written(
             continue
         if "--resume" in command:
             type_command(f"mprd train --data ROOT --out {run}", capfd)
-        elif "mprd adapt" in command:
-            type_command(f"mprd train --data ROOT --preset recommended --out {run}", capfd)
         else:
-            shutil.copytree(tiny_run, run)
-        if "--whiten" in command:
-            add_whitening(run)
+            shutil.copytree(camera_run, run)
     for name in ("a.jpg", "b.jpg", "crop.jpg"):
         shutil.copy(min((tiny_root / "query").iterdir()), name)
     Path("mine.yaml").write_text("train: {epochs: 1}\n")
