@@ -31,9 +31,11 @@ def test_a_group_stays_with_one_worker_where_there_are_enough_groups() -> None:
     assert WorkerGroup(0, 4).shard(31, groups=[11, 10, 10]).edges == (0, 8, 16, 24, 31)
 
 
-def test_a_single_worker_returns_its_arguments() -> None:
+def test_a_single_worker_returns_its_arguments_and_gathers_without_gradients() -> None:
     workers, rows = WorkerGroup(), torch.rand(3, 2, requires_grad=True)
-    assert workers.gather(rows, [3]) is rows
+    gathered = workers.gather(rows, [3])
+    assert torch.equal(gathered, rows)
+    assert not gathered.requires_grad
     assert workers.join(rows, [3]) is rows
     assert workers.sum(rows) is rows
     assert workers.any(True) is True
