@@ -1,6 +1,6 @@
 """Train on a folder of crops and print the result: `python examples/train_on_crops.py ROOT OUT [SETTING=VALUE ...]`.
 
-`mprd train --data ROOT --out OUT` does the same, on Ray where it is installed.
+`mprd train --data ROOT --out OUT` does the same where ImageNet weights are at hand, on Ray where it is installed.
 """
 
 from __future__ import annotations

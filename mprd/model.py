@@ -119,12 +119,22 @@ class Model:
 
     def camera_rows(self, cameras: Sequence[int | None]) -> Tensor:
         """Return the training's number of each camera, int64 `[n]` on the CPU, -1 where it is unknown."""
+        strange = next((name for name in cameras if name is not None and not isinstance(name, int | np.integer)), None)
+        if strange is not None:
+            raise UserError(f"cameras must be numbers or None, but got {strange!r}; camera_number gives that of a name")
         rows = {number: row for row, number in enumerate(self.camera_numbers)}
         return torch.tensor([-1 if number is None else rows.get(number, -1) for number in cameras], dtype=torch.int64)
 
     def tell_cameras(self, cameras: Sequence[int | None]) -> None:
-        """Log which cameras, as numbered in file names, features will take the statistics of."""
+        """Log which cameras, as numbered in file names, features will take the statistics of, and who has none."""
         seen = {*cameras}
+        if None in seen and any(map(self.backbone.has_own_statistics, range(len(self.camera_numbers)))):
+            logger.warning(
+                "no camera in the names of %d of %d images: they take the statistics of all training images "
+                "(--name-pattern)",
+                sum(number is None for number in cameras),
+                len(cameras),
+            )
         known = [
             name
             for row, (number, name) in enumerate(zip(self.camera_numbers, self.camera_names, strict=True))

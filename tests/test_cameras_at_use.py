@@ -93,6 +93,9 @@ def test_extraction_gives_the_features_of_the_model(
     caplog.clear()
     np.testing.assert_allclose(extracted("others.parquet", other_cameras=True), unknown, atol=1e-6)
     assert "--other-cameras" not in caplog.text
+    assert "no camera in the names" not in caplog.text
+    np.testing.assert_allclose(extracted("nameless.parquet", name_pattern="(?P<pid>no such name)"), unknown, atol=1e-6)
+    assert "no camera in the names of 8 of 8 images: they take the statistics of all" in caplog.text
     whitened = extracted("white_others.parquet", whiten=True, other_cameras=True)
     np.testing.assert_allclose(whitened, model.whiten(unknown), atol=1e-6)
 

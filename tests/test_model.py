@@ -55,6 +55,11 @@ def test_cameras_are_of_each_image(cameras: list[int], loaded: Model, paths: lis
         loaded.extract(paths[:3], cameras=cameras)
 
 
+def test_a_camera_s_name_is_no_number(loaded: Model, paths: list[Path]) -> None:
+    with pytest.raises(UserError, match="cameras must be numbers or None, but got 'door'"):
+        loaded.extract(paths[:1], cameras=["door"])  # type: ignore[list-item]
+
+
 def test_an_unreadable_file_is_named(loaded: Model, paths: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.jpg: cannot read the image: no such file$"):
         loaded.extract([paths[0], tmp_path / "absent.jpg"])

@@ -275,7 +275,7 @@ class MetaConfig(Section):
     """CSV `file,identity` of labeled training images, paths absolute or below data.root; without it identities are
     those of file names."""
     all_listed: bool = False
-    """The file lists every training image of its identities, as `pairs.limit` needs."""
+    """The file lists every training image of its identities, as `pairs.limit` and the length of J's lists need."""
     eta: EtaConfig = EtaConfig()
     """Weight of the meta gradient (Eq. 10)."""
 

@@ -166,7 +166,10 @@ class Recorder:
                 limit.other,
             )
         elif pairs.limit and meta.num_ids > 0 and not meta.is_whole:
-            logger.info("pairs.limit: none, for meta.labels may leave images of an identity out (see meta.all_listed)")
+            logger.info(
+                "pairs.limit: none, and no length of J's lists, for meta.labels may leave images of an identity out "
+                "(see meta.all_listed)"
+            )
 
     def warn(self, row: dict[str, Any]) -> None:
         """Log lists that `neighbors.k_max` cuts, once, and features that have collapsed."""
