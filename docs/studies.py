@@ -31,7 +31,17 @@ stop: {kind: median, grace_epochs: 4}
 refit: {top: 3, seeds: [1, 2]}
 ```
 
-`stop: null` lets every trial run to its end.
+`stop: null` lets every trial run to its end. An ablation names its points:
+
+```yaml
+name: mine
+doc: What is whitening worth?
+points:
+  - {name: base, set: {}}
+  - {name: no whitening, set: {neighbors.whitening: false}}
+seeds: [0, 1]
+objective: mAP
+```
 """
 
 
