@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,8 +165,9 @@ class Model:
         given = torch.as_tensor(features, dtype=torch.float32, device=self.device)
         return self.need_whitening()(given).numpy(force=True)
 
+    @cached_property
     def fingerprint(self) -> str:
-        """Return a hash of all weights, batch-norm statistics and known cameras, 16 hexadecimal digits."""
+        """A hash of all weights, batch-norm statistics and known cameras, 16 hexadecimal digits."""
         digest = hashlib.sha256(repr(self.camera_numbers).encode())
         for name, tensor in self.backbone.state_dict().items():
             digest.update(name.encode())

@@ -73,8 +73,8 @@ def test_best_loads_the_best_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     last, best = load_model(run, device="cpu"), load_model(run, device="cpu", best=True)
     assert torch.equal(2 * last.backbone.neck.weight, best.backbone.neck.weight)
     assert last.name == best.name == "run"
-    assert last.fingerprint() != best.fingerprint()
-    assert last.fingerprint() == load_model(tiny_run, device="cpu").fingerprint()
+    assert last.fingerprint != best.fingerprint
+    assert last.fingerprint == load_model(tiny_run, device="cpu").fingerprint
 
 
 def test_a_wrong_folder_or_device_is_refused(tiny_run: Path, tmp_path: Path) -> None:

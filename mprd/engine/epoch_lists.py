@@ -12,6 +12,7 @@ from mprd.config.schema import Config
 from mprd.engine.stats import EpochStats
 from mprd.neighbors.lists import FrozenLists, mean_features
 from mprd.neighbors.similarity import KnownIds, Similarity, Whitening, fit_similarity
+from mprd.pairs.positives import MetaSet
 from mprd.runtime.spans import span
 
 if TYPE_CHECKING:
@@ -75,13 +76,19 @@ class EpochLists:
     def fit(self, features: Tensor) -> Similarity:
         """Fit the similarity to features `[N, D]`; labeled images tell how many of the surest pairs are true."""
         with span("similarity"):
-            meta, is_whole = self.state.meta, self.config.meta.is_whole
-            known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=is_whole)
-            return fit_similarity(features, self.camids, self.config.neighbors, known=known, last=self.last)
+            return fit_with_meta(self.config, features, self.camids, self.state.meta, last=self.last)
 
     def draw(self, features: Tensor, similarity: Similarity) -> FrozenLists:
         """Return lists of features `[N, D]` mapped by the similarity."""
         return FrozenLists(features, self.camids, self.config.neighbors, similarity=similarity)
+
+
+def fit_with_meta(
+    config: Config, features: Tensor, camids: Tensor | None, meta: MetaSet, *, last: Whitening | None = None
+) -> Similarity:
+    """Fit the similarity to features `[N, D]` under the cameras `[N]`, with what the labeled images Z tell."""
+    known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=config.meta.is_whole)
+    return fit_similarity(features, camids, config.neighbors, known=known, last=last)
 
 
 def list_features(config: Config, memory: Tensor, *, extract: Callable[[], Tensor]) -> Tensor:

@@ -228,7 +228,7 @@ def describe_network(model: Model, path: Path, *, kind: str) -> dict[str, Any]:
         "file": path.name,
         "kind": kind,
         "run": model.name,
-        "fingerprint": model.fingerprint(),
+        "fingerprint": model.fingerprint,
         "input": {
             "name": INPUT,
             "shape": ["batch", 3, data.height, data.width],

@@ -73,7 +73,7 @@ def extract_to_file(
     is replaced.
     """
     name = whitened_name(model) if options.whiten else model.name
-    schema = feature_schema(run=name, num_features=model.num_features, dtype=dtype, weights=model.fingerprint())
+    schema = feature_schema(run=name, num_features=model.num_features, dtype=dtype, weights=model.fingerprint)
     parts = Parts(out, cut_parts(len(images.paths), options.batch_size), schema, images.paths)
     parts.prepare(describe_settings(options, model, images, dtype=dtype, patterns=patterns))
     ids_of = [ids_from_name(name, patterns, model.camera_number) for name in images.names]
@@ -112,7 +112,7 @@ def describe_settings(
     return {
         "version": 1,
         "run": model.name,
-        "weights": model.fingerprint(),
+        "weights": model.fingerprint,
         "images": len(images.paths),
         "paths": hashlib.sha256("\n".join(images.paths).encode(errors="surrogateescape")).hexdigest()[:16],
         "--batch-size": options.batch_size,

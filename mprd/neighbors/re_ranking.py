@@ -83,7 +83,9 @@ def expand_queries(q_features: Features, g_features: Features, *, k: int, alpha:
     for rows in _blocks(len(features), features):
         cosines, ids = (unit[rows] @ unit.T).topk(k)
         powers = cosines.pow(alpha).nan_to_num(0.0)
-        expanded[rows] = torch.bmm(powers[:, None], features[ids]).squeeze(1) / k
+        # the k features of each row at once would take k D entries, whatever the block
+        weights = features.new_zeros(len(ids), len(features)).scatter_(1, ids, powers)
+        expanded[rows] = weights @ features / k
     return _like(expanded[: len(q_features)], q_features), _like(expanded[len(q_features) :], g_features)
 
 

@@ -51,7 +51,7 @@ def find_clusters(features: Tensor, compared: Tensor, *, eps: float) -> ClusterM
 def cluster_images(features: Tensor, *, eps: float) -> Tensor:
     """Cluster unit features `[N, D]` by DBSCAN on k-reciprocal Jaccard distances; return labels int64 `[N]`.
 
-    Clusters are counted from 0, outliers are -1. Distances above `eps` are never stored.
+    Clusters are counted from 0, outliers are -1. Distances from `eps` on are never stored.
     """
     # scikit-learn takes a second to import
     from scipy.sparse import csr_array

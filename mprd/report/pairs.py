@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mprd.engine.epoch_lists import list_features
+from mprd.engine.epoch_lists import fit_with_meta, list_features
 from mprd.errors import UserError
 from mprd.evaluate import label_quality
 from mprd.gcn.network import PairGCN
 from mprd.neighbors.exact import PADDING
 from mprd.neighbors.lists import FrozenLists
-from mprd.neighbors.similarity import KnownIds, Similarity, fit_similarity
+from mprd.neighbors.similarity import Similarity
 from mprd.pairs.labellers import CandidateLabeller, RuleLabeller, choose_labeller, label_all
 from mprd.pairs.positives import MetaSet, choose_limit, choose_meta
 from mprd.report.checkpoint import Snapshot
@@ -106,8 +106,7 @@ def build_lists(snapshot: Snapshot, meta: MetaSet) -> FrozenLists:
     features = features.to(snapshot.model.device)
     similarity = Similarity() if config.searches_live else snapshot.model.similarity
     if similarity is None:
-        known = KnownIds.of(meta.ids, meta.pids, num_images=len(features), is_whole=config.meta.is_whole)
-        similarity = fit_similarity(features, camids, config.neighbors, known=known)
+        similarity = fit_with_meta(config, features, camids, meta)
     return FrozenLists(features, camids, config.neighbors, similarity=similarity)
 
 

@@ -55,7 +55,7 @@ def open_gallery(
         )
     if opened.run not in names:
         logger.warning("%s: features of run %s, but the queries' are of %s", file, opened.run, model.name)
-    elif opened.weights not in ("", model.fingerprint()):
+    elif opened.weights not in ("", model.fingerprint):
         logger.warning(
             "%s: features of other weights or statistics than the queries' (%s was trained on, or --best or "
             "--other-cameras differ); extract them again",
@@ -72,7 +72,7 @@ def cache_name(
 
     The first two are the same after a change of the folder or the network, whose file then replaces the former.
     """
-    digest = digest_files(images.paths, model.fingerprint(), VERSION)
+    digest = digest_files(images.paths, model.fingerprint, VERSION)
     folder = gallery.resolve()
     asked = [folder, run.resolve(), best, model.camera_numbers, *(pattern.pattern for pattern in patterns)]
     asked_hash = hashlib.sha256("\n".join(map(str, asked)).encode(errors="surrogateescape")).hexdigest()[:6]

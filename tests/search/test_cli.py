@@ -28,6 +28,13 @@ def run_command(capfd: pytest.CaptureFixture[str], args: list[str]) -> str:
     return capfd.readouterr().out
 
 
+def extracted_gallery(capfd: pytest.CaptureFixture[str], run: Path, root: Path, cache: Path) -> tuple[Path, list[str]]:
+    """Search a folder, and return the file of its features and the arguments that search that file."""
+    run_command(capfd, command(run, root, cache))
+    (file,) = cache.iterdir()
+    return file, [str(run), "--gallery", str(file), "--query", str(root / "query"), "--device", "cpu"]
+
+
 def test_a_folder_is_extracted_once_and_again_when_it_changes(
     tiny_run: Path, tiny_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,9 +64,7 @@ def test_features_of_other_weights_of_a_run_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     run, cache = shutil.copytree(tiny_run, tmp_path / "run"), tmp_path / "cache"
-    run_command(capfd, command(run, tiny_root, cache))
-    (file,) = cache.iterdir()
-    args = [str(run), "--gallery", str(file), "--query", str(tiny_root / "query"), "--device", "cpu"]
+    file, args = extracted_gallery(capfd, run, tiny_root, cache)
     run_command(capfd, args)
     assert "other weights" not in caplog.text
     folder = RunFolder(run)
@@ -86,9 +91,7 @@ def test_a_feature_file_older_than_its_images_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     root, cache = shutil.copytree(tiny_root, tmp_path / "data"), tmp_path / "cache"
-    run_command(capfd, command(tiny_run, root, cache))
-    (file,) = cache.iterdir()
-    args = [str(tiny_run), "--gallery", str(file), "--query", str(root / "query"), "--device", "cpu"]
+    file, args = extracted_gallery(capfd, tiny_run, root, cache)
     run_command(capfd, args)
     assert "newer" not in caplog.text
     image = next((root / "bounding_box_test").iterdir())
